@@ -1,0 +1,2 @@
+//! The `amime` command line.
+fn main() {}
