@@ -1,1 +1,48 @@
-//! Placeholder header, replaced with the crate's first code.
+//! X.509 identities of the mesh and the TLS settings made from them.
+//!
+//! Owns trust bundles, parsing of certificates, key and CSR creation, and the
+//! rustls configurations of both ends of a mutual-TLS hop and of plain TLS at
+//! gateways. It verifies and never signs a certificate; that is `amime-ca`.
+//!
+//! Invariant: a configuration reads its certificate and its roots anew at each
+//! handshake ([`LiveCert`], [`LiveBundle`]). A rotation is one store; it
+//! rebuilds no listener and touches no open connection.
+//!
+//! Spec: <https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md>
+//!
+//! ```
+//! use amime_identity::{CertificateRequest, PrivateKey};
+//!
+//! let id = "spiffe://cluster.local/ns/default/sa/reviews".parse().expect("a SPIFFE ID");
+//! let CertificateRequest { key, csr_pem } = amime_identity::new_key_and_csr(&id)?;
+//! assert!(csr_pem.starts_with("-----BEGIN CERTIFICATE REQUEST-----"));
+//! assert_eq!(format!("{key:?}"), "PrivateKey(..)");
+//! # let _: PrivateKey = key;
+//! # Ok::<(), amime_identity::KeyError>(())
+//! ```
+
+mod bundle;
+mod cert;
+mod config;
+mod details;
+mod key;
+mod live;
+mod peer;
+mod pem;
+mod plain;
+mod provider;
+mod verify;
+
+pub use bundle::{BundleError, TrustBundle};
+pub use cert::{CertError, WorkloadCert};
+pub use config::{ClientAuth, ConfigError, TlsOptions, TlsVersion, client_config, server_config};
+pub use details::{CertificateDetails, DetailsError, SubjectAltName, subject_alt_names};
+pub use key::{CertificateRequest, KeyError, PrivateKey, new_key_and_csr};
+pub use live::{LiveBundle, LiveCert};
+pub use peer::{PeerIdentities, SanMatcher, SanPattern, SanType, peer_spiffe_id};
+pub use plain::{PlainServerCheck, plain_client_config, plain_server_config, server_name};
+pub use provider::{install_default_provider, provider};
+pub use verify::PeerRejected;
+
+#[cfg(test)]
+mod tests;
