@@ -40,6 +40,7 @@ pub use details::{CertificateDetails, DetailsError, SubjectAltName, subject_alt_
 pub use key::{CertificateRequest, KeyError, PrivateKey, new_key_and_csr};
 pub use live::{LiveBundle, LiveCert};
 pub use peer::{PeerIdentities, SanMatcher, SanPattern, SanType, peer_spiffe_id};
+pub use pem::chain_to_pem;
 pub use plain::{PlainServerCheck, plain_client_config, plain_server_config, server_name};
 pub use provider::{install_default_provider, provider};
 pub use verify::PeerRejected;

@@ -27,8 +27,8 @@ pub(crate) fn write_section(out: &mut String, label: &str, der: &[u8]) {
     let _ = writeln!(out, "-----END {label}-----");
 }
 
-/// PEM of a chain, leaf first.
-pub(crate) fn chain_to_pem(chain: &[CertificateDer<'_>]) -> String {
+/// PEM of certificates, in their order.
+pub fn chain_to_pem(chain: &[CertificateDer<'_>]) -> String {
     let mut out = String::new();
     for cert in chain {
         write_section(&mut out, "CERTIFICATE", cert);
