@@ -25,6 +25,7 @@
 pub mod client;
 pub mod istio;
 mod resource;
+pub mod server;
 mod type_url;
 
 pub use resource::Resource;

@@ -8,9 +8,17 @@
 //!
 //! Spec: <https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol>
 
+mod delta;
+#[cfg(feature = "grpc")]
+mod run;
+
 use std::collections::BTreeSet;
 
 use crate::{Resource, TypeUrl};
+
+pub use delta::DeltaClient;
+#[cfg(feature = "grpc")]
+pub use run::{AdsClient, ClientConfig, Connection};
 
 /// One response of the server, decoded down to its resources.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,0 +1,167 @@
+//! Decides which response goes out next on one stream.
+//!
+//! Order of a full push: clusters, endpoints, extension configs, listeners,
+//! routes, secrets; then, once the client has answered listeners and routes,
+//! the clusters and endpoints that are gone. So nothing in force ever names
+//! what is not there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Push, Reaction, Removals, Session, SessionError, TypeStatus, Wanted};
+use crate::{PUSH_ORDER, Resource, TypeUrl};
+
+/// What has to be looked at again.
+#[derive(Clone, Debug)]
+enum Dirty {
+    All,
+    Names(BTreeSet<String>),
+}
+
+/// Where resources come from.
+pub trait Source {
+    /// What there is of a type for this client: everything, or the names given.
+    fn generate(&mut self, type_url: TypeUrl, wanted: Wanted<'_>) -> Vec<Resource>;
+
+    /// Version of the configuration that `generate` reads.
+    fn version(&self) -> &str;
+}
+
+/// A session and what still has to be sent on it.
+#[derive(Debug)]
+pub struct Pusher<S> {
+    session: S,
+    dirty: BTreeMap<TypeUrl, Dirty>,
+}
+
+impl<S: Session> Pusher<S> {
+    /// Starts with nothing to send.
+    pub fn new(session: S) -> Self {
+        Self { session, dirty: BTreeMap::new() }
+    }
+
+    /// Takes in one request; what it asks for is sent by [`Pusher::next`].
+    ///
+    /// # Errors
+    /// When the client breaks a bound; the stream has to end.
+    pub fn on_request(&mut self, request: S::Request) -> Result<Reaction, SessionError> {
+        let reaction = self.session.on_request(request)?;
+        if let (Some(type_url), true) = (reaction.type_url, reaction.asks) {
+            self.dirty.insert(type_url, Dirty::All);
+        }
+        Ok(reaction)
+    }
+
+    /// The configuration changed: everything is compared anew.
+    pub fn invalidate_all(&mut self) {
+        for type_url in PUSH_ORDER {
+            self.dirty.insert(type_url, Dirty::All);
+        }
+    }
+
+    /// All resources of one type may have changed.
+    pub fn invalidate(&mut self, type_url: TypeUrl) {
+        self.dirty.insert(type_url, Dirty::All);
+    }
+
+    /// Only these resources of one type changed.
+    pub fn invalidate_names(&mut self, type_url: TypeUrl, names: impl IntoIterator<Item = String>) {
+        match self.dirty.entry(type_url).or_insert_with(|| Dirty::Names(BTreeSet::new())) {
+            Dirty::All => {}
+            Dirty::Names(known) => known.extend(names),
+        }
+    }
+
+    /// The next response to send; `None` until a request comes in or the
+    /// configuration changes.
+    pub fn next(&mut self, source: &mut dyn Source) -> Option<S::Response> {
+        for type_url in PUSH_ORDER {
+            if self.waits(type_url) {
+                continue;
+            }
+            let Some(dirty) = self.dirty.remove(&type_url) else { continue };
+            if let Some(response) = self.push(type_url, dirty, source) {
+                return Some(response);
+            }
+        }
+        self.remove_leftovers(source.version())
+    }
+
+    fn push(
+        &mut self,
+        type_url: TypeUrl,
+        dirty: Dirty,
+        source: &mut dyn Source,
+    ) -> Option<S::Response> {
+        let wanted = self.session.wanted(type_url)?;
+        let subset: BTreeSet<String>;
+        let (wanted, only) = match (&dirty, wanted) {
+            (Dirty::All, wanted) => (wanted, None),
+            (Dirty::Names(names), Wanted::All) => (Wanted::Names(names), Some(names)),
+            (Dirty::Names(names), Wanted::Names(held)) => {
+                subset = names.intersection(held).cloned().collect();
+                if subset.is_empty() {
+                    return None;
+                }
+                (Wanted::Names(&subset), Some(&subset))
+            }
+        };
+        let resources = source.generate(type_url, wanted);
+        let removals = if leaves_last(type_url) { Removals::Later } else { Removals::Now };
+        let version = source.version();
+        let push = Push { type_url, resources: &resources, only, removals, version };
+        let response = self.session.push(push);
+        if let Some((type_url, names)) = self.session.take_forced() {
+            self.invalidate_names(type_url, names);
+        }
+        response
+    }
+
+    /// Whether a type has to wait although it may have news.
+    fn waits(&self, type_url: TypeUrl) -> bool {
+        if self.session.in_flight(type_url) {
+            return true;
+        }
+        // Listeners and routes may name clusters that are still to be sent.
+        // Endpoints never wait: a client answers a cluster only when it is warm.
+        let refers = matches!(type_url, TypeUrl::Listener | TypeUrl::Route);
+        refers
+            && self.session.wanted(TypeUrl::Cluster).is_some()
+            && self.dirty.contains_key(&TypeUrl::Cluster)
+    }
+
+    fn remove_leftovers(&mut self, version: &str) -> Option<S::Response> {
+        let leaving = [TypeUrl::Cluster, TypeUrl::Endpoint];
+        if !leaving.into_iter().any(|t| self.session.has_removals(t)) || !self.may_remove() {
+            return None;
+        }
+        leaving.into_iter().find_map(|t| self.session.push_removals(t, version))
+    }
+
+    // While a listener or route is unanswered or refused, an older one that
+    // names a leaving cluster may be in force.
+    fn may_remove(&self) -> bool {
+        let status = self.session.status();
+        [TypeUrl::Listener, TypeUrl::Route].into_iter().all(|t| {
+            let asked = self.session.wanted(t).is_some();
+            !asked
+                || (!self.dirty.contains_key(&t)
+                    && !self.session.in_flight(t)
+                    && status.get(&t).is_none_or(|s| s.rejected.is_empty()))
+        })
+    }
+
+    /// Where the client stands, by type.
+    pub fn status(&self) -> BTreeMap<TypeUrl, TypeStatus> {
+        self.session.status()
+    }
+
+    /// Whether the client wants anything of a type.
+    pub fn subscribed(&self, type_url: TypeUrl) -> bool {
+        self.session.wanted(type_url).is_some()
+    }
+}
+
+/// Types that routes and listeners refer to by name.
+fn leaves_last(type_url: TypeUrl) -> bool {
+    matches!(type_url, TypeUrl::Cluster | TypeUrl::Endpoint)
+}

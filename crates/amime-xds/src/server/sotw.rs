@@ -1,0 +1,233 @@
+//! The state-of-the-world variant: clusters and listeners travel as full sets,
+//! endpoints, routes and secrets by name.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+
+use super::watch::{Diff, Nonces, WILDCARD, Watch, check_names};
+use super::{Push, Reaction, Session, SessionError, TypeStatus, Wanted};
+use crate::{Resource, TypeUrl};
+
+#[derive(Debug)]
+struct SotwWatch {
+    watch: Watch,
+    /// What the client was sent; a full set must repeat what did not change.
+    sent: BTreeMap<String, Resource>,
+    /// The next request is answered even if it looks like a plain ACK: the
+    /// client asks again for names it already had after what refers to them
+    /// was replaced, and the two look the same.
+    answer_next: bool,
+}
+
+/// Server side of one `StreamAggregatedResources` stream.
+#[derive(Debug)]
+pub struct SotwSession {
+    watches: BTreeMap<TypeUrl, SotwWatch>,
+    nonces: Nonces,
+    forced: Option<BTreeSet<String>>,
+}
+
+impl SotwSession {
+    /// A stream without subscriptions. `stream` tells streams apart, so that a
+    /// nonce of one is never taken for a nonce of another.
+    pub fn new(stream: u64) -> Self {
+        Self { watches: BTreeMap::new(), nonces: Nonces::new(stream), forced: None }
+    }
+
+    fn respond(
+        &mut self,
+        type_url: TypeUrl,
+        version: &str,
+        diff: &Diff,
+    ) -> Option<DiscoveryResponse> {
+        let stamp = self.nonces.stamp(version);
+        let entry = self.watches.get_mut(&type_url)?;
+        entry.watch.sent(stamp.clone(), diff);
+        for name in &diff.removed {
+            entry.sent.remove(name);
+        }
+        for resource in &diff.changed {
+            entry.sent.insert(resource.name.clone(), resource.clone());
+        }
+        let resources = if is_full_set(type_url) {
+            entry.sent.values().map(Resource::to_any).collect()
+        } else {
+            diff.changed.iter().map(Resource::to_any).collect()
+        };
+        if !is_full_set(type_url) {
+            entry.sent.clear();
+        }
+        self.follow_up(type_url, &diff.changed);
+        Some(DiscoveryResponse {
+            version_info: version.to_owned(),
+            resources,
+            type_url: type_url.as_str().to_owned(),
+            nonce: stamp.nonce,
+            ..Default::default()
+        })
+    }
+
+    // What refers to other resources was replaced: the client will ask for
+    // those again, and a replaced cluster waits for its endpoints.
+    fn follow_up(&mut self, type_url: TypeUrl, changed: &[Resource]) {
+        let dependent = match type_url {
+            TypeUrl::Cluster => TypeUrl::Endpoint,
+            TypeUrl::Listener => TypeUrl::Route,
+            _ => return,
+        };
+        let Some(entry) = self.watches.get_mut(&dependent) else { return };
+        if changed.is_empty() {
+            return;
+        }
+        entry.answer_next = true;
+        if dependent == TypeUrl::Endpoint {
+            let names: BTreeSet<_> = changed
+                .iter()
+                .filter(|c| entry.watch.wants(&c.name))
+                .map(|c| c.name.clone())
+                .collect();
+            for name in &names {
+                entry.watch.forget(name);
+            }
+            if !names.is_empty() {
+                self.forced.get_or_insert_default().extend(names);
+            }
+        }
+    }
+}
+
+/// Types whose responses replace everything the client has.
+fn is_full_set(type_url: TypeUrl) -> bool {
+    matches!(type_url, TypeUrl::Cluster | TypeUrl::Listener | TypeUrl::NameTable)
+}
+
+/// Takes over the names of a request; says whether it asks for something.
+fn resubscribe(watch: &mut Watch, type_url: TypeUrl, names: Vec<String>) -> bool {
+    let mut wanted: BTreeSet<String> = names.into_iter().collect();
+    let explicit = wanted.remove(WILDCARD);
+    // No names means everything until a client has named some.
+    let implicit = wanted.is_empty() && watch.names.is_empty() && type_url.is_wildcard_by_default();
+    let wildcard = explicit || implicit;
+    let mut asks = wildcard && !watch.wildcard;
+    if watch.wildcard && !wildcard {
+        watch.unsubscribe_wildcard();
+    }
+    watch.wildcard = wildcard;
+    let gone: Vec<_> = watch.names.difference(&wanted).cloned().collect();
+    for name in gone {
+        watch.unsubscribe(&name);
+    }
+    let new: Vec<_> = wanted.difference(&watch.names).cloned().collect();
+    for name in new {
+        asks = true;
+        watch.subscribe(name);
+    }
+    asks
+}
+
+impl Session for SotwSession {
+    type Request = DiscoveryRequest;
+    type Response = DiscoveryResponse;
+
+    fn node(request: &Self::Request) -> Option<&Node> {
+        request.node.as_ref()
+    }
+
+    fn on_request(&mut self, request: Self::Request) -> Result<Reaction, SessionError> {
+        let Some(type_url) = TypeUrl::parse(&request.type_url) else {
+            return Ok(Reaction::default());
+        };
+        check_names(type_url, 0, request.resource_names.iter())?;
+        let first = !self.watches.contains_key(&type_url);
+        let entry = self.watches.entry(type_url).or_insert_with(|| SotwWatch {
+            watch: Watch::new(),
+            sent: BTreeMap::new(),
+            answer_next: false,
+        });
+        let watch = &mut entry.watch;
+        let nonce = &request.response_nonce;
+        let mut verdict = None;
+        if !first && !nonce.is_empty() {
+            let newest = watch.status.sent.as_ref().is_some_and(|s| s.nonce == *nonce);
+            if !newest {
+                // It answers an older response; the answer to the newest one is
+                // under way and carries all names again.
+                verdict = Some(super::Verdict::Stale);
+                return Ok(Reaction { type_url: Some(type_url), asks: false, verdict });
+            }
+            if watch.flying_nonce() == Some(nonce.as_str()) {
+                verdict = Some(watch.settle(nonce, request.error_detail.as_ref()));
+            }
+        }
+        let refused = request.error_detail.is_some();
+        let mut asks = resubscribe(watch, type_url, request.resource_names);
+        if first || (nonce.is_empty() && !refused) {
+            // A client that starts over holds nothing that we could rely on.
+            asks = true;
+            watch.must_answer = true;
+        }
+        if entry.answer_next && !refused {
+            entry.answer_next = false;
+            asks = true;
+            let names: Vec<_> = watch.names.iter().cloned().collect();
+            for name in names {
+                watch.forget(&name);
+            }
+        }
+        Ok(Reaction { type_url: Some(type_url), asks, verdict })
+    }
+
+    fn wanted(&self, type_url: TypeUrl) -> Option<Wanted<'_>> {
+        self.watches.get(&type_url).map(|e| e.watch.wanted())
+    }
+
+    fn in_flight(&self, type_url: TypeUrl) -> bool {
+        self.watches.get(&type_url).is_some_and(|e| e.watch.in_flight())
+    }
+
+    fn push(&mut self, push: Push<'_>) -> Option<Self::Response> {
+        let entry = self.watches.get_mut(&push.type_url)?;
+        if entry.watch.in_flight() {
+            return None;
+        }
+        let diff = entry.watch.diff(push);
+        let full = is_full_set(push.type_url);
+        let news = !diff.changed.is_empty() || (full && !diff.removed.is_empty());
+        let answers = full && entry.watch.must_answer;
+        if !news && !answers {
+            return None;
+        }
+        self.respond(push.type_url, push.version, &diff)
+    }
+
+    fn push_removals(&mut self, type_url: TypeUrl, version: &str) -> Option<Self::Response> {
+        let watch = &mut self.watches.get_mut(&type_url)?.watch;
+        if watch.in_flight() || watch.leaving.is_empty() {
+            return None;
+        }
+        let removed: Vec<_> = std::mem::take(&mut watch.leaving).into_iter().collect();
+        if !is_full_set(type_url) {
+            // Named types have no way to say "gone"; the client drops them when
+            // it drops what refers to them.
+            for name in removed {
+                watch.forget(&name);
+            }
+            return None;
+        }
+        self.respond(type_url, version, &Diff { changed: Vec::new(), removed })
+    }
+
+    fn has_removals(&self, type_url: TypeUrl) -> bool {
+        self.watches.get(&type_url).is_some_and(|e| !e.watch.leaving.is_empty())
+    }
+
+    fn take_forced(&mut self) -> Option<(TypeUrl, BTreeSet<String>)> {
+        self.forced.take().map(|names| (TypeUrl::Endpoint, names))
+    }
+
+    fn status(&self) -> BTreeMap<TypeUrl, TypeStatus> {
+        self.watches.iter().map(|(t, e)| (*t, e.watch.status.clone())).collect()
+    }
+}
