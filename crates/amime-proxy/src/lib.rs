@@ -1,1 +1,7 @@
-//! Placeholder header, replaced with the crate's first code.
+//! The data plane: sidecar and gateway proxy with its agent.
+//!
+//! Interprets xDS; it has no idea of a VirtualService. The data path
+//! (`listener`, `http`, `tcp`, `tls`, `upstream`) runs on worker threads;
+//! agent duties (`agent`, `admin`, `dns`) run beside them on one small runtime.
+
+pub mod telemetry;

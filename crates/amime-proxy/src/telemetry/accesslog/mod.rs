@@ -1,0 +1,35 @@
+//! Access logs in Envoy's format language.
+//!
+//! [`Format`] compiles a format once; [`AccessLogger`] couples it with a sink
+//! and a filter; the writer thread moves what workers buffered to its file.
+
+mod config;
+mod filter;
+mod format;
+mod json;
+mod operator;
+mod start_time;
+mod writer;
+
+pub use config::AccessLogError;
+pub use format::{Format, FormatError};
+
+pub(crate) use format::Subject;
+pub(crate) use writer::{Buffer as WriterBuffer, Sink, Waker, WriterPool};
+
+use std::sync::Arc;
+
+/// One configured access log of a listener.
+#[derive(Clone, Debug)]
+pub struct AccessLogger {
+    pub(crate) format: Arc<Format>,
+    pub(crate) filter: Option<Arc<filter::Filter>>,
+    pub(crate) sink: Sink,
+}
+
+impl AccessLogger {
+    /// Whether the subject is to be logged.
+    pub(crate) fn accepts(&self, subject: &Subject<'_>) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter.accepts(subject))
+    }
+}

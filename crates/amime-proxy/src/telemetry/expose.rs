@@ -1,0 +1,348 @@
+//! The scrape: merges all workers' shards and prints them.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::Arc;
+
+use regex::Regex;
+
+use super::Telemetry;
+use super::prometheus::{family, histogram, push_label, sample};
+use super::stats::{HistogramValue, StatBlock, StatName, StatRef};
+use super::worker::{Blocks, Shard, lock};
+
+/// Which stats a reader wants.
+#[derive(Clone, Debug, Default)]
+pub struct StatsFilter {
+    /// Keeps stats whose dotted name it finds.
+    pub name: Option<Regex>,
+    /// Leaves out what was never counted.
+    pub used_only: bool,
+}
+
+impl StatsFilter {
+    fn takes(&self, stat: &Stat) -> bool {
+        let used = !self.used_only || stat.value.is_used();
+        used && self.name.as_ref().is_none_or(|regex| regex.is_match(&stat.dotted))
+    }
+}
+
+/// A merged value.
+#[derive(Clone, Debug)]
+enum Value {
+    Counter(u64),
+    Gauge(i64),
+    Histogram(Box<HistogramValue>),
+}
+
+impl Value {
+    fn is_used(&self) -> bool {
+        match self {
+            Self::Counter(value) => *value != 0,
+            Self::Gauge(value) => *value != 0,
+            Self::Histogram(value) => value.count() != 0,
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Counter(_) => "counter",
+            Self::Gauge(_) => "gauge",
+            Self::Histogram(_) => "histogram",
+        }
+    }
+
+    fn add(&mut self, stat: &StatRef<'_>) {
+        match (self, stat) {
+            (Self::Counter(have), StatRef::Counter(add)) => *have = have.wrapping_add(*add),
+            (Self::Gauge(have), StatRef::Gauge(add)) => *have = have.wrapping_add(*add),
+            (Self::Histogram(have), StatRef::Histogram(add)) => add.merge_into(have),
+            // One name is one kind in every shard.
+            _ => {}
+        }
+    }
+
+    fn zero(stat: &StatRef<'_>) -> Self {
+        match stat {
+            StatRef::Counter(_) => Self::Counter(0),
+            StatRef::Gauge(_) => Self::Gauge(0),
+            StatRef::Histogram(_) => Self::Histogram(Box::default()),
+        }
+    }
+}
+
+/// One stat under both of its names.
+struct Stat {
+    /// Envoy's dotted name.
+    dotted: String,
+    /// Prometheus metric name.
+    metric: String,
+    labels: String,
+    value: Value,
+}
+
+/// How a block's name becomes a tag.
+struct Scope {
+    prefix: &'static str,
+    tag: &'static str,
+}
+
+impl Telemetry {
+    /// All metrics in Prometheus text format.
+    pub fn prometheus(&self, filter: &StatsFilter) -> String {
+        let mut families: BTreeMap<String, Vec<Stat>> = BTreeMap::new();
+        for stat in self.collect().into_iter().filter(|stat| filter.takes(stat)) {
+            families.entry(stat.metric.clone()).or_default().push(stat);
+        }
+        let mut out = String::with_capacity(16 * 1024);
+        for (name, stats) in families {
+            family(&mut out, &name, stats[0].value.kind());
+            for stat in stats {
+                match &stat.value {
+                    Value::Counter(value) => sample(&mut out, &name, &stat.labels, value),
+                    Value::Gauge(value) => sample(&mut out, &name, &stat.labels, value),
+                    Value::Histogram(value) => histogram(&mut out, &name, &stat.labels, value),
+                }
+            }
+        }
+        out
+    }
+
+    /// All stats as Envoy's `/stats` prints them: `name: value`, sorted.
+    pub fn stats_text(&self, filter: &StatsFilter) -> String {
+        let mut stats = self.collect();
+        stats.retain(|stat| filter.takes(stat));
+        // Histograms last, as Envoy does.
+        stats.sort_by(|a, b| {
+            let last = |stat: &Stat| matches!(stat.value, Value::Histogram(_));
+            (last(a), &a.dotted).cmp(&(last(b), &b.dotted))
+        });
+        let mut out = String::new();
+        for stat in stats {
+            // A write to a `String` cannot fail.
+            let _ = match &stat.value {
+                Value::Counter(value) => writeln!(out, "{}: {value}", stat.dotted),
+                Value::Gauge(value) => writeln!(out, "{}: {value}", stat.dotted),
+                Value::Histogram(value) => {
+                    writeln!(out, "{}: {}", stat.dotted, quantiles(value))
+                }
+            };
+        }
+        out
+    }
+
+    /// All stats as Envoy's `/stats?format=json` prints them.
+    pub fn stats_json(&self, filter: &StatsFilter) -> serde_json::Value {
+        let mut stats = self.collect();
+        stats.retain(|stat| filter.takes(stat));
+        stats.sort_by(|a, b| a.dotted.cmp(&b.dotted));
+        let rows: Vec<_> = stats
+            .iter()
+            .filter_map(|stat| match &stat.value {
+                Value::Counter(value) => {
+                    Some(serde_json::json!({"name": stat.dotted, "value": value}))
+                }
+                Value::Gauge(value) => {
+                    Some(serde_json::json!({"name": stat.dotted, "value": value}))
+                }
+                Value::Histogram(_) => None,
+            })
+            .collect();
+        serde_json::json!({ "stats": rows })
+    }
+
+    fn collect(&self) -> Vec<Stat> {
+        let shards = self.shards();
+        self.refresh_server(&shards);
+        let mut stats = vec![];
+        let tag = |istio, envoy| if self.options.istio_tags { istio } else { envoy };
+        let mut scope = Scope { prefix: "cluster", tag: tag("cluster_name", "envoy_cluster_name") };
+        self.blocks(&shards, |shard| &shard.clusters, &scope, &mut stats);
+        scope =
+            Scope { prefix: "listener", tag: tag("listener_address", "envoy_listener_address") };
+        self.blocks(&shards, |shard| &shard.listeners, &scope, &mut stats);
+        scope = Scope {
+            prefix: "http",
+            tag: tag("http_conn_manager_prefix", "envoy_http_conn_manager_prefix"),
+        };
+        self.blocks(&shards, |shard| &shard.http, &scope, &mut stats);
+        scope = Scope { prefix: "tcp", tag: tag("tcp_prefix", "envoy_tcp_prefix") };
+        self.blocks(&shards, |shard| &shard.tcp, &scope, &mut stats);
+        self.server_stats(&mut stats);
+        istio_http(&shards, &mut stats);
+        istio_tcp(&shards, &mut stats);
+        stats
+    }
+
+    fn refresh_server(&self, shards: &[Arc<Shard>]) {
+        let server = self.server();
+        server.server_uptime.set(i64::try_from(self.uptime().as_secs()).unwrap_or(i64::MAX));
+        server.server_live.set(1);
+        let dropped = &server.amime_access_log_dropped;
+        dropped.add(self.writers.dropped().saturating_sub(dropped.value()));
+        let overflowed: u64 = shards
+            .iter()
+            .map(|shard| shard.overflowed.load(std::sync::atomic::Ordering::Relaxed))
+            .sum();
+        let sets = &server.amime_label_sets_dropped;
+        sets.add(overflowed.saturating_sub(sets.value()));
+    }
+
+    fn server_stats(&self, stats: &mut Vec<Stat>) {
+        self.server().visit(&mut |name, stat| {
+            let StatName::Plain(name) = name else { return };
+            let mut value = Value::zero(&stat);
+            value.add(&stat);
+            stats.push(Stat {
+                dotted: server_name(name),
+                metric: format!("envoy_{name}"),
+                labels: String::new(),
+                value,
+            });
+        });
+        let mut labels = String::new();
+        push_label(&mut labels, "component", "proxy");
+        push_label(&mut labels, "tag", amime_core::build::VERSION);
+        stats.push(Stat {
+            dotted: "istio_build".into(),
+            metric: "istio_build".into(),
+            labels,
+            value: Value::Gauge(1),
+        });
+    }
+
+    fn blocks<T: StatBlock + Default>(
+        &self,
+        shards: &[Arc<Shard>],
+        pick: fn(&Shard) -> &Blocks<T>,
+        scope: &Scope,
+        stats: &mut Vec<Stat>,
+    ) {
+        let mut merged: BTreeMap<Arc<str>, BTreeMap<StatName, Value>> = BTreeMap::new();
+        for shard in shards {
+            pick(shard).each(|name, block| {
+                let values = merged.entry(name.clone()).or_default();
+                block.visit(&mut |name, stat| {
+                    values.entry(name).or_insert_with(|| Value::zero(&stat)).add(&stat);
+                });
+            });
+        }
+        for (block, values) in merged {
+            for (name, value) in values {
+                stats.push(self.block_stat::<T>(scope, &block, name, value));
+            }
+        }
+    }
+
+    fn block_stat<T: StatBlock>(
+        &self,
+        scope: &Scope,
+        block: &str,
+        name: StatName,
+        value: Value,
+    ) -> Stat {
+        let (prefix, codes) = (scope.prefix, T::CODES);
+        let istio = self.options.istio_tags;
+        let mut labels = String::new();
+        let (leaf, metric) = match name {
+            StatName::Plain(name) => (name.to_owned(), format!("envoy_{prefix}_{name}")),
+            StatName::Class(class) => {
+                // Istio's tag pattern keeps the `xx`, Envoy's does not.
+                let (tag, value) = if istio {
+                    ("response_code_class", format!("{class}xx"))
+                } else {
+                    ("envoy_response_code_class", class.to_string())
+                };
+                push_label(&mut labels, tag, &value);
+                (format!("{codes}_{class}xx"), format!("envoy_{prefix}_{codes}_xx"))
+            }
+            StatName::Code(code) => {
+                let tag = if istio { "response_code" } else { "envoy_response_code" };
+                push_label(&mut labels, tag, &code.to_string());
+                (format!("{codes}_{code}"), format!("envoy_{prefix}_{codes}"))
+            }
+        };
+        push_label(&mut labels, scope.tag, block);
+        Stat { dotted: format!("{prefix}.{block}.{leaf}"), metric, labels, value }
+    }
+}
+
+/// Envoy's dotted name of a process-wide stat.
+fn server_name(name: &str) -> String {
+    const SCOPES: [(&str, &str); 7] = [
+        ("cluster_manager_cds_", "cluster_manager.cds."),
+        ("cluster_manager_", "cluster_manager."),
+        ("listener_manager_lds_", "listener_manager.lds."),
+        ("listener_manager_", "listener_manager."),
+        ("control_plane_", "control_plane."),
+        ("server_", "server."),
+        ("amime_", "amime."),
+    ];
+    let scoped = SCOPES.iter().find_map(|(joined, dotted)| {
+        name.strip_prefix(joined).map(|leaf| format!("{dotted}{leaf}"))
+    });
+    scoped.unwrap_or_else(|| name.to_owned())
+}
+
+fn quantiles(value: &HistogramValue) -> String {
+    if value.count() == 0 {
+        return "No recorded values".into();
+    }
+    let quantiles = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0];
+    let mut out = String::new();
+    for q in quantiles {
+        let value = (value.quantile(q) * 100.0).round() / 100.0;
+        // A write to a `String` cannot fail.
+        let _ = write!(out, "P{}(nan,{value}) ", q * 100.0);
+    }
+    out.trim_end().to_owned()
+}
+
+fn istio_stat(name: &str, labels: &str, value: Value) -> Stat {
+    Stat {
+        dotted: format!("istiocustom.{name}.{{{labels}}}"),
+        metric: name.to_owned(),
+        labels: labels.to_owned(),
+        value,
+    }
+}
+
+fn istio_http(shards: &[Arc<Shard>], stats: &mut Vec<Stat>) {
+    let series: Vec<_> = shards.iter().flat_map(|shard| lock(&shard.http_series).clone()).collect();
+    let mut merged: BTreeMap<&str, (u64, [Box<HistogramValue>; 3])> = BTreeMap::new();
+    for one in &series {
+        let (requests, histograms) = merged.entry(&one.labels).or_default();
+        *requests += one.requests.value();
+        let sources = [&one.duration_ms, &one.request_bytes, &one.response_bytes];
+        for (into, from) in histograms.iter_mut().zip(sources) {
+            from.merge_into(into);
+        }
+    }
+    for (labels, (requests, [duration, request, response])) in merged {
+        stats.push(istio_stat("istio_requests_total", labels, Value::Counter(requests)));
+        let mut push =
+            |name, histogram| stats.push(istio_stat(name, labels, Value::Histogram(histogram)));
+        push("istio_request_duration_milliseconds", duration);
+        push("istio_request_bytes", request);
+        push("istio_response_bytes", response);
+    }
+}
+
+fn istio_tcp(shards: &[Arc<Shard>], stats: &mut Vec<Stat>) {
+    let series: Vec<_> = shards.iter().flat_map(|shard| lock(&shard.tcp_series).clone()).collect();
+    let mut merged: BTreeMap<&str, [u64; 4]> = BTreeMap::new();
+    for one in &series {
+        let sums = merged.entry(&one.labels).or_default();
+        let values = [&one.opened, &one.closed, &one.sent, &one.received];
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum += value.value();
+        }
+    }
+    for (labels, [opened, closed, sent, received]) in merged {
+        let mut push = |name, value| stats.push(istio_stat(name, labels, Value::Counter(value)));
+        push("istio_tcp_connections_opened_total", opened);
+        push("istio_tcp_connections_closed_total", closed);
+        push("istio_tcp_sent_bytes_total", sent);
+        push("istio_tcp_received_bytes_total", received);
+    }
+}
