@@ -25,4 +25,8 @@
 // adoption have no safe form. Each block names its safety argument.
 #![allow(unsafe_code)]
 
+pub mod link;
+pub mod namespace;
+mod netlink;
+pub mod nft;
 pub mod socket;
