@@ -1,0 +1,35 @@
+//! Mesh-wide settings: `MeshConfig`, the proxies' default configuration, and `MeshNetworks`.
+//!
+//! These are not objects of the API but documents in the ConfigMap `istio` (keys `mesh` and
+//! `meshNetworks`) or in a file of their own.
+//!
+//! Spec: <https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/>
+
+mod config;
+mod networks;
+mod providers;
+mod proxy;
+
+pub use config::{
+    AccessLogEncoding, AuthPolicy, Certificate, CertificateAuthority, CertificateData,
+    ConfigSource, DefaultProviders, H2Upgrade, InboundTrafficMode, InboundTrafficPolicy,
+    IngressControllerMode, LabelSelectors, MeshConfig, MeshOutboundTrafficMode,
+    MeshOutboundTrafficPolicy, MeshTlsConfig, PathNormalization, PathNormalizationMode,
+    ServiceScope, ServiceScopeConfig, ServiceSettings, ServiceSettingsSettings, TlsConfigProtocol,
+};
+pub use networks::{IstioNetworkGateway, MeshNetworks, Network, NetworkEndpoints};
+pub use providers::{
+    DatadogProvider, EnvoyFileAccessLogProvider, EnvoyHttpGrpcV3LogProvider,
+    EnvoyOpenTelemetryLogProvider, EnvoyTcpGrpcV3LogProvider, ExtAuthzGrpcProvider,
+    ExtAuthzHttpProvider, ExtAuthzRequestBody, ExtensionProvider, FileLogFormat, GrpcService,
+    HttpService, HttpServiceHeader, LightstepProvider, OpenCensusProvider, OpenTelemetryLogFormat,
+    OpenTelemetryProvider, PrometheusProvider, ResourceDetectors, SdsProvider, SkyWalkingProvider,
+    StackdriverLogging, StackdriverProvider, ZipkinProvider,
+};
+pub use proxy::{
+    ConnectionProfile, ConnectionSettings, Datadog, ForwardClientCertDetails, GatewayTopology,
+    InterceptionMode, MetadataExchangeHeaders, MetadataExchangeMode, OpenCensusAgent,
+    PrivateKeyProvider, PrivateKeyProviderDetails, ProxyConfig, ProxyHeaderSwitch,
+    ProxyHeaderValue, ProxyHeaders, ProxyImage, ProxyStatsMatcher, RemoteService, ServerAddress,
+    SetCurrentClientCertDetails, StackdriverTracer, TracingCustomTag, TracingSettings,
+};
