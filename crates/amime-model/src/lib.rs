@@ -1,1 +1,46 @@
-//! Placeholder header, replaced with the crate's first code.
+//! The immutable picture of the mesh and its indexes.
+//!
+//! Owns what configuration means before it is made for any one proxy: which
+//! services there are and who may see them, what stands behind them, which
+//! rules apply to whom, and how a change leads from one snapshot to the next.
+//! Making xDS of it is the business of `amime-translate`; judging it, of
+//! `amime-analysis`. Pure: no I/O, no clock, no runtime.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use amime_model::Snapshot;
+//!
+//! let snapshot = Snapshot::build([], Arc::default(), 1);
+//! assert!(snapshot.services().all().is_empty());
+//! ```
+
+mod authn;
+mod config;
+mod delegate;
+mod destination_rule;
+mod endpoints;
+mod kube;
+mod names;
+mod registry;
+mod scope;
+mod service;
+mod service_entry;
+mod snapshot;
+mod targets;
+mod virtual_service;
+mod workload;
+
+pub use authn::{MtlsMode, PeerAuthnIndex, PeerPolicy};
+pub use config::Config;
+pub use destination_rule::{DestinationRuleIndex, MergedRule, port_policy, subset_policy};
+pub use endpoints::ServiceEndpoints;
+pub use names::{CLUSTER_DOMAIN, MESH_GATEWAY, resolve_gateway, resolve_host, service_host};
+pub use registry::ServiceIndex;
+pub use scope::{EgressListener, SidecarScope};
+pub use service::{
+    AddressView, Endpoint, ExportTo, Health, Labels, Port, PortEndpoints, Registry, Resolution,
+    Service, ServiceKey, ServiceTarget, TLS_MODE_DISABLED, TLS_MODE_ISTIO, TLS_MODE_LABEL,
+    UNSPECIFIED_V4, UNSPECIFIED_V6, selects,
+};
+pub use snapshot::{Change, ChangeScope, Snapshot};
+pub use virtual_service::{RoutedService, VirtualServiceIndex};

@@ -1,0 +1,414 @@
+//! The immutable picture of the mesh that configuration is made from.
+//!
+//! Owns the resources of one moment and every index over them, and the fold
+//! from one moment to the next.
+//!
+//! Invariant: equal resources and mesh settings give equal answers, whatever
+//! changes led there.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use amime_api::k8s::{ConfigMap, Secret};
+use amime_api::mesh::{MeshConfig, MeshOutboundTrafficMode};
+use amime_api::networking::{Gateway, Sidecar};
+use amime_api::{Kind, Object, ObjectKey, Resource};
+use amime_core::NamespacedName;
+
+use crate::authn::{MtlsMode, PeerAuthnIndex};
+use crate::config::{Config, sort_by_age};
+use crate::destination_rule::DestinationRuleIndex;
+use crate::endpoints::{EndpointIndex, Resources, ServiceEndpoints, of_kind};
+use crate::registry::ServiceIndex;
+use crate::scope::{ScopeInputs, SidecarScope};
+use crate::service::{Endpoint, Labels, Resolution, Service, ServiceKey, selects};
+use crate::virtual_service::{RoutedService, VirtualServiceIndex};
+use crate::{kube, service_entry};
+
+/// One change to the resources.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// The object is new or different.
+    Set(Arc<Resource>),
+    /// The object is gone.
+    Delete(ObjectKey),
+}
+
+/// What a set of changes can touch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChangeScope {
+    /// Endpoints of these services and nothing else: no listener, route or
+    /// cluster can differ, so the change need not wait for others.
+    Endpoints {
+        /// Services whose endpoints differ.
+        services: BTreeSet<ServiceKey>,
+    },
+    /// Anything.
+    Full,
+}
+
+/// Key of a memoised scope: namespace, and the Sidecar resource or the gateway.
+type ScopeKey = (String, Option<NamespacedName>, bool);
+
+/// Indexes over everything except endpoints.
+struct Indexes {
+    services: ServiceIndex,
+    virtual_services: VirtualServiceIndex,
+    destination_rules: DestinationRuleIndex,
+    gateways: Vec<Arc<Config<Gateway>>>,
+    sidecars: BTreeMap<String, Vec<Arc<Config<Sidecar>>>>,
+    authn: PeerAuthnIndex,
+    /// Scopes do not depend on endpoints, so they outlive endpoint changes.
+    scopes: Mutex<HashMap<ScopeKey, Arc<SidecarScope>>>,
+}
+
+/// The mesh at one moment.
+pub struct Snapshot {
+    version: u64,
+    mesh: Arc<MeshConfig>,
+    resources: Resources,
+    indexes: Arc<Indexes>,
+    endpoints: EndpointIndex,
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot")
+            .field("version", &self.version)
+            .field("resources", &self.resources.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Snapshot {
+    /// The mesh made of these resources; of two with one key the last counts.
+    pub fn build(
+        resources: impl IntoIterator<Item = Arc<Resource>>,
+        mesh: Arc<MeshConfig>,
+        version: u64,
+    ) -> Self {
+        let resources = resources.into_iter().map(|resource| (key_of(&resource), resource));
+        Self::from_resources(resources.collect(), mesh, version)
+    }
+
+    fn from_resources(resources: Resources, mesh: Arc<MeshConfig>, version: u64) -> Self {
+        let indexes = Arc::new(Indexes::build(&resources, &mesh));
+        let endpoints = EndpointIndex::build(&resources, &mesh.trust_domain);
+        Self { version, mesh, resources, indexes, endpoints }
+    }
+
+    /// The next snapshot, and what may differ from this one.
+    pub fn with(&self, changes: &[Change]) -> (Self, ChangeScope) {
+        let mut resources = self.resources.clone();
+        let mut namespaces = BTreeSet::new();
+        let mut endpoints_only = true;
+        for change in changes {
+            let key = match change {
+                Change::Set(resource) => key_of(resource),
+                Change::Delete(key) => key.clone(),
+            };
+            let old = match change {
+                Change::Set(resource) => resources.insert(key.clone(), resource.clone()),
+                Change::Delete(key) => resources.remove(key),
+            };
+            endpoints_only &= is_endpoint_change(key.kind, old.as_deref(), change);
+            namespaces.insert(key.namespace);
+        }
+        let version = self.version + 1;
+        if !endpoints_only {
+            let next = Self::from_resources(resources, self.mesh.clone(), version);
+            return (next, ChangeScope::Full);
+        }
+        let mut endpoints = self.endpoints.clone();
+        let touched = namespaces.iter().map(String::as_str);
+        endpoints.rebuild(&resources, &self.mesh.trust_domain, touched);
+        let next = Self {
+            version,
+            mesh: self.mesh.clone(),
+            resources,
+            indexes: self.indexes.clone(),
+            endpoints,
+        };
+        let scope = self.endpoint_scope(&next, &namespaces);
+        (next, scope)
+    }
+
+    fn endpoint_scope(&self, next: &Self, namespaces: &BTreeSet<String>) -> ChangeScope {
+        let mut services = BTreeSet::new();
+        for namespace in namespaces {
+            for key in self.endpoints.differences(&next.endpoints, namespace) {
+                if self.reaches_beyond_endpoints(next, &key) {
+                    return ChangeScope::Full;
+                }
+                services.insert(key);
+            }
+        }
+        ChangeScope::Endpoints { services }
+    }
+
+    /// True if clusters or listeners are made from the service's endpoints, or
+    /// from the identities behind it, which differ.
+    fn reaches_beyond_endpoints(&self, next: &Self, key: &ServiceKey) -> bool {
+        let accounts = |snapshot: &Self| {
+            snapshot.endpoints.get(&key.namespace, key).map(|own| own.accounts.clone())
+        };
+        let service = self.indexes.services.get(&key.namespace, &key.hostname);
+        let is_static = service.is_none_or(|s| s.resolution == Resolution::Static);
+        !is_static || accounts(self) != accounts(next)
+    }
+
+    /// The same mesh under other settings.
+    pub fn with_mesh(&self, mesh: Arc<MeshConfig>) -> Self {
+        Self::from_resources(self.resources.clone(), mesh, self.version + 1)
+    }
+
+    /// Version, counted by whoever builds snapshots.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Mesh-wide settings.
+    pub fn mesh(&self) -> &MeshConfig {
+        &self.mesh
+    }
+
+    /// Every resource, by key.
+    pub fn resources(&self) -> impl Iterator<Item = (&ObjectKey, &Arc<Resource>)> {
+        self.resources.iter()
+    }
+
+    /// One resource.
+    pub fn resource(&self, key: &ObjectKey) -> Option<&Arc<Resource>> {
+        self.resources.get(key)
+    }
+
+    /// A Kubernetes Secret.
+    pub fn secret(&self, namespace: &str, name: &str) -> Option<&Object<Secret>> {
+        match self.named(Kind::Secret, namespace, name)? {
+            Resource::Secret(object) => Some(object),
+            _ => None,
+        }
+    }
+
+    /// A Kubernetes ConfigMap.
+    pub fn config_map(&self, namespace: &str, name: &str) -> Option<&Object<ConfigMap>> {
+        match self.named(Kind::ConfigMap, namespace, name)? {
+            Resource::ConfigMap(object) => Some(object),
+            _ => None,
+        }
+    }
+
+    fn named(&self, kind: Kind, namespace: &str, name: &str) -> Option<&Resource> {
+        let key = ObjectKey { kind, namespace: namespace.to_owned(), name: name.to_owned() };
+        self.resources.get(&key).map(AsRef::as_ref)
+    }
+
+    /// All services.
+    pub fn services(&self) -> &ServiceIndex {
+        &self.indexes.services
+    }
+
+    /// Destination rules.
+    pub fn destination_rules(&self) -> &DestinationRuleIndex {
+        &self.indexes.destination_rules
+    }
+
+    /// Virtual services bound to a gateway that `namespace` may use.
+    pub fn virtual_services(&self, namespace: &str, gateway: &str) -> Vec<Arc<RoutedService>> {
+        self.indexes.virtual_services.for_gateway(namespace, gateway)
+    }
+
+    /// Gateways that select a workload with these labels, the oldest first.
+    pub fn gateways<'a>(
+        &'a self,
+        labels: &'a Labels,
+    ) -> impl Iterator<Item = &'a Arc<Config<Gateway>>> {
+        self.indexes.gateways.iter().filter(|gateway| selects(&gateway.spec.selector, labels))
+    }
+
+    /// Peer authentication policies.
+    pub fn authn(&self) -> &PeerAuthnIndex {
+        &self.indexes.authn
+    }
+
+    /// What stands behind a service.
+    pub fn endpoints(&self, service: &Service) -> Option<&ServiceEndpoints> {
+        self.endpoints.get(&service.namespace, &service.key())
+    }
+
+    /// Endpoints of one port that have all of these labels.
+    pub fn endpoints_on(
+        &self,
+        service: &Service,
+        port: u32,
+        labels: &Labels,
+    ) -> Vec<Arc<Endpoint>> {
+        let all = self.endpoints(service).and_then(|own| own.ports.get(&port));
+        let matching = all.into_iter().flatten().filter(|e| selects(labels, &e.labels));
+        matching.cloned().collect()
+    }
+
+    /// Identities that a service's endpoints may have, sorted.
+    pub fn service_accounts(&self, service: &Service) -> Vec<String> {
+        let own = self.endpoints(service).map(|endpoints| &endpoints.accounts);
+        let mut accounts: BTreeSet<String> = own.cloned().unwrap_or_default();
+        for alias in &self.mesh.trust_domain_aliases {
+            let aliased: Vec<String> = accounts
+                .iter()
+                .filter_map(|account| account.parse::<amime_core::SpiffeId>().ok())
+                .filter(|id| id.trust_domain == self.mesh.trust_domain)
+                .map(|id| amime_core::SpiffeId { trust_domain: alias.clone(), ..id }.to_string())
+                .collect();
+            accounts.extend(aliased);
+        }
+        accounts.into_iter().collect()
+    }
+
+    /// Mutual TLS mode that clients assume for a port of a service; `None` if
+    /// the service is none of the mesh's.
+    ///
+    /// Clients of a passthrough service dial addresses that no endpoint
+    /// metadata is known for, so there all endpoints have to agree.
+    pub fn service_mtls_mode(
+        &self,
+        service: &Service,
+        port: u32,
+        passthrough: bool,
+    ) -> Option<MtlsMode> {
+        if service.mesh_external {
+            return None;
+        }
+        if passthrough || service.resolution == Resolution::Passthrough {
+            let endpoints = self.endpoints_on(service, port, &Labels::new());
+            let meshed = |e: &Arc<Endpoint>| e.tls_mode != crate::service::TLS_MODE_DISABLED;
+            if endpoints.is_empty() || !endpoints.iter().all(meshed) {
+                return Some(MtlsMode::Disable);
+            }
+        }
+        Some(self.indexes.authn.namespace_mode(&service.namespace).unwrap_or(MtlsMode::Permissive))
+    }
+
+    /// What a sidecar in `namespace` with these labels may reach.
+    pub fn sidecar_scope(&self, namespace: &str, labels: &Labels) -> Arc<SidecarScope> {
+        let sidecar = self.sidecar_for(namespace, labels);
+        let key = (namespace.to_owned(), sidecar.as_ref().map(|config| config.name.clone()), false);
+        self.scope(key, |inputs| inputs.sidecar(namespace, sidecar))
+    }
+
+    /// What a gateway in `namespace` may reach.
+    pub fn gateway_scope(&self, namespace: &str) -> Arc<SidecarScope> {
+        let key = (namespace.to_owned(), None, true);
+        self.scope(key, |inputs| inputs.gateway(namespace))
+    }
+
+    fn scope(
+        &self,
+        key: ScopeKey,
+        compute: impl FnOnce(ScopeInputs<'_>) -> SidecarScope,
+    ) -> Arc<SidecarScope> {
+        let lock = || self.indexes.scopes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(scope) = lock().get(&key) {
+            return scope.clone();
+        }
+        let mode = self.mesh.outbound_traffic_policy.mode;
+        let scope = Arc::new(compute(ScopeInputs {
+            services: &self.indexes.services,
+            virtual_services: &self.indexes.virtual_services,
+            allow_any: mode != MeshOutboundTrafficMode::RegistryOnly,
+        }));
+        lock().entry(key).or_insert(scope).clone()
+    }
+
+    /// The Sidecar resource of a workload: one that selects it, then the one
+    /// for its namespace, then the one for the mesh.
+    fn sidecar_for(&self, namespace: &str, labels: &Labels) -> Option<Arc<Config<Sidecar>>> {
+        let selector = |config: &Config<Sidecar>| config.spec.workload_selector.clone();
+        let own = self.indexes.sidecars.get(namespace).into_iter().flatten();
+        let mut own = own.filter(|config| {
+            selector(config).is_none_or(|selector| selects(&selector.labels, labels))
+        });
+        let root = self.indexes.sidecars.get(&self.mesh.root_namespace).into_iter().flatten();
+        let mesh_wide = |config: &&Arc<Config<Sidecar>>| selector(config).is_none();
+        own.next().or_else(|| root.into_iter().find(mesh_wide)).cloned()
+    }
+
+    pub(crate) fn raw_resources(&self) -> &Resources {
+        &self.resources
+    }
+
+    pub(crate) fn endpoint_index(&self) -> &EndpointIndex {
+        &self.endpoints
+    }
+}
+
+fn key_of(resource: &Resource) -> ObjectKey {
+    let meta = resource.metadata();
+    ObjectKey { kind: resource.kind(), namespace: meta.namespace.clone(), name: meta.name.clone() }
+}
+
+/// True if the change can only concern endpoints: slices always, pods unless
+/// one changes its labels, which decide what its own proxy gets.
+fn is_endpoint_change(kind: Kind, old: Option<&Resource>, change: &Change) -> bool {
+    match kind {
+        Kind::EndpointSlice | Kind::Endpoints => true,
+        Kind::Pod => match (old, change) {
+            (Some(old), Change::Set(new)) => old.metadata().labels == new.metadata().labels,
+            _ => true,
+        },
+        _ => false,
+    }
+}
+
+impl Indexes {
+    fn build(resources: &Resources, mesh: &MeshConfig) -> Self {
+        let mut services = Vec::new();
+        for resource in of_kind(resources, Kind::Service) {
+            if let Resource::Service(object) = resource {
+                services.push(kube::service(object, &mesh.trust_domain));
+            }
+        }
+        for resource in of_kind(resources, Kind::ServiceEntry) {
+            if let Resource::ServiceEntry(object) = resource {
+                services.extend(service_entry::services(object));
+            }
+        }
+        macro_rules! configs {
+            ($kind:ident) => {
+                of_kind(resources, Kind::$kind)
+                    .filter_map(|resource| match resource {
+                        Resource::$kind(object) => {
+                            Some(Arc::new(Config::new(&object.metadata, object.spec.clone())))
+                        }
+                        _ => None,
+                    })
+                    .collect::<Vec<_>>()
+            };
+        }
+        let mut gateways = configs!(Gateway);
+        sort_by_age(&mut gateways);
+        let mut sidecars: BTreeMap<String, Vec<Arc<Config<Sidecar>>>> = BTreeMap::new();
+        let mut sorted = configs!(Sidecar);
+        sort_by_age(&mut sorted);
+        sorted.sort_by_key(|config| config.spec.workload_selector.is_none());
+        for config in sorted {
+            sidecars.entry(config.namespace().to_owned()).or_default().push(config);
+        }
+        Self {
+            services: ServiceIndex::build(services, &mesh.default_service_export_to),
+            virtual_services: VirtualServiceIndex::build(
+                configs!(VirtualService),
+                &mesh.default_virtual_service_export_to,
+            ),
+            destination_rules: DestinationRuleIndex::build(
+                configs!(DestinationRule),
+                &mesh.root_namespace,
+                &mesh.default_destination_rule_export_to,
+            ),
+            gateways,
+            sidecars,
+            authn: PeerAuthnIndex::build(configs!(PeerAuthentication), &mesh.root_namespace),
+            scopes: Mutex::default(),
+        }
+    }
+}
