@@ -22,8 +22,11 @@
 //! assert_eq!(resource.version, Resource::encode("x", &cluster).version);
 //! ```
 
+mod canonical;
 pub mod client;
 pub mod istio;
+#[cfg(feature = "json")]
+pub mod json;
 mod resource;
 pub mod server;
 mod type_url;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use envoy_types::pb::google::protobuf::Any;
 use prost::DecodeError;
 
+use crate::canonical::canonical;
 use crate::{TypeUrl, XdsMessage};
 
 /// A resource as it travels: encoded once, cheap to clone and to share.
@@ -26,8 +27,8 @@ pub struct Resource {
 impl Resource {
     /// Encodes `message` under `name`.
     pub fn encode<M: XdsMessage>(name: impl Into<String>, message: &M) -> Self {
-        let body = Bytes::from(message.encode_to_vec());
-        Self::from_body(M::TYPE, name, body)
+        let body = canonical(&M::full_name(), message.encode_to_vec());
+        Self::from_body(M::TYPE, name, body.into())
     }
 
     /// Wraps an already encoded message; the version is that of its content.

@@ -318,14 +318,14 @@ impl<C: Client + Default> Link<C> {
         self.pump();
     }
 
-    fn to_server(&mut self) {
+    fn deliver_request(&mut self) {
         if let Some(request) = self.to_server.pop_front() {
             self.server.on_request(request).expect("client keeps the bounds");
             self.pump();
         }
     }
 
-    fn to_client(&mut self) {
+    fn deliver_response(&mut self) {
         if let Some(response) = self.to_client.pop_front() {
             self.to_server.extend(self.client.receive(response));
             self.client.check_invariants();
@@ -347,8 +347,8 @@ impl<C: Client + Default> Link<C> {
             Step::Remove { ty, name: n } => self.change(TYPES[ty], name(n), None),
             Step::Subscribe { ty, name: n } => self.subscribe(TYPES[ty], name(n), true),
             Step::Unsubscribe { ty, name: n } => self.subscribe(TYPES[ty], name(n), false),
-            Step::ToServer => self.to_server(),
-            Step::ToClient => self.to_client(),
+            Step::ToServer => self.deliver_request(),
+            Step::ToClient => self.deliver_response(),
             Step::Reconnect => self.reconnect(),
         }
     }
@@ -358,8 +358,8 @@ impl<C: Client + Default> Link<C> {
             if self.to_server.is_empty() && self.to_client.is_empty() {
                 return;
             }
-            self.to_server();
-            self.to_client();
+            self.deliver_request();
+            self.deliver_response();
         }
         panic!("the two sides never come to rest");
     }
