@@ -1,2 +1,26 @@
-//! The `amime` command line.
-fn main() {}
+//! The `amime` command line; called `istioctl`, it is the same.
+//!
+//! Owns arguments, output and exit codes; what the commands do lives in the
+//! crates below. Exit codes: 0 done, 1 failed, 2 wrong usage.
+
+mod args;
+mod commands;
+mod output;
+mod proxy_config;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::Cli;
+
+fn main() -> ExitCode {
+    match commands::run(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! The arguments: every command with the flags that istioctl or kubectl gave
+//! it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::commands;
+
+/// A service mesh, and the commands to run and question it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "amime",
+    version,
+    about = "A service mesh: run one on this machine, configure it, question it",
+    propagate_version = false,
+    disable_help_subcommand = false,
+    max_term_width = 100
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) globals: Globals,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Globals {
+    /// Namespace of the objects; `default` unless given
+    #[arg(short = 'n', long, global = true, value_name = "NAME")]
+    pub(crate) namespace: Option<String>,
+    /// Namespace of the control plane
+    #[arg(
+        short = 'i',
+        long = "istioNamespace",
+        global = true,
+        value_name = "NAME",
+        default_value = "istio-system",
+        hide_short_help = true
+    )]
+    pub(crate) istio_namespace: String,
+    /// Folder with the state of the local mesh
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "AMIME_STATE_DIR",
+        hide_short_help = true
+    )]
+    pub(crate) state_dir: Option<PathBuf>,
+}
+
+impl Globals {
+    /// The namespace to use for objects that name none.
+    pub(crate) fn namespace(&self) -> &str {
+        self.namespace.as_deref().unwrap_or("default")
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show what a proxy was told: listeners, routes, clusters …
+    #[command(visible_alias = "pc")]
+    ProxyConfig(commands::proxy_config::ProxyConfigArgs),
+    /// Print a completion script for a shell
+    Completion(commands::completion::CompletionArgs),
+    /// Print versions
+    Version(commands::version::VersionArgs),
+    /// Be one of the sample's services
+    #[command(hide = true)]
+    Bookinfo(bookinfo::Args),
+}
+
+/// How a list is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// A table
+    Short,
+    /// A table with more columns
+    Wide,
+    /// JSON
+    Json,
+    /// YAML
+    Yaml,
+    /// Kind and name only
+    Name,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use expect_test::expect_file;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_commands_are_listed() {
+        // Kept as a file: `cargo xtask tidy` holds the documents against it.
+        let help = Cli::command().render_help().to_string();
+        expect_file!["../tests/golden/help.txt"].assert_eq(&help);
+    }
+}
