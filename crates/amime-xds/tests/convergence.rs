@@ -298,7 +298,7 @@ impl<C: Client + Default> Link<C> {
     }
 
     fn pump(&mut self) {
-        while let Some(response) = self.server.next(&mut self.world) {
+        while let Some((_, response)) = self.server.next(&mut self.world) {
             assert!(self.nonces.insert(C::nonce(&response).to_owned()), "a nonce is used once");
             self.to_client.push_back(response);
         }

@@ -73,14 +73,14 @@ impl<S: Session> Pusher<S> {
 
     /// The next response to send; `None` until a request comes in or the
     /// configuration changes.
-    pub fn next(&mut self, source: &mut dyn Source) -> Option<S::Response> {
+    pub fn next(&mut self, source: &mut dyn Source) -> Option<(TypeUrl, S::Response)> {
         for type_url in PUSH_ORDER {
             if self.waits(type_url) {
                 continue;
             }
             let Some(dirty) = self.dirty.remove(&type_url) else { continue };
             if let Some(response) = self.push(type_url, dirty, source) {
-                return Some(response);
+                return Some((type_url, response));
             }
         }
         self.remove_leftovers(source.version())
@@ -129,12 +129,12 @@ impl<S: Session> Pusher<S> {
             && self.dirty.contains_key(&TypeUrl::Cluster)
     }
 
-    fn remove_leftovers(&mut self, version: &str) -> Option<S::Response> {
+    fn remove_leftovers(&mut self, version: &str) -> Option<(TypeUrl, S::Response)> {
         let leaving = [TypeUrl::Cluster, TypeUrl::Endpoint];
         if !leaving.into_iter().any(|t| self.session.has_removals(t)) || !self.may_remove() {
             return None;
         }
-        leaving.into_iter().find_map(|t| self.session.push_removals(t, version))
+        leaving.into_iter().find_map(|t| Some((t, self.session.push_removals(t, version)?)))
     }
 
     // While a listener or route is unanswered or refused, an older one that
@@ -155,9 +155,9 @@ impl<S: Session> Pusher<S> {
         self.session.status()
     }
 
-    /// Whether the client wants anything of a type.
-    pub fn subscribed(&self, type_url: TypeUrl) -> bool {
-        self.session.wanted(type_url).is_some()
+    /// What the client wants of a type; `None` when it never asked.
+    pub fn wanted(&self, type_url: TypeUrl) -> Option<Wanted<'_>> {
+        self.session.wanted(type_url)
     }
 }
 
