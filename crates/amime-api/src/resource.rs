@@ -6,10 +6,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::decode::{Failed, NodeDeserializer};
 use crate::kind::Kind;
 use crate::meta::ObjectMeta;
 use crate::{extensions, k8s, networking, security, telemetry};
@@ -146,6 +147,19 @@ macro_rules! resources {
                 match self { $(Self::$variant => SpecPlace::$place,)* }
             }
         }
+
+        /// Decodes `spec` as the type of `kind`.
+        pub(crate) fn decode_spec(
+            kind: Kind,
+            spec: NodeDeserializer<'_>,
+            parts: &Parts,
+        ) -> Result<Resource, Failed> {
+            match kind {
+                $(Kind::$variant => {
+                    <$spec>::deserialize(spec).map(|spec| Resource::$variant(parts.with(spec)))
+                })*
+            }
+        }
     };
 }
 
@@ -196,6 +210,24 @@ pub trait TypedSpec: Serialize {
     const KIND: Kind;
     /// Where the kind keeps it.
     const PLACE: SpecPlace;
+}
+
+/// What an object has besides its spec.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    pub(crate) api_version: String,
+    pub(crate) kind: String,
+    pub(crate) metadata: ObjectMeta,
+    pub(crate) status: Option<Value>,
+    pub(crate) source: Source,
+    pub(crate) raw: Map<String, Value>,
+}
+
+impl Parts {
+    fn with<S>(&self, spec: S) -> Object<S> {
+        let Self { api_version, kind, metadata, status, source, raw } = self.clone();
+        Object { api_version, kind, metadata, spec, status, source, raw }
+    }
 }
 
 impl<S: TypedSpec> Object<S> {

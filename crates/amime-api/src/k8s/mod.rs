@@ -7,6 +7,7 @@
 
 mod apps;
 mod core;
+pub(crate) mod fields;
 mod networking;
 mod pod;
 

@@ -33,3 +33,15 @@ pub use proxy::{
     ProxyHeaderValue, ProxyHeaders, ProxyImage, ProxyStatsMatcher, RemoteService, ServerAddress,
     SetCurrentClientCertDetails, StackdriverTracer, TracingCustomTag, TracingSettings,
 };
+
+use crate::decode::{DecodeError, decode_message};
+
+/// Reads a mesh configuration; what it leaves out has Istio's defaults.
+pub fn decode_mesh_config(file: &str, text: &str) -> Result<MeshConfig, Vec<DecodeError>> {
+    decode_message(file, "MeshConfig", text)
+}
+
+/// Reads mesh networks.
+pub fn decode_mesh_networks(file: &str, text: &str) -> Result<MeshNetworks, Vec<DecodeError>> {
+    decode_message(file, "MeshNetworks", text)
+}
