@@ -175,8 +175,7 @@ impl Builder {
         let mut next = Some(event);
         while let Some(event) = next {
             match event {
-                Event::Upsert(resource) => self.add(Change::Set(resource), &mut batch),
-                Event::Delete(key) => self.add(Change::Delete(key), &mut batch),
+                Event::Change(change) => self.add(change, &mut batch),
                 Event::Synced => self.first_snapshot(),
             }
             next = events.try_recv().ok();
