@@ -49,11 +49,11 @@ spec:
             f.yaml:7:21: VirtualService reviews.default: metadata.labels.version: expected a string, found the number 1; put it in quotes
             f.yaml:10:3: VirtualService reviews.default: spec.htpp: unknown field, expected one of hosts, gateways, http, tls, tcp, exportTo; did you mean "http"?
             f.yaml:13:24: VirtualService reviews.default: spec.http[0].match[0].uri.prefix: cannot be given together with "exact"
-            f.yaml:14:36: VirtualService reviews.default: spec.http[0].match[0].headers.end-user.exact: expected a string, found the number 7; put it in quotes
+            f.yaml:14:35: VirtualService reviews.default: spec.http[0].match[0].headers.end-user.exact: expected a string, found the number 7; put it in quotes
             f.yaml:17:7: VirtualService reviews.default: spec.http[0].route[0].wieght: unknown field, expected one of destination, weight, headers; did you mean "weight"?
             f.yaml:18:14: VirtualService reviews.default: spec.http[0].timeout: "9:12" is not a duration such as "10s", "0.5s", "250ms" or "1h30m"
-            f.yaml:19:25: VirtualService reviews.default: spec.http[0].retries.attempts: expected a whole number from -2147483648 to 2147483647, found the string "many"
-            f.yaml:21:26: VirtualService reviews.default: spec.http[0].fault.delay.fixedDelay: duration "-1s" is negative
+            f.yaml:19:25: VirtualService reviews.default: spec.http[0].retries.attempts: expected a whole number, found the string "many"
+            f.yaml:21:27: VirtualService reviews.default: spec.http[0].fault.delay.fixedDelay: duration "-1s" is negative
             f.yaml:22:12: VirtualService reviews.default: spec.http[1].route: expected a list, found a mapping"#]],
     );
 }
@@ -172,7 +172,7 @@ fn enums_are_read_by_name_and_number() {
     check_errors(
         &text("STRCT"),
         expect![[
-            r#"f.yaml:1:110: PeerAuthentication a: spec.mtls.mode: expected one of UNSET, DISABLE, PERMISSIVE, STRICT, found the string "STRCT"; did you mean "STRICT"?"#
+            r#"f.yaml:1:103: PeerAuthentication a: spec.mtls.mode: expected one of UNSET, DISABLE, PERMISSIVE, STRICT, found the string "STRCT"; did you mean "STRICT"?"#
         ]],
     );
 }
@@ -239,7 +239,7 @@ fn hostile_texts_end_in_a_quick_error() {
         assert!(!decoded.errors.is_empty(), "{sample}");
         assert!(decoded.errors.len() <= 100, "{sample}");
         assert!(decoded.errors.iter().all(|e| e.to_string().len() < 2000), "{sample}");
-        assert!(start.elapsed().as_secs() < 10, "{sample}: {:?}", start.elapsed());
+        assert!(start.elapsed().as_secs() < 5, "{sample}: {:?}", start.elapsed());
     }
 }
 
@@ -258,4 +258,88 @@ fn a_mesh_configuration_starts_from_the_defaults() {
     assert!(errors[0].to_string().starts_with("mesh.yaml:1:1: MeshConfig: trustDomian: unknown"));
     assert_eq!(errors.len(), 2);
     assert_eq!(amime_api::mesh::decode_mesh_config("", ""), Ok(Default::default()));
+}
+
+#[test]
+fn limits_are_named_in_words() {
+    check_errors(&"[".repeat(100), expect!["f.yaml:1:65: nested deeper than 64 levels"]);
+}
+
+mod any_text {
+    use super::decode;
+    use proptest::prelude::*;
+
+    /// Text that looks like manifests often enough to get past the parser.
+    fn manifest_like() -> impl Strategy<Value = String> {
+        let words = prop::sample::select(vec![
+            "apiVersion",
+            "networking.istio.io/v1",
+            "kind",
+            "VirtualService",
+            "Service",
+            "v1",
+            "metadata",
+            "name",
+            "a",
+            "spec",
+            "http",
+            "match",
+            "route",
+            "destination",
+            "host",
+            "weight",
+            "ports",
+            "List",
+            "items",
+            ": ",
+            ": ",
+            ": ",
+            "\n",
+            "\n  ",
+            "\n- ",
+            "\n    - ",
+            "---\n",
+            "{",
+            "}",
+            "[",
+            "]",
+            ", ",
+            "&x ",
+            "*x",
+            "!!str ",
+            "'",
+            "\"",
+            "|\n",
+            "1",
+            "-1.5",
+            "null",
+            "~",
+            "<<",
+            "#",
+        ]);
+        prop::collection::vec(words, 0..80).prop_map(|words| words.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        #[test]
+        fn never_panics(text in ".{0,300}") {
+            decode("f", &text);
+        }
+
+        #[test]
+        fn bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            decode("f", &String::from_utf8_lossy(&bytes));
+        }
+
+        #[test]
+        fn manifest_like_text_never_panics(text in manifest_like()) {
+            let decoded = decode("f", &text);
+            for resource in decoded.resources {
+                let again = decode("f", &resource.to_yaml());
+                prop_assert_eq!(again.errors, vec![]);
+            }
+        }
+    }
 }

@@ -28,6 +28,9 @@ pub(crate) use self::de::{Failed, NodeDeserializer};
 /// Longest text that is read.
 pub const MAX_BYTES: usize = 64 << 20;
 
+/// Address space of the reading thread; only what is used costs memory.
+const STACK_BYTES: usize = 32 << 20;
+
 /// Most errors reported of one text.
 const MAX_ERRORS: usize = 100;
 
@@ -85,19 +88,39 @@ impl std::error::Error for DecodeError {}
 /// Reads all objects of a YAML or JSON text; `file` only names it in messages.
 pub fn decode(file: &str, text: &str) -> Decoded {
     let file: Arc<str> = file.into();
+    with_deep_stack(|| decode_documents(&file, text)).unwrap_or_else(|error| {
+        let message = format!("could not start a thread to read it: {error}");
+        let errors = vec![error_at(&file, Position::default(), "", message)];
+        Decoded { errors, ..Decoded::default() }
+    })
+}
+
+fn decode_documents(file: &Arc<str>, text: &str) -> Decoded {
     let mut decoded = Decoded::default();
-    for (lines_before, text) in documents(&file, text, &mut decoded.errors) {
+    for (lines_before, text) in documents(file, text, &mut decoded.errors) {
         if decoded.errors.len() >= MAX_ERRORS {
             break;
         }
-        if let Some(node) = parse(&file, lines_before, text, &mut decoded.errors) {
-            document::decode(&file, &node, &mut decoded);
+        if let Some(node) = parse(file, lines_before, text, &mut decoded.errors) {
+            document::decode(file, &node, &mut decoded);
         }
     }
     decoded.errors.truncate(MAX_ERRORS);
     let warnings = decoded.resources.iter().flat_map(honoured::unhonoured);
     decoded.warnings = warnings.collect();
     decoded
+}
+
+/// Runs `work` where the deepest document that is allowed fits the stack.
+///
+/// The YAML deserializer takes tens of kilobytes a level in builds without optimization, more
+/// than the 2 MiB of an ordinary thread hold.
+fn with_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> std::io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread =
+            std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work)?;
+        thread.join().map_err(|_| std::io::Error::other("the reader panicked"))
+    })
 }
 
 /// Reads one object from JSON, as the API and the store exchange it.
@@ -113,22 +136,33 @@ pub fn from_json(origin: &str, value: &Value) -> Result<Resource, Vec<DecodeErro
 /// Reads a text that is one message without `kind` and `metadata`, such as a mesh configuration.
 ///
 /// An empty text is the message's default.
-pub(crate) fn decode_message<T: DeserializeOwned + Default>(
+pub(crate) fn decode_message<T: DeserializeOwned + Default + Send>(
     file: &str,
     name: &str,
     text: &str,
 ) -> Result<T, Vec<DecodeError>> {
     let file: Arc<str> = file.into();
+    with_deep_stack(|| decode_one(&file, name, text)).unwrap_or_else(|error| {
+        let message = format!("could not start a thread to read it: {error}");
+        Err(vec![error_at(&file, Position::default(), name, message)])
+    })
+}
+
+fn decode_one<T: DeserializeOwned + Default>(
+    file: &Arc<str>,
+    name: &str,
+    text: &str,
+) -> Result<T, Vec<DecodeError>> {
     let mut errors = Vec::new();
-    let texts: Vec<_> = documents(&file, text, &mut errors).collect();
+    let texts: Vec<_> = documents(file, text, &mut errors).collect();
     let value = match texts[..] {
         [] => Some(T::default()),
-        [(lines_before, text)] => parse(&file, lines_before, text, &mut errors)
-            .and_then(|node| decode_node(&file, name, &node, &mut errors)),
+        [(lines_before, text)] => parse(file, lines_before, text, &mut errors)
+            .and_then(|node| decode_node(file, name, &node, &mut errors)),
         _ => {
             let message = "expected one document, found several".to_owned();
             errors.push(error_at(
-                &file,
+                file,
                 Position { line: texts[1].0 + 1, column: 1 },
                 name,
                 message,

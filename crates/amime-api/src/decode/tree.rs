@@ -15,6 +15,9 @@ const MAX_DEPTH: usize = 64;
 /// Most values in a document; a `List` of ten thousand pods stays below.
 const MAX_NODES: usize = 2_000_000;
 
+/// Most parser events that aliases may repeat.
+const MAX_ALIAS_EVENTS: usize = 100_000;
+
 /// Line and column, both from 1; 0 if unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Position {
@@ -83,7 +86,9 @@ pub(crate) fn parse(
             max_nodes: MAX_NODES,
             max_events: MAX_NODES * 2,
             flow_nesting_limit: MAX_DEPTH,
+            max_recorded_anchor_events: MAX_ALIAS_EVENTS,
         },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_ALIAS_EVENTS },
         duplicate_keys: duplicates,
         legacy_octal_numbers: true,
         with_snippet: false,
@@ -114,6 +119,12 @@ fn without_location(message: &str) -> String {
     let line = message.lines().find(|line| !line.trim().is_empty()).unwrap_or("malformed YAML");
     let line = line.rfind(" at line ").map_or(line, |end| &line[..end]);
     let line = line.strip_prefix("error: ").unwrap_or(line).trim();
+    if line.contains("recursion limit") || line.contains("breached: Depth") {
+        return format!("nested deeper than {MAX_DEPTH} levels");
+    }
+    if line.contains("budget breached") || line.contains("alias replay limit") {
+        return "too many values, or too much repeated through aliases".to_owned();
+    }
     line.chars().take(300).collect()
 }
 
