@@ -4,4 +4,5 @@
 //! (`listener`, `http`, `tcp`, `tls`, `upstream`) runs on worker threads;
 //! agent duties (`agent`, `admin`, `dns`) run beside them on one small runtime.
 
+pub mod dns;
 pub mod telemetry;

@@ -5,7 +5,7 @@
 //! keys. It comes from the peer, so it is bounded and never trusted for more
 //! than labels.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use base64::Engine;
@@ -123,57 +123,52 @@ impl PeerMetadata {
 
     /// The header value that tells peers who we are.
     pub fn encode(&self) -> String {
-        // Keys are written in order so that equal metadata gives equal bytes.
-        let mut fields = vec![];
-        let mut put = |name: &str, value: &str| {
-            if !value.is_empty() {
-                fields.push((name.to_owned(), string_value(value)));
-            }
-        };
-        put("CLUSTER_ID", &self.cluster);
-        put("IDENTITY", &self.principal);
-        put("NAME", &self.instance);
-        put("NAMESPACE", &self.namespace);
+        let mut fields = BTreeMap::new();
+        put(&mut fields, "CLUSTER_ID", &self.cluster);
+        put(&mut fields, "IDENTITY", &self.principal);
+        put(&mut fields, "NAME", &self.instance);
+        put(&mut fields, "NAMESPACE", &self.namespace);
+        put(&mut fields, "WORKLOAD_NAME", &self.workload);
         if !self.workload_kind.is_empty() {
-            put(
-                "OWNER",
-                &format!(
-                    "kubernetes://apis/apps/v1/namespaces/{}/{}s/{}",
-                    self.namespace, self.workload_kind, self.workload
-                ),
-            );
+            let Self { namespace, workload_kind: kind, workload, .. } = self;
+            let owner =
+                format!("kubernetes://apis/apps/v1/namespaces/{namespace}/{kind}s/{workload}");
+            put(&mut fields, "OWNER", &owner);
         }
-        put("WORKLOAD_NAME", &self.workload);
-        let labels = [
-            ("app", &self.app),
-            ("service.istio.io/canonical-name", &self.canonical_service),
-            ("service.istio.io/canonical-revision", &self.canonical_revision),
-            ("version", &self.version),
-        ];
-        let labels = labels.into_iter().filter(|(_, value)| !value.is_empty());
-        let labels = labels.map(|(name, value)| (name.to_owned(), string_value(value)));
-        fields.push(("LABELS".to_owned(), struct_value(labels.collect())));
-        fields.sort_by(|a, b| a.0.cmp(&b.0));
-        STANDARD.encode(encode_sorted(&fields))
+        let mut labels = BTreeMap::new();
+        put(&mut labels, "app", &self.app);
+        put(&mut labels, "service.istio.io/canonical-name", &self.canonical_service);
+        put(&mut labels, "service.istio.io/canonical-revision", &self.canonical_revision);
+        put(&mut labels, "version", &self.version);
+        let labels = SortedStruct { fields: labels };
+        let labels = SortedValue { structure: Some(labels), ..SortedValue::default() };
+        fields.insert("LABELS".to_owned(), labels);
+        STANDARD.encode(SortedStruct { fields }.encode_to_vec())
     }
 }
 
-/// Encodes a `Struct` in the order given, which a hash map would not keep.
-fn encode_sorted(fields: &[(String, Value)]) -> Vec<u8> {
-    let mut bytes = vec![];
-    for (name, value) in fields {
-        let one = Struct { fields: HashMap::from([(name.clone(), value.clone())]) };
-        bytes.extend(one.encode_to_vec());
+/// `google.protobuf.Struct` with its keys in order, so that equal metadata
+/// gives equal bytes and peers can cache by them.
+#[derive(Clone, PartialEq, prost::Message)]
+struct SortedStruct {
+    #[prost(btree_map = "string, message", tag = "1")]
+    fields: BTreeMap<String, SortedValue>,
+}
+
+/// The kinds of `google.protobuf.Value` that metadata uses.
+#[derive(Clone, PartialEq, prost::Message)]
+struct SortedValue {
+    #[prost(string, optional, tag = "3")]
+    string: Option<String>,
+    #[prost(message, optional, tag = "5")]
+    structure: Option<SortedStruct>,
+}
+
+fn put(fields: &mut BTreeMap<String, SortedValue>, name: &str, value: &str) {
+    if !value.is_empty() {
+        let string = Some(value.to_owned());
+        fields.insert(name.to_owned(), SortedValue { string, ..SortedValue::default() });
     }
-    bytes
-}
-
-fn string_value(text: &str) -> Value {
-    Value { kind: Some(Kind::StringValue(text.to_owned())) }
-}
-
-fn struct_value(fields: HashMap<String, Value>) -> Value {
-    Value { kind: Some(Kind::StructValue(Struct { fields })) }
 }
 
 fn text(fields: &HashMap<String, Value>, name: &str) -> String {
