@@ -1,0 +1,142 @@
+//! Rules of `Gateway`.
+
+use amime_api::networking::{Gateway, Port, Server, ServerTlsMode, ServerTlsSettings};
+use amime_core::Protocol;
+
+use crate::problem::{At, Report};
+use crate::{shared, syntax};
+
+pub(crate) fn check(spec: &Gateway, at: &At, report: &mut Report) {
+    if spec.servers.is_empty() {
+        report.error(&at.field("servers"), "at least one server is required");
+    }
+    shared::labels(&spec.selector, &at.field("selector"), report);
+    let mut names: Vec<&str> = Vec::new();
+    for (at, server) in at.each("servers", &spec.servers) {
+        check_server(server, &at, report);
+        let name = server.port.as_ref().map_or("", |port| port.name.as_str());
+        if !name.is_empty() && names.contains(&name) {
+            report.error(
+                &at.field("port").field("name"),
+                format!("port name {name:?} is given twice"),
+            );
+        }
+        names.push(name);
+    }
+}
+
+fn check_server(server: &Server, at: &At, report: &mut Report) {
+    match &server.port {
+        Some(port) => check_port(port, &server.bind, &at.field("port"), report),
+        None => report.error(&at.field("port"), "a port is required"),
+    }
+    if server.hosts.is_empty() {
+        report.error(&at.field("hosts"), "at least one host is required");
+    }
+    for (at, host) in at.each("hosts", &server.hosts) {
+        report.check(&at, namespaced_host(host));
+    }
+    if !server.bind.is_empty() && !server.bind.starts_with("unix://") {
+        report.check(&at.field("bind"), syntax::ip(&server.bind));
+    }
+    if !server.default_endpoint.is_empty() {
+        report.error(&at.field("defaultEndpoint"), "is not supported");
+    }
+    let protocol = server.port.as_ref().and_then(|port| port.protocol.parse().ok());
+    let terminates_tls = matches!(protocol, Some(Protocol::Https | Protocol::Tls));
+    match &server.tls {
+        None if terminates_tls => {
+            report.error(&at.field("tls"), "ports of protocol HTTPS and TLS need it");
+        }
+        None => {}
+        Some(tls) => check_tls(tls, terminates_tls, &at.field("tls"), report),
+    }
+}
+
+fn check_port(port: &Port, bind: &str, at: &At, report: &mut Report) {
+    if port.number != 0 || !bind.starts_with("unix://") {
+        report.check(&at.field("number"), syntax::port(port.number));
+    }
+    if port.name.is_empty() {
+        report.error(&at.field("name"), "a name is required");
+    }
+    report.check(&at.field("protocol"), syntax::protocol(&port.protocol));
+}
+
+/// `host`, `namespace/host`, `./host` or `*/host`.
+fn namespaced_host(text: &str) -> Result<(), String> {
+    let (namespace, host) = text.split_once('/').unwrap_or(("*", text));
+    if !matches!(namespace, "*" | "." | "~") {
+        syntax::dns_label(namespace)?;
+    }
+    syntax::wildcard_host(host)
+}
+
+fn check_tls(tls: &ServerTlsSettings, terminates_tls: bool, at: &At, report: &mut Report) {
+    if !terminates_tls {
+        let only_redirect =
+            ServerTlsSettings { https_redirect: tls.https_redirect, ..Default::default() };
+        if *tls != only_redirect {
+            report.error(
+                at,
+                "only httpsRedirect is allowed on ports of other protocols than HTTPS and TLS",
+            );
+        }
+        return;
+    }
+    if tls.https_redirect {
+        report.error(&at.field("httpsRedirect"), "is for ports of protocol HTTP");
+    }
+    check_certificates(tls, at, report);
+    if tls.min_protocol_version > tls.max_protocol_version
+        && tls.max_protocol_version != Default::default()
+    {
+        report.error(&at.field("minProtocolVersion"), "is newer than maxProtocolVersion");
+    }
+}
+
+fn check_certificates(tls: &ServerTlsSettings, at: &At, report: &mut Report) {
+    let files = [
+        ("serverCertificate", &tls.server_certificate),
+        ("privateKey", &tls.private_key),
+        ("caCertificates", &tls.ca_certificates),
+        ("caCrl", &tls.ca_crl),
+    ];
+    let by_secret = !tls.credential_name.is_empty() || !tls.credential_names.is_empty();
+    match tls.mode {
+        ServerTlsMode::IstioMutual => {
+            for (name, _) in files.iter().filter(|(_, file)| !file.is_empty()) {
+                report.error(&at.field(name), "mode ISTIO_MUTUAL brings its own certificates");
+            }
+            if by_secret {
+                report.error(
+                    &at.field("credentialName"),
+                    "mode ISTIO_MUTUAL brings its own certificates",
+                );
+            }
+        }
+        ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual => {
+            if by_secret || !tls.tls_certificates.is_empty() {
+                return;
+            }
+            let needed = if tls.mode == ServerTlsMode::Simple { 2 } else { 3 };
+            for (name, _) in files[..needed].iter().filter(|(_, file)| file.is_empty()) {
+                report.error(&at.field(name), "the mode needs it, or credentialName");
+            }
+        }
+        ServerTlsMode::Passthrough | ServerTlsMode::AutoPassthrough => {
+            if by_secret {
+                report.warning(
+                    &at.field("credentialName"),
+                    "has no effect in modes that pass TLS through",
+                );
+            }
+        }
+    }
+    if !tls.credential_name.is_empty() && !tls.credential_names.is_empty() {
+        report.error(&at.field("credentialNames"), "cannot be given together with credentialName");
+    }
+    if tls.credential_names.len() > 2 {
+        report.error(&at.field("credentialNames"), "two at most, of different key types");
+    }
+}
