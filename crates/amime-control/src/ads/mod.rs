@@ -11,6 +11,8 @@
 
 mod source;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::pin::Pin;
 use std::sync::Arc;

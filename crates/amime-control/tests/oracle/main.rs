@@ -50,6 +50,7 @@ async fn sidecar(variant: Variant) {
     mesh.accepted_everything().await;
     all_versions_answer(&mesh).await;
 
+    let load = mesh.load(REVIEWS);
     mesh.apply("destination-rule-all.yaml").await;
     mesh.apply("virtual-service-all-v1.yaml").await;
     assert_eq!(mesh.count(REVIEWS, "reviews-v1", 20).await, 20);
@@ -66,6 +67,7 @@ async fn sidecar(variant: Variant) {
     mesh.apply("virtual-service-ratings-test-abort.yaml").await;
     let aborted = mesh.get(Call { header: JASON, ..RATINGS }).await;
     assert_eq!(aborted, Reply { status: 500, body: "fault filter abort".to_owned() });
+    load.none_failed().await;
     let other = mesh.get(RATINGS).await;
     assert_eq!(other, Reply { status: 200, body: "ratings-v1".to_owned() });
     mesh.accepted_everything().await;

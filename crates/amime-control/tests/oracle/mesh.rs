@@ -125,6 +125,28 @@ fn network() {
     batch.commit().expect("nftables works");
 }
 
+/// Requests under way beside a test.
+pub(crate) struct Load {
+    stop: CancellationToken,
+    requests: tokio::task::JoinHandle<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    total: usize,
+    failures: Vec<Option<Reply>>,
+}
+
+impl Load {
+    /// Stops; every request must have been answered with 200.
+    pub(crate) async fn none_failed(self) {
+        self.stop.cancel();
+        let seen = self.requests.await.expect("no panic");
+        assert!(seen.total > 0, "no request was sent");
+        assert!(seen.failures.is_empty(), "{} requests: {:?}", seen.total, seen.failures);
+    }
+}
+
 pub(crate) struct Mesh {
     role: &'static Role,
     discovery: Discovery,
@@ -227,6 +249,24 @@ impl Mesh {
     pub(crate) async fn get(&self, call: Call<'_>) -> Reply {
         let reply = http::get(call).await;
         reply.unwrap_or_else(|| panic!("no answer to {call:?}:\n{}", self.why()))
+    }
+
+    /// Sends one request after the other until stopped.
+    pub(crate) fn load(&self, call: Call<'static>) -> Load {
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let requests = tokio::spawn(async move {
+            let mut seen = Seen::default();
+            while !stopped.is_cancelled() {
+                let reply = http::get(call).await;
+                seen.total += 1;
+                if !reply.as_ref().is_some_and(|r| r.status == 200) {
+                    seen.failures.push(reply);
+                }
+            }
+            seen
+        });
+        Load { stop, requests }
     }
 
     async fn wait(&self, what: &str, condition: impl AsyncFn() -> Result<(), String>) {
