@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use amime_api::mesh::MeshConfig;
-use amime_api::{ObjectKey, Resource};
+use amime_api::{Kind, ObjectKey, Resource};
 use amime_model::{Change, ChangeScope, Snapshot};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -275,6 +275,9 @@ impl Builder {
         };
         self.discovery.metrics.push_triggers.get_or_create(&TypeLabel { r#type: cause }).increment();
         self.discovery.metrics.services.set(snapshot.services().all().len() as i64);
+        let virtual_services =
+            snapshot.resources().filter(|(key, _)| key.kind == Kind::VirtualService).count();
+        self.discovery.metrics.virtual_services.set(virtual_services as i64);
         tracing::debug!(version = snapshot.version(), cause, "snapshot published");
         let snapshot = Arc::new(snapshot);
         self.discovery.published.send_modify(|current| {

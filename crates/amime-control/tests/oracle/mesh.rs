@@ -260,7 +260,7 @@ impl Mesh {
             while !stopped.is_cancelled() {
                 let reply = http::get(call).await;
                 seen.total += 1;
-                if !reply.as_ref().is_some_and(|r| r.status == 200) {
+                if reply.as_ref().is_none_or(|r| r.status != 200) {
                     seen.failures.push(reply);
                 }
             }

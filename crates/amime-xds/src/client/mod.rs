@@ -11,6 +11,8 @@
 mod delta;
 #[cfg(feature = "grpc")]
 mod run;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 
