@@ -1,3 +1,5 @@
+//! Who may open a stream, and what ends one.
+
 use std::sync::Arc;
 use std::time::Duration;
 

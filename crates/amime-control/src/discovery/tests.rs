@@ -1,3 +1,5 @@
+//! When changes become snapshots, under a paused clock.
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,3 +1,5 @@
+//! What a client asks for, holds and refuses.
+
 use std::collections::BTreeSet;
 
 use envoy_types::pb::envoy::config::core::v3::Node;

@@ -1,3 +1,5 @@
+//! Round trips, positions of faults, and messages that nobody knows.
+
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;

@@ -1,3 +1,5 @@
+//! Both sessions behind the pusher: order, refusals, nonces, bounds.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
