@@ -183,18 +183,21 @@ impl CertificateAuthority {
         Ok(chain)
     }
 
-    /// A certificate for a server of the control plane, by DNS names.
+    /// A certificate for a server of the control plane, by DNS names and addresses.
     pub fn serving_cert(
         &self,
-        dns_names: &[String],
+        names: &[String],
         ttl: Duration,
         now: SystemTime,
     ) -> Result<WorkloadCert, SignError> {
-        let caller = dns_names.join(", ");
+        let caller = names.join(", ");
         let failed = |source| SignError::Signing { caller: caller.clone(), source };
-        let sans = dns_names
+        let sans = names
             .iter()
-            .map(|name| name.as_str().try_into().map(SanType::DnsName))
+            .map(|name| match name.parse() {
+                Ok(ip) => Ok(SanType::IpAddress(ip)),
+                Err(_) => name.as_str().try_into().map(SanType::DnsName),
+            })
             .collect::<Result<Vec<_>, _>>()
             .map_err(failed)?;
         let key = PrivateKey::generate()

@@ -12,7 +12,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::net::UnixListener;
@@ -41,17 +41,14 @@ pub fn router(store: Arc<Store>) -> Router {
         .with_state(store)
 }
 
-/// Serves `router` on a Unix socket until `shutdown`.
+/// Serves `router` on a Unix socket until `shutdown`, which ends the watches.
 pub async fn serve(
     listener: UnixListener,
     router: Router,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    // Watches never end by themselves, so that their connections are cut.
-    tokio::select! {
-        served = axum::serve(listener, router).into_future() => served,
-        () = shutdown.cancelled() => Ok(()),
-    }
+    let router = router.layer(Extension(shutdown.clone()));
+    axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }
 
 /// A failure with its status code.
@@ -187,12 +184,19 @@ struct WatchFrom {
 
 async fn watch(
     State(store): State<Arc<Store>>,
+    shutdown: Option<Extension<CancellationToken>>,
     Query(from): Query<WatchFrom>,
 ) -> Result<Response, Refused> {
     let watch =
         store.watch(from.since).map_err(|gone| Refused(StatusCode::GONE, gone.to_string()))?;
     let (lines, queue) = tokio::sync::mpsc::channel(WATCH_QUEUE);
-    tokio::spawn(send_changes(watch, lines));
+    let shutdown = shutdown.map(|Extension(token)| token).unwrap_or_default();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = send_changes(watch, lines) => {}
+            () = shutdown.cancelled() => {}
+        }
+    });
     let stream = ReceiverStream::new(queue).map(Ok::<Bytes, Infallible>);
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(stream)).into_response())
 }

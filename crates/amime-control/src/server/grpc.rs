@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tower::Service;
 
+use crate::server::DRAIN;
 use crate::server::auth::Authenticator;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -31,9 +32,6 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HANDSHAKES: usize = 512;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time that open streams get to end after a shutdown was asked for.
-const DRAIN: Duration = Duration::from_secs(2);
-
 /// Serves `routes` over TLS until `shutdown`, to callers that `auth` knows;
 /// others get `UNAUTHENTICATED`.
 pub async fn serve_tls(

@@ -7,7 +7,14 @@
 //! Invariant: a source never sends an object that could not be decoded; the
 //! last good one stays in force.
 
+mod api;
+mod file;
+
 use amime_model::Change;
+
+pub use api::ApiSource;
+pub(crate) use file::MESH_FILE;
+pub use file::{FileSource, FileSourceError};
 
 /// One step from a source.
 #[derive(Clone, Debug)]
@@ -23,3 +30,6 @@ pub type Events = tokio::sync::mpsc::Receiver<Event>;
 
 /// Events that may wait for the discovery service before a source pauses.
 pub(crate) const QUEUE: usize = 1024;
+
+#[cfg(test)]
+mod tests;
