@@ -85,7 +85,7 @@ fn check_tls(tls: &ServerTlsSettings, terminates_tls: bool, at: &At, report: &mu
         return;
     }
     if tls.https_redirect {
-        report.error(&at.field("httpsRedirect"), "is for ports of protocol HTTP");
+        report.warning(&at.field("httpsRedirect"), "is for ports of protocol HTTP");
     }
     check_certificates(tls, at, report);
     if tls.min_protocol_version > tls.max_protocol_version

@@ -1,12 +1,17 @@
 //! Fields that are accepted but not acted on yet: one table, so that nothing is ignored in silence.
 //!
-//! Paths are those of the object's JSON; `[]` stands for any list index and `*` for any key.
+//! Paths are those of the object's JSON: `[]` stands for any list index, `*` for any key, and `x*`
+//! for keys that start with `x`. `path=value` means that only this value has no effect.
+//!
+//! The table is about our own control plane and proxy together: what one of them drops has no
+//! effect, even if the other knows it.
 
 use std::fmt;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::kind::Kind;
+use crate::mesh::MeshConfig;
 use crate::resource::Resource;
 
 /// A field that was given and has no effect.
@@ -27,43 +32,294 @@ impl fmt::Display for FieldWarning {
 }
 
 /// Table: kind, path below the object, reason.
-const UNHONOURED: &[(Kind, &str, &str)] = &[];
+const UNHONOURED: &[(Kind, &str, &str)] = &[
+    // Whole kinds.
+    (Kind::AuthorizationPolicy, "spec", "authorization policies are not enforced yet"),
+    (Kind::RequestAuthentication, "spec", "request tokens are not verified yet"),
+    (Kind::Telemetry, "spec", "telemetry settings other than the mesh's are not applied yet"),
+    (Kind::EnvoyFilter, "spec", "patches are not applied yet"),
+    (Kind::WasmPlugin, "spec", "extensions are not run yet"),
+    (Kind::TrafficExtension, "spec", "extensions are not run yet"),
+    (Kind::ProxyConfig, "spec", "proxies take their settings from the mesh configuration only"),
+    (Kind::WorkloadGroup, "spec", "workloads do not register themselves yet"),
+    (Kind::Ingress, "spec", "ingresses are not served yet; use a Gateway and a VirtualService"),
+    // VirtualService.
+    (Kind::VirtualService, "spec.http.[].match.[].headers.@request.auth.*", TOKENS),
+    (Kind::VirtualService, "spec.http.[].match.[].withoutHeaders.@request.auth.*", TOKENS),
+    (Kind::VirtualService, "spec.tcp.[].match.[].sourceSubnet", "upstream never implemented it"),
+    // DestinationRule, the same settings wherever a policy may stand.
+    (Kind::DestinationRule, "spec.trafficPolicy.tunnel", TUNNEL),
+    (Kind::DestinationRule, "spec.subsets.[].trafficPolicy.tunnel", TUNNEL),
+    (Kind::DestinationRule, "spec.trafficPolicy.proxyProtocol", PROXY_PROTOCOL),
+    (Kind::DestinationRule, "spec.subsets.[].trafficPolicy.proxyProtocol", PROXY_PROTOCOL),
+    (Kind::DestinationRule, "spec.trafficPolicy.loadBalancer.warmup", WARMUP),
+    (Kind::DestinationRule, "spec.subsets.[].trafficPolicy.loadBalancer.warmup", WARMUP),
+    (Kind::DestinationRule, "spec.trafficPolicy.portLevelSettings.[].loadBalancer.warmup", WARMUP),
+    (Kind::DestinationRule, "spec.trafficPolicy.loadBalancer.warmupDurationSecs", WARMUP),
+    (Kind::DestinationRule, "spec.trafficPolicy.loadBalancer.backendUtilization", LOAD_REPORTS),
+    (
+        Kind::DestinationRule,
+        "spec.subsets.[].trafficPolicy.loadBalancer.backendUtilization",
+        LOAD_REPORTS,
+    ),
+    (Kind::DestinationRule, "spec.trafficPolicy.loadBalancer.zoneAwareLbSetting", ZONES),
+    (Kind::DestinationRule, "spec.subsets.[].trafficPolicy.loadBalancer.zoneAwareLbSetting", ZONES),
+    (
+        Kind::DestinationRule,
+        "spec.trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes",
+        ERROR_CODES,
+    ),
+    (Kind::DestinationRule, "spec.trafficPolicy.tls.caCrl", REVOCATION),
+    (Kind::DestinationRule, "spec.subsets.[].trafficPolicy.tls.caCrl", REVOCATION),
+    (Kind::DestinationRule, "spec.trafficPolicy.tls.credentialName", CREDENTIALS),
+    (Kind::DestinationRule, "spec.subsets.[].trafficPolicy.tls.credentialName", CREDENTIALS),
+    (
+        Kind::DestinationRule,
+        "spec.trafficPolicy.portLevelSettings.[].tls.credentialName",
+        CREDENTIALS,
+    ),
+    // Gateway.
+    (Kind::Gateway, "spec.servers.[].tls.credentialName", CREDENTIALS),
+    (Kind::Gateway, "spec.servers.[].tls.credentialNames", CREDENTIALS),
+    (Kind::Gateway, "spec.servers.[].tls.caCertCredentialName", CREDENTIALS),
+    (Kind::Gateway, "spec.servers.[].tls.caCrl", REVOCATION),
+    (
+        Kind::Gateway,
+        "spec.servers.[].tls.verifyCertificateSpki",
+        "client keys are not pinned yet; servers that ask for it are not opened",
+    ),
+    (Kind::Gateway, "spec.servers.[].defaultEndpoint", "upstream never implemented it"),
+    // ServiceEntry and workloads.
+    (
+        Kind::ServiceEntry,
+        "spec.resolution=DYNAMIC_DNS",
+        "names are not resolved per request yet, so nothing is reachable through it",
+    ),
+    // Sidecar.
+    (
+        Kind::Sidecar,
+        "spec.ingress.[].tls",
+        "sidecars do not terminate TLS other than the mesh's own yet",
+    ),
+];
+
+const TOKENS: &str = "request tokens are not verified yet, so no request matches";
+const TUNNEL: &str = "connections are not tunnelled yet, and the route is not installed";
+const PROXY_PROTOCOL: &str =
+    "the PROXY protocol is not sent yet, and clusters that ask for it are not installed";
+const WARMUP: &str = "new endpoints get their full share at once";
+const LOAD_REPORTS: &str = "load reports are not read yet, endpoints are chosen by least request";
+const ZONES: &str = "only localityLbSetting prefers near endpoints yet";
+const ERROR_CODES: &str = "only 5xx and gateway errors eject endpoints yet";
+const REVOCATION: &str =
+    "revocation lists are not read yet, and what asks for them is not installed";
+const CREDENTIALS: &str = "secrets are not delivered to proxies yet; name files instead";
+
+/// Table: field of the mesh configuration, reason.
+const UNHONOURED_MESH: &[(&str, &str)] = &[
+    ("defaultConfig.tracing", "spans are not reported yet"),
+    ("extensionProviders", "external services are not called yet"),
+    ("defaultProviders", "external services are not called yet"),
+    ("enableEnvoyAccessLogService", "access logs go to files only"),
+    ("ca", "the control plane signs with its own key only"),
+    ("configSources", "configuration comes from files and the local API only"),
+    ("discoverySelectors", "all namespaces are read"),
+    ("serviceSettings", "there is one cluster only"),
+    ("serviceScopeConfigs", "there is no ambient mode yet"),
+    ("hboneIdleTimeout", "there is no ambient mode yet"),
+    ("zoneAwareLbSetting", "only localityLbSetting prefers near endpoints yet"),
+    ("serviceEntryVisibility", "exportTo alone decides who sees a service entry"),
+    ("ingressControllerMode", "ingresses are not served yet"),
+    ("certificates", "certificates are for workloads only"),
+    ("defaultConfig.privateKeyProvider", "keys are used in software only"),
+    ("defaultConfig.image", "there is one image only"),
+    ("defaultConfig.connectionSettings", "limits are fixed yet"),
+    ("defaultConfig.proxyBootstrapTemplatePath", "the bootstrap cannot be replaced"),
+    ("defaultConfig.customConfigFile", "the bootstrap cannot be replaced"),
+    ("defaultConfig.envoyAccessLogService", "access logs go to files only"),
+    ("defaultConfig.envoyMetricsService", "metrics are scraped only"),
+];
 
 /// Fields of `resource` that are accepted but not acted on, in table order.
 pub fn unhonoured(resource: &Resource) -> Vec<FieldWarning> {
-    let mut found = Vec::new();
-    for (kind, pattern, reason) in UNHONOURED.iter().filter(|(kind, ..)| *kind == resource.kind()) {
-        let segments: Vec<&str> = pattern.split('.').collect();
-        for (key, value) in resource.raw() {
-            if segments.first() == Some(&key.as_str()) {
-                let mut paths = Vec::new();
-                walk(value, key.clone(), &segments[1..], &mut paths);
-                found.extend(paths.into_iter().map(|path| FieldWarning {
-                    object: format!("{kind} {}", resource.name()),
-                    path,
-                    reason,
-                }));
-            }
-        }
-    }
-    found
+    let object = match resource.namespace() {
+        "" => format!("{} {}", resource.kind(), resource.name()),
+        namespace => format!("{} {}.{namespace}", resource.kind(), resource.name()),
+    };
+    let entries = UNHONOURED.iter().filter(|(kind, ..)| *kind == resource.kind());
+    entries
+        .flat_map(|(_, pattern, reason)| {
+            let (path, value) =
+                pattern.split_once('=').map_or((*pattern, None), |(p, v)| (p, Some(v)));
+            let segments: Vec<&str> = path.split('.').collect();
+            let mut found = Vec::new();
+            descend(resource.raw(), "", &Pattern { segments: &segments, value }, &mut found);
+            found.into_iter().map(|path| FieldWarning { object: object.clone(), path, reason })
+        })
+        .collect()
 }
 
-/// Collects the paths below `value` that match `segments`.
-fn walk(value: &Value, path: String, segments: &[&str], found: &mut Vec<String>) {
-    match (value, segments) {
+/// Fields of the mesh configuration that differ from their default and are not acted on.
+pub fn unhonoured_mesh(config: &MeshConfig) -> Vec<FieldWarning> {
+    let json = |config: &MeshConfig| serde_json::to_value(config).unwrap_or_default();
+    let (given, default) = (json(config), json(&MeshConfig::default()));
+    let at = |value: &'_ Value, path: &str| {
+        path.split('.').try_fold(value.clone(), |value, key| value.get(key).cloned())
+    };
+    let differs = UNHONOURED_MESH.iter().filter(|(path, _)| at(&given, path) != at(&default, path));
+    differs
+        .map(|&(path, reason)| FieldWarning {
+            object: "MeshConfig".to_owned(),
+            path: path.to_owned(),
+            reason,
+        })
+        .collect()
+}
+
+/// What is left of a table path.
+struct Pattern<'a> {
+    segments: &'a [&'a str],
+    value: Option<&'a str>,
+}
+
+/// Collects the paths below `fields` that match `pattern`.
+fn descend(
+    fields: &Map<String, Value>,
+    path: &str,
+    pattern: &Pattern<'_>,
+    found: &mut Vec<String>,
+) {
+    let [segment, rest @ ..] = pattern.segments else { return };
+    // Header names contain dots, so the last segment takes all that is left of the pattern.
+    let joined = pattern.segments.join(".");
+    for (key, value) in fields {
+        let rest: &[&str] = match names(segment, key) {
+            true => rest,
+            false if joined.starts_with('@') && names(&joined, key) => &[],
+            false => continue,
+        };
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        walk(value, path, &Pattern { segments: rest, value: pattern.value }, found);
+    }
+}
+
+fn names(segment: &str, key: &str) -> bool {
+    match segment.strip_suffix('*') {
+        Some(prefix) => key.starts_with(prefix),
+        None => key == segment,
+    }
+}
+
+fn walk(value: &Value, path: String, pattern: &Pattern<'_>, found: &mut Vec<String>) {
+    match (value, pattern.segments) {
         (Value::Null, _) => {}
         (Value::Array(items), ["[]", rest @ ..]) => {
             for (index, item) in items.iter().enumerate() {
-                walk(item, format!("{path}[{index}]"), rest, found);
+                let pattern = Pattern { segments: rest, value: pattern.value };
+                walk(item, format!("{path}[{index}]"), &pattern, found);
             }
         }
-        (_, []) => found.push(path),
-        (Value::Object(fields), [segment, rest @ ..]) => {
-            for (key, value) in fields.iter().filter(|(key, _)| *segment == "*" || key == segment) {
-                walk(value, format!("{path}.{key}"), rest, found);
-            }
+        (value, []) if pattern.value.is_none_or(|wanted| value.as_str() == Some(wanted)) => {
+            found.push(path);
         }
+        (Value::Object(fields), _) => descend(fields, &path, pattern, found),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::IngressControllerMode;
+
+    #[track_caller]
+    fn check(text: &str, want: &[&str]) {
+        let decoded = crate::decode::decode("f", text);
+        assert_eq!(decoded.errors, []);
+        let paths: Vec<_> = decoded.warnings.iter().map(|warning| warning.path.as_str()).collect();
+        assert_eq!(paths, want);
+    }
+
+    #[test]
+    fn only_fields_in_the_table_are_reported() {
+        check(
+            "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: a}
+spec:
+  hosts: [a]
+  http:
+  - match:
+    - headers: {end-user: {exact: x}}
+    - headers: {'@request.auth.claims.sub': {exact: x}}
+    route: [{destination: {host: a}, weight: 100}]
+    timeout: 1s
+",
+            &["spec.http[0].match[1].headers.@request.auth.claims.sub"],
+        );
+        check(
+            "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: a}
+spec: {hosts: [a.com], resolution: DNS}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: b}
+spec: {hosts: ['*.b.com'], resolution: DYNAMIC_DNS}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: a}
+spec: {}
+",
+            &["spec.resolution", "spec"],
+        );
+    }
+
+    #[test]
+    fn patterns_name_fields_that_exist() {
+        // A typo in the table would silence a warning for good.
+        let mut missing = Vec::new();
+        for (kind, pattern, _) in UNHONOURED {
+            let path = pattern.split('=').next().unwrap_or_default();
+            let mut value = Value::String("x".to_owned());
+            for segment in
+                path.split('.').rev().filter(|s| !s.contains(['@', '*']) && !matches!(*s, "auth"))
+            {
+                value = match segment {
+                    "[]" => Value::Array(vec![value]),
+                    key => Value::Object(Map::from_iter([(key.to_owned(), value)])),
+                };
+            }
+            let Value::Object(mut object) = value else { continue };
+            object.insert("apiVersion".to_owned(), kind.api_version().into());
+            object.insert("kind".to_owned(), kind.name().into());
+            object.insert("metadata".to_owned(), serde_json::json!({"name": "a"}));
+            let errors = crate::decode::from_json("", &Value::Object(object)).err();
+            let errors = errors.unwrap_or_default();
+            missing.extend(
+                errors.iter().map(ToString::to_string).filter(|e| e.contains("unknown field")),
+            );
+        }
+        assert_eq!(missing, Vec::<String>::new());
+        let config = serde_json::to_value(MeshConfig::default()).expect("plain data");
+        for (path, _) in UNHONOURED_MESH {
+            let found = path.split('.').try_fold(&config, |value, key| value.get(key));
+            assert!(found.is_some(), "{path}");
+        }
+    }
+
+    #[test]
+    fn mesh_settings_are_reported_when_they_differ_from_the_default() {
+        assert_eq!(unhonoured_mesh(&MeshConfig::default()), []);
+        let config = MeshConfig {
+            ingress_controller_mode: IngressControllerMode::Off,
+            ..Default::default()
+        };
+        let paths: Vec<_> = unhonoured_mesh(&config).into_iter().map(|w| w.path).collect();
+        assert_eq!(paths, ["ingressControllerMode"]);
     }
 }
