@@ -1,0 +1,198 @@
+//! Static configuration: an Envoy v3 bootstrap from a file or the command line.
+//!
+//! Owns reading, merging and checking; what the resources mean is the
+//! runtime's business.
+//!
+//! Spec: <https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_api>
+
+mod ads;
+mod run;
+
+pub(crate) use run::{BootstrapRun, run};
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use amime_xds::client::Update;
+use amime_xds::json::{JsonError, from_json, from_yaml, to_json};
+use amime_xds::{Resource, TypeUrl};
+use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
+use envoy_types::pb::envoy::config::core::v3::{Address, address, socket_address::PortSpecifier};
+use prost::Message;
+
+/// Fields of a bootstrap that are acted on.
+const HONOURED: [&str; 4] = ["node", "static_resources", "dynamic_resources", "admin"];
+
+/// Why a bootstrap is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum BootstrapError {
+    /// The file cannot be read.
+    #[error("bootstrap {} cannot be read", path.display())]
+    Read {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The text is not a bootstrap.
+    #[error("{origin}:{source}")]
+    Parse {
+        /// File name or option.
+        origin: String,
+        /// Where and why; its text starts with the position.
+        source: JsonError,
+    },
+    /// Nothing to run.
+    #[error("neither a configuration file nor --config-yaml is given")]
+    Missing,
+    /// Fields without effect here.
+    #[error("not supported (run with --allow-unsupported to ignore): {}", fields.join(", "))]
+    Unsupported {
+        /// Paths of the fields.
+        fields: Vec<String>,
+    },
+    /// A resource that the runtime refuses.
+    #[error("{kind} {name}: {error}")]
+    Rejected {
+        /// What it is, as `listener`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        error: String,
+    },
+    /// An address that is not an IP address with a port.
+    #[error("{field}: not an IP address with a port")]
+    Address {
+        /// Where it stands.
+        field: &'static str,
+    },
+    /// The discovery settings cannot be used.
+    #[error("dynamic_resources.ads_config: {reason}")]
+    Ads {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Reads a bootstrap; `overlay` is merged over the file.
+pub(crate) fn load(
+    path: Option<&Path>,
+    overlay: Option<&str>,
+) -> Result<Bootstrap, BootstrapError> {
+    let mut bootstrap = match path {
+        None => None,
+        Some(path) => Some(load_file(path)?),
+    };
+    if let Some(text) = overlay {
+        let overlay = parse("--config-yaml", text, from_yaml)?;
+        let merged = bootstrap.get_or_insert_default();
+        // Protobuf's own merge: single fields replace, lists append.
+        merged.merge(overlay.encode_to_vec().as_slice()).expect("an encoded message decodes");
+    }
+    bootstrap.ok_or(BootstrapError::Missing)
+}
+
+fn load_file(path: &Path) -> Result<Bootstrap, BootstrapError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| BootstrapError::Read { path: path.to_owned(), source })?;
+    let is_json = path.extension().is_some_and(|extension| extension == "json");
+    parse(&path.display().to_string(), &text, if is_json { from_json } else { from_yaml })
+}
+
+fn parse(
+    origin: &str,
+    text: &str,
+    read: fn(&str) -> Result<Bootstrap, JsonError>,
+) -> Result<Bootstrap, BootstrapError> {
+    read(text).map_err(|source| BootstrapError::Parse { origin: origin.to_owned(), source })
+}
+
+/// Top-level fields that are set and have no effect here.
+pub(crate) fn unsupported(bootstrap: &Bootstrap) -> Vec<String> {
+    match to_json(bootstrap) {
+        Ok(serde_json::Value::Object(fields)) => {
+            fields.keys().filter(|name| !HONOURED.contains(&name.as_str())).cloned().collect()
+        }
+        _ => vec![],
+    }
+}
+
+/// The static resources, one update a type, in the order to apply them.
+pub(crate) fn static_updates(bootstrap: &Bootstrap) -> Vec<Update> {
+    let Some(resources) = &bootstrap.static_resources else { return vec![] };
+    let secrets = resources.secrets.iter().map(|one| Resource::encode(&one.name, one));
+    let clusters = resources.clusters.iter().map(|one| Resource::encode(&one.name, one));
+    let listeners = resources.listeners.iter().enumerate();
+    let listeners = listeners.map(|(index, one)| {
+        // Envoy gives a nameless listener a random name; ours must be stable.
+        let name = if one.name.is_empty() { format!("listener_{index}") } else { one.name.clone() };
+        Resource::encode(name, one)
+    });
+    let updates: [(TypeUrl, Vec<Resource>); 3] = [
+        (TypeUrl::Secret, secrets.collect()),
+        (TypeUrl::Cluster, clusters.collect()),
+        (TypeUrl::Listener, listeners.collect()),
+    ];
+    let updates = updates.into_iter().filter(|(_, added)| !added.is_empty());
+    updates.map(|(type_url, added)| Update { type_url, added, removed: vec![] }).collect()
+}
+
+/// The admin server's address, if the bootstrap asks for one.
+pub(crate) fn admin_address(bootstrap: &Bootstrap) -> Result<Option<SocketAddr>, BootstrapError> {
+    let address = bootstrap.admin.as_ref().and_then(|admin| admin.address.as_ref());
+    let field = "admin.address";
+    address.map(|it| socket_address(it).ok_or(BootstrapError::Address { field })).transpose()
+}
+
+fn socket_address(address: &Address) -> Option<SocketAddr> {
+    let Some(address::Address::SocketAddress(socket)) = &address.address else { return None };
+    let Some(PortSpecifier::PortValue(port)) = socket.port_specifier else { return None };
+    let ip: IpAddr = socket.address.parse().ok()?;
+    Some(SocketAddr::new(ip, u16::try_from(port).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOOTSTRAP: &str = "
+node: {id: n, cluster: c}
+admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}
+stats_flush_interval: 5s
+static_resources:
+  clusters:
+  - name: app
+    connect_timeout: 1s
+  listeners:
+  - address: {socket_address: {address: 127.0.0.1, port_value: 80}}
+";
+
+    #[test]
+    fn a_bootstrap_is_read_merged_and_split_into_updates() {
+        let dir = tempfile::tempdir().expect("directory");
+        let file = dir.path().join("envoy.yaml");
+        std::fs::write(&file, BOOTSTRAP).expect("written");
+        let overlay = "{node: {id: other}, static_resources: {clusters: [{name: more}]}}";
+        let bootstrap = load(Some(&file), Some(overlay)).expect("valid");
+        assert_eq!(bootstrap.node.as_ref().expect("node").id, "other");
+        let updates = static_updates(&bootstrap);
+        let names: Vec<_> =
+            updates.iter().flat_map(|u| u.added.iter().map(|r| r.name.as_str())).collect();
+        assert_eq!(names, ["app", "more", "listener_0"]);
+        let admin = admin_address(&bootstrap).expect("valid").expect("set");
+        assert_eq!(admin.to_string(), "127.0.0.1:0");
+        assert_eq!(unsupported(&bootstrap), ["stats_flush_interval"]);
+    }
+
+    #[test]
+    fn faults_name_the_file_and_the_position() {
+        let dir = tempfile::tempdir().expect("directory");
+        let file = dir.path().join("bad.yaml");
+        std::fs::write(&file, "node:\n  idd: x\n").expect("written");
+        let error = load(Some(&file), None).expect_err("invalid").to_string();
+        assert!(error.contains("bad.yaml:") && error.contains("idd"), "{error}");
+        assert!(matches!(load(None, None), Err(BootstrapError::Missing)));
+    }
+}

@@ -1,0 +1,180 @@
+//! The command line of the proxy, shared by `amime proxy` and `amime-proxy`.
+
+use std::path::PathBuf;
+
+use amime_core::log::{LogError, LogFormat, LogHandle, LogOptions};
+use clap::{Args, ValueEnum};
+
+use crate::admin::{CommandLine, log_level};
+use crate::agent::{self, AgentConfig, AgentError, ProxyKind};
+use crate::bootstrap::{self, BootstrapRun};
+
+/// Arguments of the proxy.
+///
+/// Either a role, with everything else from the environment, or `-c FILE` with
+/// an Envoy bootstrap.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ProxyArgs {
+    /// Role in the mesh; settings come from the environment.
+    #[arg(value_enum, conflicts_with_all = ["config_path", "config_yaml"])]
+    role: Option<Role>,
+    /// Envoy v3 bootstrap, YAML or JSON.
+    #[arg(short = 'c', long, value_name = "FILE")]
+    config_path: Option<PathBuf>,
+    /// Bootstrap as YAML text, merged over the file.
+    #[arg(long, value_name = "YAML")]
+    config_yaml: Option<String>,
+    /// Worker threads. Default: CPUs with a bootstrap, 2 in a mesh.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    concurrency: Option<u16>,
+    /// Log level: trace, debug, info, warning, error, critical, off.
+    #[arg(short = 'l', long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// Log levels of single parts, as `TARGET:LEVEL,...`.
+    #[arg(long, value_name = "LIST")]
+    component_log_level: Option<String>,
+    /// Log one JSON object a line.
+    #[arg(long)]
+    log_as_json: bool,
+    /// Longest time to drain at the end, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    drain_time_s: u64,
+    /// Node id, over the bootstrap's.
+    #[arg(long, value_name = "ID")]
+    service_node: Option<String>,
+    /// Node cluster, over the bootstrap's.
+    #[arg(long, value_name = "NAME")]
+    service_cluster: Option<String>,
+    /// File to write the admin server's address to.
+    #[arg(long, value_name = "FILE")]
+    admin_address_path: Option<PathBuf>,
+    /// What to do.
+    #[arg(long, value_enum, default_value_t)]
+    mode: Mode,
+    /// Ignore what is not supported instead of refusing it.
+    #[arg(long)]
+    allow_unsupported: bool,
+}
+
+/// Role in the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Role {
+    /// In front of one workload.
+    Sidecar,
+    /// A gateway.
+    Router,
+}
+
+/// What to do with a bootstrap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Run it.
+    #[default]
+    Serve,
+    /// Check it.
+    Validate,
+}
+
+/// Why the proxy ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Log levels.
+    #[error("{0}")]
+    Level(String),
+    /// Logging.
+    #[error("logging cannot be set up")]
+    Log(#[source] LogError),
+    /// The agent's thread.
+    #[error("agent cannot start")]
+    Start(#[source] std::io::Error),
+    /// Everything else.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+/// Runs the proxy on this thread until it is ended; workers are threads of
+/// their own.
+///
+/// # Errors
+/// When it cannot start.
+pub fn run(args: ProxyArgs) -> Result<(), RunError> {
+    amime_identity::install_default_provider();
+    let log = init_log(&args)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(2)
+        .thread_stack_size(256 * 1024)
+        .build()
+        .map_err(RunError::Start)?;
+    let ended = runtime.block_on(async {
+        match args.role {
+            Some(role) => agent::run(agent_config(&args, role)?, log).await,
+            None => bootstrap::run(bootstrap_run(args, log)?).await,
+        }
+    });
+    // Blocking work of the last moment must not hold up the end.
+    runtime.shutdown_background();
+    Ok(ended?)
+}
+
+/// Logging may be set up already by the program that embeds us.
+fn init_log(args: &ProxyArgs) -> Result<Option<LogHandle>, RunError> {
+    let level = args.log_level.as_deref().unwrap_or("info");
+    let mut directives = log_level(level).map_err(RunError::Level)?.to_owned();
+    for pair in args.component_log_level.iter().flat_map(|list| list.split(',')) {
+        let (target, level) = pair
+            .rsplit_once(':')
+            .ok_or_else(|| RunError::Level(format!("{pair}: not TARGET:LEVEL")))?;
+        let level = log_level(level).map_err(RunError::Level)?;
+        directives.push_str(&format!(",{target}={level}"));
+    }
+    let format = if args.log_as_json { LogFormat::Json } else { LogFormat::Text };
+    match amime_core::log::init(&LogOptions { directives, format }) {
+        Ok(log) => Ok(Some(log)),
+        Err(LogError::AlreadySet(_)) => Ok(None),
+        Err(error) => Err(RunError::Log(error)),
+    }
+}
+
+fn agent_config(args: &ProxyArgs, role: Role) -> Result<AgentConfig, AgentError> {
+    let kind = match role {
+        Role::Sidecar => ProxyKind::Sidecar,
+        Role::Router => ProxyKind::Router,
+    };
+    let vars = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let mut config = AgentConfig::from_env(kind, vars)?;
+    if let Some(concurrency) = args.concurrency {
+        config.concurrency = usize::from(concurrency);
+    }
+    Ok(config)
+}
+
+fn bootstrap_run(args: ProxyArgs, log: Option<LogHandle>) -> Result<BootstrapRun, AgentError> {
+    let path = args.config_path.as_deref();
+    let mut bootstrap = bootstrap::load(path, args.config_yaml.as_deref())?;
+    let node = bootstrap.node.get_or_insert_default();
+    if let Some(id) = args.service_node {
+        node.id = id;
+    }
+    if let Some(cluster) = args.service_cluster {
+        node.cluster = cluster;
+    }
+    let cpus = || std::thread::available_parallelism().map_or(1, usize::from);
+    let options = CommandLine {
+        concurrency: args.concurrency.map_or_else(cpus, usize::from),
+        config_path: path.map(|path| path.display().to_string()).unwrap_or_default(),
+        log_level: args.log_level.unwrap_or_else(|| "info".into()),
+        service_node: node.id.clone(),
+        service_cluster: node.cluster.clone(),
+        drain_s: args.drain_time_s,
+    };
+    Ok(BootstrapRun {
+        bootstrap,
+        options,
+        allow_unsupported: args.allow_unsupported,
+        validate: args.mode == Mode::Validate,
+        admin_address_path: args.admin_address_path,
+        log,
+    })
+}
