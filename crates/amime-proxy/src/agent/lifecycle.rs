@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::channel::Dialer;
-use super::env::{AgentConfig, EnvError, HostPort};
+use super::env::{AgentConfig, EnvError, HostPort, ProxyKind};
 use super::handler::DiscoveryHandler;
 use super::handover::Handover;
 use super::identity::{Identity, Renewal};
@@ -27,13 +27,11 @@ use crate::admin::{
 };
 use crate::bootstrap::BootstrapError;
 use crate::dns::{DnsError, DnsOptions, DnsProxy, Upstreams};
-use crate::runtime::{Runtime, RuntimeError, RuntimeOptions};
+use crate::runtime::{Runtime, RuntimeOptions};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 
 /// Shortest time between two writes of the last good configuration.
 const SAVE_EVERY: Duration = Duration::from_secs(2);
-/// How often the end of draining is looked for.
-const DRAIN_POLL: Duration = Duration::from_millis(100);
 
 /// Why the proxy does not run.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +53,7 @@ pub enum AgentError {
     Handover(#[source] std::io::Error),
     /// Workers cannot start.
     #[error("workers cannot start")]
-    Runtime(#[source] RuntimeError),
+    Runtime(#[source] std::io::Error),
     /// The admin address cannot be told.
     #[error("admin address cannot be written to {}", path.display())]
     AdminAddress {
@@ -132,6 +130,8 @@ impl Agent {
             telemetry: telemetry.clone(),
             identity: identity.clone(),
             mark: config.mark,
+            gateway: config.kind == ProxyKind::Router,
+            node_id: node::id(&config),
         })
         .map_err(AgentError::Runtime)?;
         let dns = start_dns(&config, &upstreams, &resolv_conf).await?;
@@ -349,31 +349,25 @@ pub(crate) async fn until_end(context: &Context, drain: Duration) -> Result<(), 
                 let wish = *wish.borrow_and_update();
                 match (changed, wish) {
                     (Ok(()), Wish::Run) => {}
-                    (Ok(()), Wish::Drain) => begin_drain(context),
+                    (Ok(()), Wish::Drain) => {
+                        context.ready.set_draining();
+                        let runtime = context.runtime.clone();
+                        tokio::spawn(async move { runtime.drain(drain).await });
+                    }
                     (Ok(()), Wish::Quit) | (Err(_), _) => break,
                 }
             }
         }
     }
-    begin_drain(context);
-    let deadline = tokio::time::Instant::now() + drain;
-    while context.runtime.connections() > 0 && tokio::time::Instant::now() < deadline {
-        tokio::select! {
-            () = tokio::time::sleep(DRAIN_POLL) => {}
-            // A second signal means now.
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-        }
+    tracing::info!(connections = context.runtime.connections(), "draining");
+    context.ready.set_draining();
+    tokio::select! {
+        _ = context.runtime.drain(drain) => {}
+        // A second signal means now.
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
     tracing::info!(connections = context.runtime.connections(), "proxy ends");
     context.telemetry.flush();
     Ok(())
-}
-
-fn begin_drain(context: &Context) {
-    if !context.ready.is_draining() {
-        tracing::info!("draining");
-        context.ready.set_draining();
-        context.runtime.drain();
-    }
 }

@@ -44,15 +44,8 @@ const EXTENSIONS: [(&str, &str); 20] = [
 /// The node of a workload's proxy.
 pub(crate) fn node(config: &AgentConfig) -> Node {
     let metadata = metadata(config);
-    let ip = config.instance_ips.first().map_or_else(String::new, ToString::to_string);
     Node {
-        id: format!(
-            "{}~{ip}~{}.{}~{}",
-            config.kind.as_str(),
-            config.pod_name,
-            config.namespace,
-            config.dns_domain
-        ),
+        id: id(config),
         cluster: service_cluster(config, &metadata),
         locality: locality(&metadata),
         metadata: Some(to_struct(&metadata)),
@@ -61,6 +54,13 @@ pub(crate) fn node(config: &AgentConfig) -> Node {
         extensions: extensions(),
         ..Node::default()
     }
+}
+
+/// Istio's node id: `type~ip~pod.namespace~domain`.
+pub(crate) fn id(config: &AgentConfig) -> String {
+    let AgentConfig { pod_name, namespace, dns_domain, .. } = config;
+    let ip = config.instance_ips.first().map_or_else(String::new, ToString::to_string);
+    format!("{}~{ip}~{pod_name}.{namespace}~{dns_domain}", config.kind.as_str())
 }
 
 /// Our own workload for telemetry and metadata exchange.

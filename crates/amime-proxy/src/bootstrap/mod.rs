@@ -13,9 +13,8 @@ pub(crate) use run::{BootstrapRun, run};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use amime_xds::client::Update;
 use amime_xds::json::{JsonError, from_json, from_yaml, to_json};
-use amime_xds::{Resource, TypeUrl};
+use amime_xds::Resource;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::core::v3::{Address, address, socket_address::PortSpecifier};
 use prost::Message;
@@ -52,15 +51,11 @@ pub enum BootstrapError {
         /// Paths of the fields.
         fields: Vec<String>,
     },
-    /// A resource that the runtime refuses.
-    #[error("{kind} {name}: {error}")]
+    /// Resources that the runtime refuses.
+    #[error("static resources: {}", faults.join("; "))]
     Rejected {
-        /// What it is, as `listener`.
-        kind: &'static str,
-        /// Its name.
-        name: String,
-        /// What is wrong with it.
-        error: String,
+        /// `name: what is wrong with it`.
+        faults: Vec<String>,
     },
     /// An address that is not an IP address with a port.
     #[error("{field}: not an IP address with a port")]
@@ -119,8 +114,8 @@ pub(crate) fn unsupported(bootstrap: &Bootstrap) -> Vec<String> {
     }
 }
 
-/// The static resources, one update a type, in the order to apply them.
-pub(crate) fn static_updates(bootstrap: &Bootstrap) -> Vec<Update> {
+/// The static resources.
+pub(crate) fn static_resources(bootstrap: &Bootstrap) -> Vec<Resource> {
     let Some(resources) = &bootstrap.static_resources else { return vec![] };
     let secrets = resources.secrets.iter().map(|one| Resource::encode(&one.name, one));
     let clusters = resources.clusters.iter().map(|one| Resource::encode(&one.name, one));
@@ -130,13 +125,7 @@ pub(crate) fn static_updates(bootstrap: &Bootstrap) -> Vec<Update> {
         let name = if one.name.is_empty() { format!("listener_{index}") } else { one.name.clone() };
         Resource::encode(name, one)
     });
-    let updates: [(TypeUrl, Vec<Resource>); 3] = [
-        (TypeUrl::Secret, secrets.collect()),
-        (TypeUrl::Cluster, clusters.collect()),
-        (TypeUrl::Listener, listeners.collect()),
-    ];
-    let updates = updates.into_iter().filter(|(_, added)| !added.is_empty());
-    updates.map(|(type_url, added)| Update { type_url, added, removed: vec![] }).collect()
+    secrets.chain(clusters).chain(listeners).collect()
 }
 
 /// The admin server's address, if the bootstrap asks for one.
@@ -177,9 +166,8 @@ static_resources:
         let overlay = "{node: {id: other}, static_resources: {clusters: [{name: more}]}}";
         let bootstrap = load(Some(&file), Some(overlay)).expect("valid");
         assert_eq!(bootstrap.node.as_ref().expect("node").id, "other");
-        let updates = static_updates(&bootstrap);
-        let names: Vec<_> =
-            updates.iter().flat_map(|u| u.added.iter().map(|r| r.name.as_str())).collect();
+        let resources = static_resources(&bootstrap);
+        let names: Vec<_> = resources.iter().map(|one| one.name.as_str()).collect();
         assert_eq!(names, ["app", "more", "listener_0"]);
         let admin = admin_address(&bootstrap).expect("valid").expect("set");
         assert_eq!(admin.to_string(), "127.0.0.1:0");

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use amime_core::log::LogHandle;
-use amime_xds::TypeUrl;
 use amime_xds::client::{AdsClient, ClientConfig, Handler};
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use super::{BootstrapError, admin_address, ads, static_updates, unsupported};
+use super::{BootstrapError, admin_address, ads, static_resources, unsupported};
 use crate::admin::{CommandLine, Context, Wish, serve_admin};
 use crate::agent::{AgentError, DiscoveryHandler, Readiness, server_info_node, until_end};
 use crate::runtime::{Runtime, RuntimeOptions};
@@ -42,15 +41,16 @@ pub(crate) async fn run(mut run: BootstrapRun) -> Result<(), AgentError> {
         telemetry: telemetry.clone(),
         identity: Arc::new(NoSecrets),
         mark: None,
+        gateway: true,
+        node_id: String::new(),
     })
     .map_err(AgentError::Runtime)?;
-    let applied = apply_static(&runtime, &run.bootstrap);
-    let fields = runtime.dump().resources.into_iter().flat_map(|resource| {
-        let (kind, name) = (kind(resource.type_url), resource.name);
-        resource.ignored_fields.into_iter().map(move |field| format!("{kind} {name}: {field}"))
-    });
-    ignored.extend(fields);
-    applied?;
+    let report = runtime.apply_static(static_resources(&run.bootstrap));
+    ignored.extend(report.ignored);
+    if !report.rejected.is_empty() {
+        let faults = report.rejected.into_iter().map(|one| format!("{}: {}", one.name, one.error));
+        return Err(BootstrapError::Rejected { faults: faults.collect() }.into());
+    }
     if !ignored.is_empty() {
         if !run.allow_unsupported {
             return Err(BootstrapError::Unsupported { fields: ignored }.into());
@@ -120,27 +120,4 @@ async fn serve(
         }
     }
     until_end(&context, drain).await
-}
-
-fn apply_static(runtime: &Runtime, bootstrap: &Bootstrap) -> Result<(), BootstrapError> {
-    for update in static_updates(bootstrap) {
-        let kind = kind(update.type_url);
-        if let Some(rejection) = runtime.apply_static(&update).into_iter().next() {
-            let (name, error) = (rejection.name, rejection.error);
-            return Err(BootstrapError::Rejected { kind, name, error });
-        }
-    }
-    Ok(())
-}
-
-fn kind(type_url: TypeUrl) -> &'static str {
-    match type_url {
-        TypeUrl::Cluster => "cluster",
-        TypeUrl::Endpoint => "endpoints",
-        TypeUrl::Listener => "listener",
-        TypeUrl::Route => "route configuration",
-        TypeUrl::Secret => "secret",
-        TypeUrl::ExtensionConfig => "extension configuration",
-        TypeUrl::NameTable => "name table",
-    }
 }
