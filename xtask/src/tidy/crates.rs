@@ -118,10 +118,9 @@ const IMPURE: &[&str] = &[
     "tracing-subscriber",
 ];
 
-/// Crates that purity does not look behind, because a pure crate can use only
-/// their types: `envoy-types` holds Envoy's messages and drags tonic in for its
-/// service stubs; `amime-xds` adds the encoded resource to them.
-const TYPE_CARRIERS: &[&str] = &["envoy-types", "amime-xds"];
+/// Crates that purity does not look behind: `envoy-types` holds Envoy's
+/// messages and drags tonic in for service stubs that no pure crate calls.
+const TYPE_CARRIERS: &[&str] = &["envoy-types"];
 
 /// Parts of the standard library that are I/O, tasks, clock or environment.
 const IMPURE_PATHS: &[&str] = &[
