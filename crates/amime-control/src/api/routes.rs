@@ -23,8 +23,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Deleted, Failure, LabelRequest, Labelled, Objects, WatchLine};
 use crate::store::{Apply, Rejected, Store, StoreError, Watch};
 
-/// Largest request; several times all manifests of a machine.
-const MAX_BODY_BYTES: usize = 32 * 1024 * 1024;
+/// Largest request. JSON may escape each byte of a file as six, and a file of
+/// ten megabytes should be refused for its content, with a position.
+const MAX_BODY_BYTES: usize = 72 * 1024 * 1024;
 /// Lines that a watcher's connection may hold unsent.
 const WATCH_QUEUE: usize = 64;
 
