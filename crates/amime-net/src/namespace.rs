@@ -40,6 +40,8 @@ pub struct IsolatedCommand {
     /// Descriptors that the process keeps, under the same numbers. It gets
     /// the standard streams in any case.
     pub keep: Vec<RawFd>,
+    /// Standard error of the process; the caller's if none.
+    pub stderr: Option<OwnedFd>,
     /// Create a user namespace too, in which the caller is root. Needed
     /// unless the caller has `CAP_SYS_ADMIN`.
     pub user_namespace: bool,
@@ -136,6 +138,7 @@ pub fn spawn_isolated(command: &IsolatedCommand) -> Result<IsolatedChild, SpawnE
         go_write: go_write.as_raw_fd(),
         fault: fault_write.as_raw_fd(),
         keep: &command.keep,
+        stderr: command.stderr.as_ref().map(AsRawFd::as_raw_fd),
         die_with_parent_thread: command.die_with_parent_thread,
     };
     let mut stack = vec![0u8; 64 * 1024];
@@ -244,6 +247,7 @@ struct ChildSetup<'a> {
     go_write: RawFd,
     fault: RawFd,
     keep: &'a [RawFd],
+    stderr: Option<RawFd>,
     die_with_parent_thread: bool,
 }
 
@@ -274,6 +278,12 @@ impl ChildSetup<'_> {
         if read != 1 {
             // The parent died or could not write the identity map.
             return Err(nix::Error::ECANCELED);
+        }
+        if let Some(stderr) = self.stderr {
+            // SAFETY: makes 2 a copy of an open descriptor.
+            if unsafe { libc::dup2(stderr, 2) } < 0 {
+                return Err(nix::Error::last());
+            }
         }
         for &fd in self.keep {
             // SAFETY: clears a flag; a wrong number gives EBADF.

@@ -296,6 +296,7 @@ fn everything_dies_with_the_thread_that_started_it() {
             args: vec!["-c".into(), script.into()],
             env: std::env::vars_os().collect(),
             keep: vec![theirs.as_raw_fd()],
+            stderr: None,
             user_namespace: !nix::unistd::Uid::effective().is_root(),
             die_with_parent_thread: true,
         };
