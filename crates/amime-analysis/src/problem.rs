@@ -79,6 +79,12 @@ impl fmt::Display for Problem {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct At(String);
 
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl At {
     pub(crate) fn root(name: &str) -> Self {
         Self(name.to_owned())
@@ -98,7 +104,7 @@ impl At {
 
     /// Each item of a list with its path.
     pub(crate) fn each<'a, T>(
-        &'a self,
+        &self,
         name: &str,
         items: &'a [T],
     ) -> impl Iterator<Item = (Self, &'a T)> + use<'a, T> {

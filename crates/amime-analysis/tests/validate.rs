@@ -30,9 +30,14 @@ const SECURITY: &str = "security.istio.io/v1";
 
 #[test]
 fn a_virtual_service_needs_hosts_and_routes() {
-    check(NETWORKING, "VirtualService", "gateways: [gw]", expect![[r#"
+    check(
+        NETWORKING,
+        "VirtualService",
+        "gateways: [gw]",
+        expect![[r#"
         Error [IST0106] spec.hosts: at least one host is required, unless another VirtualService delegates to this one, and none does
-        Error [IST0106] spec: at least one of http, tls and tcp is required"#]]);
+        Error [IST0106] spec: at least one of http, tls and tcp is required"#]],
+    );
     check(
         NETWORKING,
         "VirtualService",
@@ -80,8 +85,20 @@ fn weights_must_be_able_to_work() {
              - {{destination: {{host: a, subset: v2}}, weight: {second}}}"
         )
     };
-    check(NETWORKING, "VirtualService", &spec(0, 0), expect!["Error [IST0106] spec.http[0].route: all weights are zero, so no destination would get a request"]);
-    check(NETWORKING, "VirtualService", &spec(-10, 110), expect!["Error [IST0106] spec.http[0].route[0].weight: -10 is negative"]);
+    check(
+        NETWORKING,
+        "VirtualService",
+        &spec(0, 0),
+        expect![
+            "Error [IST0106] spec.http[0].route: all weights are zero, so no destination would get a request"
+        ],
+    );
+    check(
+        NETWORKING,
+        "VirtualService",
+        &spec(-10, 110),
+        expect!["Error [IST0106] spec.http[0].route[0].weight: -10 is negative"],
+    );
     check(NETWORKING, "VirtualService", &spec(80, 0), expect![[""]]);
     check(NETWORKING, "VirtualService", &spec(50, 70), expect![[""]]);
 }
@@ -249,7 +266,12 @@ servers:
             Error [IST0106] spec.servers[3].port.protocol: unknown protocol "QUIC", expected one of HTTP, HTTPS, GRPC, GRPC-WEB, HTTP2, MONGO, MYSQL, REDIS, TCP, TLS, UDP
             Error [IST0106] spec.servers[3].hosts: at least one host is required"#]],
     );
-    check(NETWORKING, "Gateway", "selector: {a: b}", expect!["Error [IST0106] spec.servers: at least one server is required"]);
+    check(
+        NETWORKING,
+        "Gateway",
+        "selector: {a: b}",
+        expect!["Error [IST0106] spec.servers: at least one server is required"],
+    );
 }
 
 #[test]
@@ -316,9 +338,14 @@ egress:
 
 #[test]
 fn security_kinds_are_checked() {
-    check(SECURITY, "PeerAuthentication", "portLevelMtls: {0: {mode: STRICT}}", expect![[r#"
+    check(
+        SECURITY,
+        "PeerAuthentication",
+        "portLevelMtls: {0: {mode: STRICT}}",
+        expect![[r#"
         Error [IST0106] spec.portLevelMtls: needs a selector: ports belong to workloads
-        Error [IST0106] spec.portLevelMtls["0"]: port 0 is not in 1 to 65535"#]]);
+        Error [IST0106] spec.portLevelMtls["0"]: port 0 is not in 1 to 65535"#]],
+    );
     check(
         SECURITY,
         "RequestAuthentication",
@@ -352,7 +379,12 @@ rules:
             Error [IST0106] spec.rules[0].when[1]: one of values and notValues is required
             Error [IST0106] spec.rules[0].when[2].values[0]: "nowhere" is neither an IP address nor a CIDR range"#]],
     );
-    check(SECURITY, "AuthorizationPolicy", "action: DENY", expect!["Warning [IST0133] spec.rules: action DENY without rules never matches"]);
+    check(
+        SECURITY,
+        "AuthorizationPolicy",
+        "action: DENY",
+        expect!["Warning [IST0133] spec.rules: action DENY without rules never matches"],
+    );
     check(SECURITY, "AuthorizationPolicy", "{}", expect![[""]]);
 }
 
