@@ -261,6 +261,14 @@ fn a_mesh_configuration_starts_from_the_defaults() {
 }
 
 #[test]
+fn words_that_yaml_takes_for_booleans_are_explained() {
+    check_errors(
+        "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, data: {answer: yes}}",
+        expect!["f.yaml:1:71: ConfigMap a: data.answer: expected a string, found the boolean true; put it in quotes (y, n, yes, no, on and off are booleans too)"],
+    );
+}
+
+#[test]
 fn limits_are_named_in_words() {
     check_errors(&"[".repeat(100), expect!["f.yaml:1:65: nested deeper than 64 levels"]);
 }

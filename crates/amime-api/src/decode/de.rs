@@ -169,9 +169,12 @@ pub(crate) struct NodeDeserializer<'a> {
 impl<'a> NodeDeserializer<'a> {
     fn mismatch(&self, expected: &str) -> Failed {
         let found = &self.node.content;
-        let quote =
-            matches!(found, Content::Number(_) | Content::Bool(_)) && expected == "a string";
-        let hint = if quote { "; put it in quotes" } else { "" };
+        let hint = match found {
+            _ if expected != "a string" => "",
+            Content::Number(_) => "; put it in quotes",
+            Content::Bool(_) => "; put it in quotes (y, n, yes, no, on and off are booleans too)",
+            _ => "",
+        };
         serde::de::Error::custom(format_args!("expected {expected}, found {found}{hint}"))
     }
 

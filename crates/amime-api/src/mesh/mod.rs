@@ -45,3 +45,8 @@ pub fn decode_mesh_config(file: &str, text: &str) -> Result<MeshConfig, Vec<Deco
 pub fn decode_mesh_networks(file: &str, text: &str) -> Result<MeshNetworks, Vec<DecodeError>> {
     decode_message(file, "MeshNetworks", text)
 }
+
+/// Reads settings of proxies, as in the annotation `proxy.istio.io/config`.
+pub fn decode_proxy_config(file: &str, text: &str) -> Result<ProxyConfig, Vec<DecodeError>> {
+    decode_message(file, "ProxyConfig", text)
+}
