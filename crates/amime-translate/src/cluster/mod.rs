@@ -1,0 +1,140 @@
+//! CDS: clusters for services, for the workload's own ports, and the special
+//! ones.
+
+mod inbound;
+mod load_balancer;
+mod outbound;
+mod policy;
+mod special;
+mod tls;
+
+use std::collections::BTreeSet;
+
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::core::v3::{
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions,
+    UpstreamHttpProtocolOptions,
+};
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::explicit_http_config::ProtocolConfig;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::{
+    ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
+};
+
+use crate::context::Context;
+use crate::names::OutboundName;
+use crate::origin::{IstioFields, istio_metadata};
+use crate::proto::any;
+use crate::proxy::ProxyKind;
+
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+/// All clusters of the proxy, or those with these names.
+pub(crate) fn build(context: &Context<'_>, names: Option<&[String]>) -> Vec<Cluster> {
+    let mut clusters = outbound::clusters(context, wanted_hosts(names).as_ref());
+    clusters.push(special::black_hole(context));
+    match context.proxy.kind {
+        ProxyKind::Sidecar => {
+            clusters.push(special::passthrough(context));
+            clusters.extend(inbound::clusters(context));
+            clusters.push(special::inbound_passthrough(context));
+        }
+        ProxyKind::Router => {
+            if context.gateway().auto_passthrough() {
+                clusters.extend(outbound::sni_clusters(context));
+            }
+        }
+    }
+    let mut seen = BTreeSet::new();
+    clusters.retain(|cluster| seen.insert(cluster.name.clone()));
+    if let Some(names) = names {
+        let names: BTreeSet<&String> = names.iter().collect();
+        clusters.retain(|cluster| names.contains(&cluster.name));
+    }
+    clusters.sort_by(|a, b| a.name.cmp(&b.name));
+    clusters
+}
+
+/// Hosts whose clusters are asked for; `None` for all.
+fn wanted_hosts(names: Option<&[String]>) -> Option<BTreeSet<String>> {
+    let parsed = names?.iter().filter_map(|name| OutboundName::parse(name));
+    Some(parsed.map(|name| name.hostname.as_str().to_owned()).collect())
+}
+
+/// A cluster in the making: parts that are encoded when it is finished.
+struct Draft {
+    cluster: Cluster,
+    http: Option<HttpProtocolOptions>,
+    istio: IstioFields,
+}
+
+impl Draft {
+    fn new(cluster: Cluster) -> Self {
+        Self { cluster, http: None, istio: IstioFields::new() }
+    }
+
+    fn http(&mut self) -> &mut HttpProtocolOptions {
+        self.http.get_or_insert_default()
+    }
+
+    fn common(&mut self) -> &mut CommonOptions {
+        self.http().common_http_protocol_options.get_or_insert_default()
+    }
+
+    fn upstream(&mut self) -> &mut UpstreamHttpProtocolOptions {
+        self.http().upstream_http_protocol_options.get_or_insert_default()
+    }
+
+    /// HTTP/2 to the upstream, unless another choice was made before.
+    fn use_http2(&mut self) {
+        let http2 =
+            || explicit(ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions::default()));
+        self.http().upstream_protocol_options.get_or_insert_with(http2);
+    }
+
+    /// To the upstream what the downstream speaks.
+    fn use_downstream_protocol(&mut self) {
+        self.http().upstream_protocol_options = Some(downstream());
+    }
+
+    /// The HTTP/2 options, if the cluster is an HTTP/2 one.
+    fn http2(&mut self) -> Option<&mut Http2ProtocolOptions> {
+        match self.http.as_mut()?.upstream_protocol_options.as_mut()? {
+            UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
+                protocol_config: Some(ProtocolConfig::Http2ProtocolOptions(options)),
+            }) => Some(options),
+            _ => None,
+        }
+    }
+
+    fn is_http2(&mut self) -> bool {
+        self.http2().is_some()
+    }
+
+    fn finish(mut self) -> Cluster {
+        if let Some(mut http) = self.http {
+            // Envoy requires a choice; HTTP/1.1 is its own default.
+            let http1 =
+                || explicit(ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default()));
+            http.upstream_protocol_options.get_or_insert_with(http1);
+            let options = [(HTTP_OPTIONS.to_owned(), any(&http))];
+            self.cluster.typed_extension_protocol_options = options.into();
+        }
+        self.cluster.metadata = istio_metadata(self.istio);
+        self.cluster
+    }
+}
+
+fn explicit(config: ProtocolConfig) -> UpstreamProtocolOptions {
+    UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
+        protocol_config: Some(config),
+    })
+}
+
+fn downstream() -> UpstreamProtocolOptions {
+    UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
+        http_protocol_options: Some(Http1ProtocolOptions::default()),
+        http2_protocol_options: Some(Http2ProtocolOptions::default()),
+        ..Default::default()
+    })
+}

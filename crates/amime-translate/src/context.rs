@@ -1,0 +1,131 @@
+//! Everything that is known while configuration for one proxy is made.
+//!
+//! What is expensive is computed when it is first asked for, so that the
+//! routes of one port do not pay for the clusters of the mesh.
+
+use std::cell::OnceCell;
+use std::sync::Arc;
+
+use amime_api::mesh::MeshConfig;
+use amime_core::Hostname;
+use amime_model::{
+    AddressView, Labels, MergedRule, PeerPolicy, Service, ServiceTarget, SidecarScope, Snapshot,
+    selects,
+};
+
+use crate::gateway::MergedGateway;
+use crate::proxy::{Proxy, ProxyKind};
+
+/// One translation.
+pub(crate) struct Context<'a> {
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) proxy: &'a Proxy,
+    pub(crate) mesh: &'a MeshConfig,
+    pub(crate) scope: Arc<SidecarScope>,
+    /// Labels of the workload.
+    pub(crate) labels: Labels,
+    pub(crate) view: AddressView,
+    targets: OnceCell<Vec<ServiceTarget>>,
+    gateway: OnceCell<MergedGateway>,
+    peer_policy: OnceCell<PeerPolicy>,
+}
+
+/// Which side of a connection a rule is looked up for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Inbound,
+    Outbound,
+}
+
+impl<'a> Context<'a> {
+    pub(crate) fn new(snapshot: &'a Snapshot, proxy: &'a Proxy) -> Self {
+        let labels = snapshot.workload_labels(&proxy.namespace, &proxy.ips, &proxy.labels);
+        let scope = match proxy.kind {
+            ProxyKind::Sidecar => snapshot.sidecar_scope(&proxy.namespace, &labels),
+            ProxyKind::Router => snapshot.gateway_scope(&proxy.namespace),
+        };
+        Self {
+            snapshot,
+            proxy,
+            mesh: snapshot.mesh(),
+            scope,
+            labels,
+            view: proxy.address_view(),
+            targets: OnceCell::new(),
+            gateway: OnceCell::new(),
+            peer_policy: OnceCell::new(),
+        }
+    }
+
+    /// Service ports that the workload serves.
+    pub(crate) fn targets(&self) -> &[ServiceTarget] {
+        self.targets.get_or_init(|| {
+            self.snapshot.service_targets(&self.proxy.namespace, &self.proxy.ips, &self.labels)
+        })
+    }
+
+    /// The gateway servers that the workload runs.
+    pub(crate) fn gateway(&self) -> &MergedGateway {
+        self.gateway.get_or_init(|| MergedGateway::build(self))
+    }
+
+    /// Peer authentication of the workload.
+    pub(crate) fn peer_policy(&self) -> &PeerPolicy {
+        self.peer_policy
+            .get_or_init(|| self.snapshot.authn().for_workload(&self.proxy.namespace, &self.labels))
+    }
+
+    /// The service a host means to this proxy.
+    pub(crate) fn service(&self, host: &str) -> Option<&Arc<Service>> {
+        self.scope.service(&Hostname::new(host))
+    }
+
+    /// The rule for a host: one that selects this workload, else the last one
+    /// that selects nobody in particular.
+    pub(crate) fn destination_rule(
+        &self,
+        hostname: &Hostname,
+        direction: Direction,
+    ) -> Option<&'a MergedRule> {
+        let service = self.scope.service(hostname)?;
+        let rules = self.snapshot.destination_rules().for_service(&self.proxy.namespace, service);
+        let mut general = None;
+        for rule in rules {
+            match &rule.spec().workload_selector {
+                None => general = Some(rule),
+                Some(selector)
+                    if direction == Direction::Outbound
+                        && rule.config.namespace() == self.scope.namespace
+                        && selects(&selector.match_labels, &self.labels) =>
+                {
+                    return Some(rule);
+                }
+                Some(_) => {}
+            }
+        }
+        general
+    }
+
+    /// Namespace that `sourceNamespace` conditions are compared with.
+    pub(crate) fn source_namespace(&self) -> &str {
+        match self.proxy.text("NAMESPACE") {
+            "" => &self.proxy.namespace,
+            namespace => namespace,
+        }
+    }
+
+    /// Port of the listener behind the redirection of outbound connections.
+    pub(crate) fn outbound_port(&self) -> u32 {
+        u32::try_from(self.mesh.proxy_listen_port).unwrap_or(15001)
+    }
+
+    /// Port of the listener behind the redirection of inbound connections.
+    pub(crate) fn inbound_port(&self) -> u32 {
+        u32::try_from(self.mesh.proxy_inbound_listen_port).unwrap_or(15006)
+    }
+
+    /// Primary wildcard address of the proxy.
+    pub(crate) fn wildcard(&self) -> String {
+        self.proxy.wildcards().swap_remove(0)
+    }
+}

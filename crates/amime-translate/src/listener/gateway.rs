@@ -1,0 +1,130 @@
+//! Listeners of gateways.
+
+mod opaque;
+
+use std::collections::BTreeMap;
+
+use amime_core::Protocol;
+use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
+use envoy_types::pb::envoy::config::listener::v3::{FilterChain, Listener};
+
+use super::chain::{ChainBody, ChainOptions};
+use super::hcm::{HttpOptions, Routes};
+use super::{accept_one_at_a_time, access_log, bare, filter_chain, tls};
+use crate::context::Context;
+use crate::filters::{ListenerClass, tls_inspector};
+use crate::gateway::{GatewayServer, MergedServers, ServerPort};
+use crate::names;
+use crate::origin::{OriginKind, config_path, origin};
+
+/// A listener in the making.
+struct Draft {
+    port: u32,
+    binds: Vec<String>,
+    chains: Vec<ChainOptions>,
+    /// Server that is named as the origin.
+    first: GatewayServer,
+}
+
+/// Listeners for all servers that the workload runs.
+pub(super) fn listeners(context: &Context<'_>) -> Vec<Listener> {
+    let gateway = context.gateway();
+    let mut drafts: BTreeMap<String, Draft> = BTreeMap::new();
+    let mut passed = BTreeMap::new();
+    for place in &gateway.ports {
+        let Some(merged) = gateway.servers(place) else { continue };
+        let Some(first) = merged.servers.first() else { continue };
+        if place.number < 1024 && context.proxy.is_unprivileged() {
+            continue;
+        }
+        let binds = match place.bind.as_str() {
+            "" => context.proxy.wildcards(),
+            own => vec![own.to_owned()],
+        };
+        let name = names::listener(&binds[0], place.number);
+        let names = passed.entry(place.number).or_insert_with(BTreeMap::new);
+        let chains = chains(context, place, merged, names);
+        let new = || Draft { port: place.number, binds, chains: Vec::new(), first: first.clone() };
+        drafts.entry(name).or_insert_with(new).chains.extend(chains);
+    }
+    let finished = drafts.into_iter().filter(|(_, draft)| !draft.chains.is_empty());
+    finished.map(|(name, draft)| finish(context, name, draft)).collect()
+}
+
+/// Chains of the servers at one place; `passed` are the server names that
+/// already go through on the port.
+fn chains(
+    context: &Context<'_>,
+    place: &ServerPort,
+    merged: &MergedServers,
+    passed: &mut BTreeMap<String, String>,
+) -> Vec<ChainOptions> {
+    let protocol: Protocol = place.protocol.parse().unwrap_or(Protocol::Auto);
+    let mut chains = Vec::new();
+    if protocol.is_http() {
+        chains.extend(merged.servers.first().map(|server| plaintext(server, &merged.route)));
+        return chains;
+    }
+    for server in &merged.servers {
+        if server.terminates_https() {
+            chains.push(https(context, server));
+        } else {
+            chains.extend(opaque::chains(context, server, passed));
+        }
+    }
+    chains
+}
+
+/// One chain for all plaintext HTTP on a port.
+fn plaintext(server: &GatewayServer, route: &str) -> ChainOptions {
+    let routes = Routes::Named(route.to_owned());
+    let options = HttpOptions::new(ListenerClass::Gateway, server.protocol(), routes);
+    let mut chain = ChainOptions::new(ChainBody::Http(Box::new(options)));
+    chain.metadata = origin_of(server);
+    chain
+}
+
+/// The chain of a server whose TLS ends here.
+fn https(context: &Context<'_>, server: &GatewayServer) -> ChainOptions {
+    let routes = Routes::Named(server.route.clone());
+    let mut options = HttpOptions::new(ListenerClass::Gateway, server.protocol(), routes);
+    options.stat_prefix.clone_from(&server.spec.name);
+    let mut chain = ChainOptions::new(ChainBody::Http(Box::new(options)));
+    chain.sni_hosts = server.sni_hosts();
+    let settings = server.spec.tls.as_ref();
+    chain.tls = settings.map(|own| Box::new(tls::server(context, own, false)));
+    chain.metadata = origin_of(server);
+    chain
+}
+
+fn origin_of(server: &GatewayServer) -> Option<envoy_types::pb::envoy::config::core::v3::Metadata> {
+    origin(config_path(OriginKind::Gateway, &server.name), Some(&server.rule()))
+}
+
+fn finish(context: &Context<'_>, name: String, draft: Draft) -> Listener {
+    let direction = TrafficDirection::Outbound;
+    let mut listener = bare(name.clone(), &draft.binds, draft.port, direction);
+    accept_one_at_a_time(&mut listener);
+    listener.access_log = access_log::of_listener(context.mesh);
+    listener.metadata = origin_of(&draft.first);
+    let needs_tls = draft.chains.iter().any(ChainOptions::needs_tls_inspector);
+    let mut kept: Vec<ChainOptions> = Vec::new();
+    for chain in draft.chains {
+        // Envoy refuses a listener with the same match twice; the first counts.
+        if !kept.iter().any(|own| own.conflicts_with(&chain)) {
+            kept.push(chain);
+        }
+    }
+    for chain in kept {
+        let filter_chain_match = chain.to_match();
+        let chain = filter_chain(context, chain, &name);
+        listener.filter_chains.push(FilterChain { filter_chain_match, ..chain });
+    }
+    if needs_tls {
+        listener.listener_filters.push(tls_inspector());
+        let timeout = context.mesh.protocol_detection_timeout;
+        listener.listener_filters_timeout =
+            timeout.map(|timeout| crate::proto::duration(timeout.std()));
+    }
+    listener
+}

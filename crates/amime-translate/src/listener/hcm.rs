@@ -1,0 +1,166 @@
+//! HTTP connection managers.
+
+use amime_api::mesh::PathNormalizationMode;
+use amime_core::Protocol;
+use envoy_types::pb::envoy::config::core::v3::{
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions,
+};
+use envoy_types::pb::envoy::config::listener::v3::Filter;
+use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
+    CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier,
+    SetCurrentClientCertDetails, UpgradeConfig,
+};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, Rds, RequestIdExtension,
+};
+use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
+
+use super::access_log;
+use super::tcp::idle_timeout;
+use crate::context::Context;
+use crate::filters::{HTTP_CONNECTION_MANAGER, ListenerClass, http_filters, network};
+use crate::names::stat_prefix;
+use crate::proto::{ads, any, bool_value, zero_duration};
+
+/// Where a connection manager finds its routes.
+pub(crate) enum Routes {
+    /// In the route configuration of this name.
+    Named(String),
+    /// Here.
+    Inline(Box<RouteConfiguration>),
+}
+
+/// What a connection manager is made from.
+pub(crate) struct HttpOptions {
+    pub(crate) class: ListenerClass,
+    pub(crate) protocol: Protocol,
+    pub(crate) routes: Routes,
+    /// Prefix of statistics; taken from the listener if empty.
+    pub(crate) stat_prefix: String,
+    /// Requests come in absolute form, as to a proxy.
+    pub(crate) explicit_proxy: bool,
+}
+
+impl HttpOptions {
+    pub(crate) fn new(class: ListenerClass, protocol: Protocol, routes: Routes) -> Self {
+        Self { class, protocol, routes, stat_prefix: String::new(), explicit_proxy: false }
+    }
+}
+
+/// The connection manager as a network filter of listener `name`.
+pub(crate) fn filter(context: &Context<'_>, options: HttpOptions, name: &str) -> Filter {
+    network(HTTP_CONNECTION_MANAGER, &manager(context, options, name))
+}
+
+fn manager(context: &Context<'_>, options: HttpOptions, name: &str) -> HttpConnectionManager {
+    let prefix = match options.stat_prefix.as_str() {
+        "" => format!("outbound_{name}"),
+        own => own.to_owned(),
+    };
+    let outbound = options.class == ListenerClass::Outbound;
+    let mut manager = HttpConnectionManager {
+        codec_type: CodecType::Auto.into(),
+        stat_prefix: stat_prefix(&prefix),
+        // Envoy calls itself `envoy` where nobody set another name.
+        server_name: if outbound { String::new() } else { "istio-envoy".to_owned() },
+        access_log: access_log::of_traffic(context.mesh),
+        stream_idle_timeout: zero_duration(),
+        upgrade_configs: vec![UpgradeConfig {
+            upgrade_type: "websocket".to_owned(),
+            ..Default::default()
+        }],
+        http_filters: http_filters(
+            context.proxy,
+            options.class,
+            options.protocol == Protocol::GrpcWeb,
+        ),
+        request_id_extension: Some(request_id()),
+        proxy_100_continue: true,
+        use_remote_address: bool_value(uses_remote_address(&options)),
+        common_http_protocol_options: idle_timeout(context)
+            .map(|idle| HttpProtocolOptions { idle_timeout: Some(idle), ..Default::default() }),
+        ..Default::default()
+    };
+    set_codec_options(context, &options, &mut manager);
+    set_client_certificate(context, options.class, &mut manager);
+    normalise_paths(context, &mut manager);
+    manager.route_specifier = Some(match options.routes {
+        Routes::Named(route_config_name) => {
+            RouteSpecifier::Rds(Rds { config_source: Some(ads()), route_config_name })
+        }
+        Routes::Inline(routes) => RouteSpecifier::RouteConfig(*routes),
+    });
+    manager
+}
+
+/// Outbound, the sender is on this machine and thus trusted with internal
+/// headers; inbound, the address is that of another proxy.
+fn uses_remote_address(options: &HttpOptions) -> bool {
+    options.class != ListenerClass::Inbound && !options.explicit_proxy
+}
+
+fn set_codec_options(
+    context: &Context<'_>,
+    options: &HttpOptions,
+    manager: &mut HttpConnectionManager,
+) {
+    let accepts_http10 = context.proxy.flag("HTTP10");
+    if accepts_http10 || options.explicit_proxy || options.class == ListenerClass::Gateway {
+        manager.http_protocol_options = Some(Http1ProtocolOptions {
+            accept_http_10: accepts_http10,
+            allow_absolute_url: if options.explicit_proxy { bool_value(true) } else { None },
+            ..Default::default()
+        });
+    }
+    if options.class == ListenerClass::Inbound && options.protocol.is_http2() {
+        manager.http2_protocol_options = Some(Http2ProtocolOptions::default());
+    }
+}
+
+fn set_client_certificate(
+    context: &Context<'_>,
+    class: ListenerClass,
+    manager: &mut HttpConnectionManager,
+) {
+    let details = |cert| SetCurrentClientCertDetails {
+        subject: bool_value(true),
+        cert,
+        dns: true,
+        uri: true,
+        ..Default::default()
+    };
+    match class {
+        ListenerClass::Outbound => {}
+        ListenerClass::Inbound => {
+            manager.forward_client_cert_details = ForwardClientCertDetails::AppendForward.into();
+            manager.set_current_client_cert_details = Some(details(false));
+        }
+        ListenerClass::Gateway => {
+            let topology = context.mesh.default_config.gateway_topology.as_ref();
+            manager.xff_num_trusted_hops = topology.map_or(0, |t| t.num_trusted_proxies);
+            manager.forward_client_cert_details = ForwardClientCertDetails::SanitizeSet.into();
+            manager.set_current_client_cert_details = Some(details(true));
+        }
+    }
+}
+
+fn normalise_paths(context: &Context<'_>, manager: &mut HttpConnectionManager) {
+    use PathNormalizationMode as Mode;
+    let mode = context.mesh.path_normalization.normalization;
+    manager.normalize_path = bool_value(mode != Mode::None);
+    manager.merge_slashes = matches!(mode, Mode::MergeSlashes | Mode::DecodeAndMergeSlashes);
+    manager.path_with_escaped_slashes_action = match mode {
+        Mode::DecodeAndMergeSlashes => PathWithEscapedSlashesAction::UnescapeAndForward,
+        _ => PathWithEscapedSlashesAction::KeepUnchanged,
+    }
+    .into();
+}
+
+fn request_id() -> RequestIdExtension {
+    let config = UuidRequestIdConfig {
+        use_request_id_for_trace_sampling: bool_value(true),
+        ..Default::default()
+    };
+    RequestIdExtension { typed_config: Some(any(&config)) }
+}

@@ -1,0 +1,154 @@
+//! Network filters for connections that are proxied as bytes.
+
+use amime_api::networking::{DestinationRule, RouteDestination, TunnelSettings};
+use amime_core::{Duration, Hostname};
+use envoy_types::pb::envoy::config::listener::v3::Filter;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::weighted_cluster::ClusterWeight;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::{
+    ClusterSpecifier, TunnelingConfig, WeightedCluster,
+};
+use envoy_types::pb::envoy::r#type::v3::HashPolicy;
+use envoy_types::pb::envoy::r#type::v3::hash_policy::{PolicySpecifier, SourceIp};
+use envoy_types::pb::google::protobuf::Duration as EnvoyDuration;
+
+use super::access_log;
+use crate::context::{Context, Direction};
+use crate::filters::{ListenerClass, TCP_PROXY, network, tcp_metadata_exchange, tcp_stats};
+use crate::proto::duration;
+use crate::route::destination_cluster;
+
+/// Idle timeout that the proxy asks for itself.
+pub(crate) fn idle_timeout(context: &Context<'_>) -> Option<EnvoyDuration> {
+    let own: Duration = context.proxy.text("IDLE_TIMEOUT").parse().ok()?;
+    Some(duration(own.std()))
+}
+
+/// Filters that hand connections to one cluster.
+pub(crate) fn to_cluster(
+    context: &Context<'_>,
+    class: ListenerClass,
+    cluster: &str,
+    prefix: &str,
+) -> Vec<Filter> {
+    let proxy = TcpProxy { idle_timeout: idle_timeout(context), ..bare(context, cluster, prefix) };
+    stack(context, class, &proxy)
+}
+
+/// The same without access log and timeouts, for what goes nowhere.
+pub(crate) fn to_nowhere(
+    context: &Context<'_>,
+    class: ListenerClass,
+    cluster: &str,
+) -> Vec<Filter> {
+    let proxy = TcpProxy { access_log: Vec::new(), ..bare(context, cluster, cluster) };
+    stack(context, class, &proxy)
+}
+
+/// Filters for the cluster of a service, with the policy of its rule.
+pub(crate) fn to_service(context: &Context<'_>, cluster: &str, hostname: &Hostname) -> Vec<Filter> {
+    let rule = context.destination_rule(hostname, Direction::Outbound);
+    let rule = rule.map(|rule| rule.spec());
+    let mut proxy = bare(context, cluster, cluster);
+    apply_rule(context, &mut proxy, rule, "");
+    stack(context, ListenerClass::outbound_of(context.proxy), &proxy)
+}
+
+/// Filters for the destinations of a TCP or TLS rule.
+pub(crate) fn to_destinations(
+    context: &Context<'_>,
+    routes: &[RouteDestination],
+    port: u32,
+    rule_name: &str,
+    exchanges_metadata: bool,
+) -> Vec<Filter> {
+    let Some(first) = routes.first() else { return Vec::new() };
+    let rule = context
+        .service(&first.destination.host)
+        .and_then(|service| context.destination_rule(&service.hostname, Direction::Outbound))
+        .map(|rule| rule.spec());
+    let cluster = |route: &RouteDestination| {
+        let service = context.service(&route.destination.host);
+        destination_cluster(&route.destination, service.map(AsRef::as_ref), port)
+    };
+    let proxy = if let [only] = routes {
+        let name = cluster(only);
+        let mut proxy = bare(context, &name, &name);
+        apply_rule(context, &mut proxy, rule, &only.destination.subset);
+        proxy
+    } else {
+        let weighted = routes.iter().filter_map(|route| {
+            let weight = u32::try_from(route.weight).ok().filter(|weight| *weight > 0)?;
+            Some(ClusterWeight { name: cluster(route), weight, metadata_match: None })
+        });
+        let clusters: Vec<ClusterWeight> = weighted.collect();
+        if clusters.is_empty() {
+            return Vec::new();
+        }
+        let specifier = ClusterSpecifier::WeightedClusters(WeightedCluster { clusters });
+        let mut proxy =
+            TcpProxy { cluster_specifier: Some(specifier), ..bare(context, "", rule_name) };
+        apply_rule(context, &mut proxy, rule, "");
+        proxy
+    };
+    let exchange = tcp_metadata_exchange(context.proxy).filter(|_| exchanges_metadata);
+    let own = stack(context, ListenerClass::outbound_of(context.proxy), &proxy);
+    exchange.into_iter().chain(own).collect()
+}
+
+fn bare(context: &Context<'_>, cluster: &str, prefix: &str) -> TcpProxy {
+    TcpProxy {
+        stat_prefix: prefix.to_owned(),
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
+        access_log: access_log::of_traffic(context.mesh),
+        ..Default::default()
+    }
+}
+
+fn stack(context: &Context<'_>, class: ListenerClass, proxy: &TcpProxy) -> Vec<Filter> {
+    let stats = tcp_stats(context.proxy, class);
+    stats.into_iter().chain([network(TCP_PROXY, proxy)]).collect()
+}
+
+fn apply_rule(
+    context: &Context<'_>,
+    proxy: &mut TcpProxy,
+    rule: Option<&DestinationRule>,
+    subset: &str,
+) {
+    let policy = rule.and_then(|rule| rule.traffic_policy.as_ref());
+    let tcp = policy.and_then(|p| p.connection_pool.as_ref()).and_then(|pool| pool.tcp.as_ref());
+    let idle = tcp.and_then(|tcp| tcp.idle_timeout).map(|idle| duration(idle.std()));
+    proxy.idle_timeout = idle.or_else(|| idle_timeout(context));
+    let life = tcp.and_then(|tcp| tcp.max_connection_duration);
+    proxy.max_downstream_connection_duration = life.map(|life| duration(life.std()));
+    let Some(rule) = rule else { return };
+    if hashes_source(rule, subset) {
+        proxy.hash_policy =
+            vec![HashPolicy { policy_specifier: Some(PolicySpecifier::SourceIp(SourceIp {})) }];
+    }
+    proxy.tunneling_config = tunnel(rule, subset).map(tunneling);
+}
+
+fn hashes_source(rule: &DestinationRule, subset: &str) -> bool {
+    let own = rule.subsets.iter().find(|own| own.name == subset);
+    let own = own.and_then(|own| own.traffic_policy.as_ref()?.load_balancer.as_ref());
+    let whole = rule.traffic_policy.as_ref().and_then(|policy| policy.load_balancer.as_ref());
+    let hash = own.or(whole).and_then(|lb| lb.consistent_hash.as_ref());
+    hash.is_some_and(|hash| hash.use_source_ip == Some(true))
+}
+
+fn tunnel<'a>(rule: &'a DestinationRule, subset: &str) -> Option<&'a TunnelSettings> {
+    let own = rule.subsets.iter().find(|own| !subset.is_empty() && own.name == subset);
+    let own = own.and_then(|own| own.traffic_policy.as_ref()?.tunnel.as_ref());
+    own.or_else(|| rule.traffic_policy.as_ref()?.tunnel.as_ref())
+}
+
+fn tunneling(settings: &TunnelSettings) -> TunnelingConfig {
+    let host = crate::names::bracketed(&settings.target_host);
+    TunnelingConfig {
+        hostname: format!("{host}:{}", settings.target_port),
+        use_post: settings.protocol.eq_ignore_ascii_case("POST"),
+        ..Default::default()
+    }
+}
