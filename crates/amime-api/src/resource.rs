@@ -307,7 +307,12 @@ fn prune(value: Value) -> Value {
     match value {
         Value::Object(fields) => fields
             .into_iter()
-            .map(|(key, value)| (key, prune(value)))
+            .map(|(key, value)| {
+                // An empty label value is a value.
+                let keep = STRING_MAPS.contains(&key.as_str());
+                let value = if keep { value } else { prune(value) };
+                (key, value)
+            })
             .filter(|(key, value)| !is_unset(key, value))
             .collect(),
         Value::Array(items) => items.into_iter().map(prune).collect(),
@@ -354,5 +359,13 @@ mod tests {
                 "spec": {"host": "reviews"},
             })
         );
+    }
+
+    #[test]
+    fn empty_label_values_survive() {
+        let mut object = Object::new("", "a", k8s::NamespaceSpec::default());
+        object.metadata.labels.insert("marker".into(), String::new());
+        let json = Resource::from(object).to_json();
+        assert_eq!(json["metadata"], serde_json::json!({"name": "a", "labels": {"marker": ""}}));
     }
 }

@@ -264,7 +264,9 @@ fn a_mesh_configuration_starts_from_the_defaults() {
 fn words_that_yaml_takes_for_booleans_are_explained() {
     check_errors(
         "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, data: {answer: yes}}",
-        expect!["f.yaml:1:71: ConfigMap a: data.answer: expected a string, found the boolean true; put it in quotes (y, n, yes, no, on and off are booleans too)"],
+        expect![
+            "f.yaml:1:71: ConfigMap a: data.answer: expected a string, found the boolean true; put it in quotes (y, n, yes, no, on and off are booleans too)"
+        ],
     );
 }
 
