@@ -7,9 +7,14 @@
 //! Invariant: an object that cannot be used changes nothing; what was in force
 //! before stays in force.
 
+pub mod ads;
 pub mod api;
 pub mod ca;
+pub mod config;
+pub mod discovery;
 pub mod metrics;
+pub mod run;
 pub mod server;
 pub mod source;
 pub mod store;
+mod validation;

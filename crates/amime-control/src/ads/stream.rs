@@ -116,11 +116,7 @@ impl<T: Send + 'static> Stream<T> {
         }
         loop {
             let pushed = self.push(&mut pusher, &current, proxy).await;
-            self.discovery.registry().update(
-                self.id,
-                current.snapshot.version(),
-                pusher.status(),
-            );
+            self.discovery.registry().update(self.id, current.snapshot.version(), pusher.status());
             if let Err(end) = pushed {
                 return end;
             }

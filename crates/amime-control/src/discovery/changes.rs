@@ -84,10 +84,7 @@ pub(super) fn key(change: &Change) -> ObjectKey {
 
 /// Kinds whose objects can be nothing but endpoints; the snapshot decides.
 pub(super) fn may_be_endpoints(key: &ObjectKey) -> bool {
-    matches!(
-        key.kind,
-        Kind::Pod | Kind::Endpoints | Kind::EndpointSlice | Kind::WorkloadEntry
-    )
+    matches!(key.kind, Kind::Pod | Kind::Endpoints | Kind::EndpointSlice | Kind::WorkloadEntry)
 }
 
 pub(super) fn update_label(change: &Change) -> &'static str {

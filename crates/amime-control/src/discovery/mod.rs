@@ -185,7 +185,11 @@ impl Builder {
 
     fn add(&mut self, change: Change, batch: &mut BTreeMap<ObjectKey, Change>) {
         let label = changes::update_label(&change);
-        self.discovery.metrics.inbound_updates.get_or_create(&TypeLabel { r#type: label }).increment();
+        self.discovery
+            .metrics
+            .inbound_updates
+            .get_or_create(&TypeLabel { r#type: label })
+            .increment();
         if self.synced {
             batch.insert(changes::key(&change), change);
             return;
@@ -273,7 +277,11 @@ impl Builder {
             ChangeScope::Endpoints { .. } => "endpoint",
             ChangeScope::Full => "config",
         };
-        self.discovery.metrics.push_triggers.get_or_create(&TypeLabel { r#type: cause }).increment();
+        self.discovery
+            .metrics
+            .push_triggers
+            .get_or_create(&TypeLabel { r#type: cause })
+            .increment();
         self.discovery.metrics.services.set(snapshot.services().all().len() as i64);
         let virtual_services =
             snapshot.resources().filter(|(key, _)| key.kind == Kind::VirtualService).count();

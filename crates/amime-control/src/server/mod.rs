@@ -8,9 +8,9 @@
 //! identity.
 
 mod auth;
-//MOD mod debug;
+mod debug;
 mod grpc;
-//MOD pub(crate) mod http;
+pub(crate) mod http;
 
 use std::time::Duration;
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fs, io};
 
+use amime_analysis::Delegates;
 use amime_api::{ObjectKey, Resource, decode};
 use amime_model::Change;
 use notify::{RecursiveMode, Watcher};
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Event, Events, QUEUE};
 use crate::metrics::Count;
+use crate::validation::Verdict;
 
 /// File of a source directory that holds the mesh-wide settings.
 pub(crate) const MESH_FILE: &str = "mesh.yaml";
@@ -154,19 +156,26 @@ impl FileSource {
             return;
         }
         let decoded = decode::decode(&path.display().to_string(), &text);
-        for warning in &decoded.warnings {
-            tracing::warn!(%warning, "field not acted on");
+        let resources: Vec<Resource> = decoded.resources.into_iter().map(in_namespace).collect();
+        let mut errors: Vec<String> = decoded.errors.iter().map(ToString::to_string).collect();
+        let mut warnings: Vec<String> = decoded.warnings.iter().map(ToString::to_string).collect();
+        let others = self.held.values().map(|resource| &**resource);
+        let delegates = Delegates::of(resources.iter().chain(others));
+        for resource in &resources {
+            let verdict = Verdict::of(resource, &delegates);
+            errors.extend(verdict.errors);
+            warnings.extend(verdict.warnings);
         }
-        if decoded.errors.is_empty() {
-            state.resources = decoded
-                .resources
-                .into_iter()
-                .map(|resource| Arc::new(in_namespace(resource)))
-                .collect();
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        if errors.is_empty() {
+            let state = self.files.entry(path).or_default();
+            state.resources = resources.into_iter().map(Arc::new).collect();
             return;
         }
         self.rejected.increment();
-        for error in &decoded.errors {
+        for error in errors {
             tracing::warn!(%error, "file not usable, its last good objects stay in force");
         }
     }

@@ -7,11 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use amime_analysis::Delegates;
 use amime_api::{Kind, ObjectKey, Resource, decode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Edits, Entry, Store, StoreError, require_namespace};
+use crate::validation::{Verdict, located};
 
 /// One file of an apply.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -84,6 +86,7 @@ impl Store {
     pub fn apply(&self, apply: &Apply) -> Result<Applied, Rejected> {
         let (resources, mut faults) = decode_all(apply);
         let mut state = self.state();
+        judge(&resources, &state.entries, &mut faults);
         let mut overlay = Overlay::new(&state.entries);
         // Namespaces first: kubectl users list them anywhere in their files.
         let (namespaces, others): (Vec<_>, Vec<_>) =
@@ -131,6 +134,17 @@ fn decode_all(apply: &Apply) -> (Vec<Resource>, Rejected) {
     (resources, faults)
 }
 
+/// Adds what speaks against single objects, beside each other and the stored ones.
+fn judge(resources: &[Resource], stored: &BTreeMap<ObjectKey, Entry>, faults: &mut Rejected) {
+    let beside = stored.values().map(|entry| &*entry.resource);
+    let delegates = Delegates::of(resources.iter().chain(beside));
+    for resource in resources {
+        let verdict = Verdict::of(resource, &delegates);
+        faults.errors.extend(verdict.errors);
+        faults.warnings.extend(verdict.warnings);
+    }
+}
+
 /// The store as it would be after the objects seen so far.
 struct Overlay<'a> {
     stored: &'a BTreeMap<ObjectKey, Entry>,
@@ -158,7 +172,7 @@ impl<'a> Overlay<'a> {
             let error = require_namespace(self.stored, &key)
                 .err()
                 .unwrap_or(StoreError::NoNamespace { namespace: key.namespace.clone() });
-            return Err(format!("{}{key}: {error}", position(&resource)));
+            return Err(format!("{}: {error}", located(&resource)));
         }
         let applied_labels: BTreeSet<String> = resource.metadata().labels.keys().cloned().collect();
         let old = self.current(&key);
@@ -228,15 +242,6 @@ fn same(new: &Resource, old: &Resource) -> bool {
         && new.metadata() == old.metadata()
         && new.raw() == old.raw()
         && new.status() == old.status()
-}
-
-fn position(resource: &Resource) -> String {
-    let source = resource.source();
-    if source.file.is_empty() {
-        String::new()
-    } else {
-        format!("{}:{}: ", source.file, source.line)
-    }
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

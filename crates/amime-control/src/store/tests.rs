@@ -92,8 +92,9 @@ fn one_bad_object_keeps_the_whole_apply_out() {
         &elsewhere,
         "bad.yaml:2: DestinationRule nowhere/reviews: namespaces \"nowhere\" not found",
     );
+    check(&RULE.replace("{host: reviews}", "{}"), "DestinationRule default/reviews: spec.host: ");
     let wrong_ip = service("a").replace("spec: {", "spec: {clusterIP: nonsense, ");
-    check(&wrong_ip, "spec.clusterIP \"nonsense\" is neither an IP address nor None");
+    check(&wrong_ip, "spec.clusterIP: \"nonsense\" is not an IP address");
 }
 
 #[test]
