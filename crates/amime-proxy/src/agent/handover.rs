@@ -27,11 +27,6 @@ impl Handover {
         Ok(Self { fd: amime_net::socket::inherited_fd(raw)? })
     }
 
-    #[cfg(test)]
-    pub(crate) fn of(fd: OwnedFd) -> Self {
-        Self { fd }
-    }
-
     /// Replaces the identity that is kept.
     pub(crate) fn store(&self, cert: &WorkloadCert, roots: &TrustBundle) -> io::Result<()> {
         let key = cert.key().to_pem();

@@ -25,6 +25,8 @@ pub(crate) const ROOTS: &str = "ROOTCA";
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(30);
+/// However short a certificate lives, the CA is not asked more often.
+const MIN_RENEWAL: Duration = Duration::from_secs(1);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why no certificate was issued.
@@ -121,27 +123,22 @@ impl Renewal {
     /// Issues and renews for ever.
     pub(crate) async fn run(self) {
         let mut retry = FIRST_RETRY;
+        let adopted = self.identity.cert.current();
+        let mut due = adopted.map(|cert| cert.rotate_at(renewal_ratio(fastrand::f64())));
         loop {
-            if let Some(cert) = self.identity.cert.current() {
-                let due = cert.rotate_at(renewal_ratio(fastrand::f64()));
-                let wait = due.duration_since(SystemTime::now()).unwrap_or_default();
-                if !wait.is_zero() {
-                    // In steps: a timer stands still while a machine sleeps,
-                    // the certificate's end does not.
-                    tokio::time::sleep(wait.min(Duration::from_secs(60))).await;
-                    if SystemTime::now() < due {
-                        continue;
-                    }
-                }
+            if let Some(due) = due {
+                sleep_until(due).await;
             }
             match self.issue().await {
                 Ok((cert, roots)) => {
                     retry = FIRST_RETRY;
+                    due = Some(renewal_time(SystemTime::now(), cert.not_after(), fastrand::f64()));
                     self.install(cert, roots);
                 }
                 Err(error) => {
                     let error = chain(&error);
                     tracing::warn!(%error, retry_ms = retry.as_millis() as u64, "no certificate");
+                    due = None;
                     tokio::time::sleep(retry.mul_f64(0.5 + fastrand::f64())).await;
                     retry = (retry * 2).min(LAST_RETRY);
                 }
@@ -208,6 +205,25 @@ fn split_chain(mut chain: Vec<String>) -> Result<(String, TrustBundle), IssueErr
     Ok((chain.concat(), roots))
 }
 
+/// When to renew a certificate that was issued now. Counted from now and not
+/// from its start, which may lie far back to bridge clocks that differ: a short
+/// life would then always be due.
+fn renewal_time(now: SystemTime, not_after: SystemTime, random: f64) -> SystemTime {
+    let life = not_after.duration_since(now).unwrap_or_default();
+    now + life.mul_f64(renewal_ratio(random)).max(MIN_RENEWAL)
+}
+
+/// Sleeps by the wall clock: a timer stands still while a machine sleeps, the
+/// certificate's end does not.
+async fn sleep_until(due: SystemTime) {
+    while let Ok(left) = due.duration_since(SystemTime::now()) {
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(Duration::from_secs(60))).await;
+    }
+}
+
 /// Share of the certificate's life after which it is renewed: half, give or
 /// take a tenth, so that workloads started together do not renew together.
 fn renewal_ratio(random: f64) -> f64 {
@@ -236,5 +252,9 @@ mod tests {
             let ratio = renewal_ratio(random);
             assert!((0.45..0.55).contains(&ratio), "{ratio}");
         }
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        let due = renewal_time(now, now + Duration::from_secs(100), 0.5);
+        assert_eq!(due, now + Duration::from_secs(50));
+        assert_eq!(renewal_time(now, now, 0.5), now + MIN_RENEWAL);
     }
 }

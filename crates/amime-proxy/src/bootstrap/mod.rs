@@ -13,8 +13,8 @@ pub(crate) use run::{BootstrapRun, run};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use amime_xds::json::{JsonError, from_json, from_yaml, to_json};
 use amime_xds::Resource;
+use amime_xds::json::{JsonError, from_json, from_yaml, to_json};
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::core::v3::{Address, address, socket_address::PortSpecifier};
 use prost::Message;

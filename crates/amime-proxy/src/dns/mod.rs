@@ -16,6 +16,5 @@ mod table;
 
 pub(crate) use forward::Upstreams;
 pub(crate) use resolve::resolve;
-pub(crate) use table::LookupTable;
 
 pub use server::{DnsError, DnsOptions, DnsProxy};
