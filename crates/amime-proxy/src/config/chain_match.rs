@@ -1,0 +1,175 @@
+//! Choosing a filter chain.
+//!
+//! Criteria are looked at in Envoy's order. Each keeps the chains that match
+//! it most specifically and drops the others for good: there is no way back
+//! to a less specific chain if a later criterion fails.
+//!
+//! Spec: <https://www.envoyproxy.io/docs/envoy/latest/api-v3/config/listener/v3/listener_components.proto>
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::listener::v3 as pb;
+use ipnet::IpNet;
+use smallvec::SmallVec;
+
+use super::faults::Faults;
+use super::listener::FilterChain;
+use super::values::cidr;
+
+/// The criteria of one chain; empty ones match anything.
+#[derive(Debug, Default)]
+pub(crate) struct ChainMatch {
+    destination_port: Option<u16>,
+    prefixes: Vec<IpNet>,
+    server_names: Vec<String>,
+    transport: String,
+    application: Vec<Vec<u8>>,
+    direct_source: Vec<IpNet>,
+    source_type: SourceType,
+    source: Vec<IpNet>,
+    source_ports: Vec<u16>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum SourceType {
+    #[default]
+    Any,
+    Local,
+    External,
+}
+
+/// What is known of a connection when the chain is chosen.
+#[derive(Clone, Debug)]
+pub(crate) struct ChainInput<'a> {
+    pub(crate) destination: SocketAddr,
+    pub(crate) source: SocketAddr,
+    pub(crate) direct_source: IpAddr,
+    /// Empty if none.
+    pub(crate) server_name: &'a str,
+    /// `tls` or `raw_buffer`.
+    pub(crate) transport: &'a str,
+    pub(crate) application: &'a [Vec<u8>],
+}
+
+impl ChainMatch {
+    pub(crate) fn compile(
+        value: Option<&pb::FilterChainMatch>,
+        faults: &mut Faults,
+    ) -> Option<Self> {
+        let Some(value) = value else { return Some(Self::default()) };
+        faults.reject_if(!value.address_suffix.is_empty(), "address_suffix");
+        let mut nets = |list: &[_], field: &str| -> Vec<IpNet> {
+            faults.within(field, |faults| {
+                list.iter().filter_map(|range| cidr(range, faults)).collect()
+            })
+        };
+        let prefixes = nets(&value.prefix_ranges, "prefix_ranges");
+        let direct_source = nets(&value.direct_source_prefix_ranges, "direct_source_prefix_ranges");
+        let source = nets(&value.source_prefix_ranges, "source_prefix_ranges");
+        let port = |port: u32| u16::try_from(port).ok();
+        use pb::filter_chain_match::ConnectionSourceType;
+        Some(Self {
+            destination_port: value.destination_port.as_ref().and_then(|value| port(value.value)),
+            prefixes,
+            server_names: value.server_names.iter().map(|name| name.to_ascii_lowercase()).collect(),
+            transport: value.transport_protocol.clone(),
+            application: value
+                .application_protocols
+                .iter()
+                .map(|name| name.clone().into())
+                .collect(),
+            direct_source,
+            source_type: match value.source_type() {
+                ConnectionSourceType::Any => SourceType::Any,
+                ConnectionSourceType::SameIpOrLoopback => SourceType::Local,
+                ConnectionSourceType::External => SourceType::External,
+            },
+            source,
+            source_ports: value.source_ports.iter().filter_map(|value| port(*value)).collect(),
+        })
+    }
+
+    /// How specifically criterion number `step` matches; `None`: not at all.
+    fn specificity(&self, step: u8, input: &ChainInput<'_>) -> Option<usize> {
+        match step {
+            0 => option(self.destination_port.map(|port| port == input.destination.port())),
+            1 => longest(&self.prefixes, input.destination.ip()),
+            2 => server_name(&self.server_names, input.server_name),
+            3 => option((!self.transport.is_empty()).then(|| self.transport == input.transport)),
+            4 => application(&self.application, input.application),
+            5 => longest(&self.direct_source, input.direct_source),
+            6 => option(match self.source_type {
+                SourceType::Any => None,
+                SourceType::Local => Some(is_local(input)),
+                SourceType::External => Some(!is_local(input)),
+            }),
+            7 => longest(&self.source, input.source.ip()),
+            _ => option(
+                (!self.source_ports.is_empty())
+                    .then(|| self.source_ports.contains(&input.source.port())),
+            ),
+        }
+    }
+}
+
+/// The chain for a connection, if one matches.
+pub(crate) fn choose<'a>(
+    chains: &'a [Arc<FilterChain>],
+    input: &ChainInput<'_>,
+) -> Option<&'a Arc<FilterChain>> {
+    let mut left: SmallVec<[&Arc<FilterChain>; 32]> = chains.iter().collect();
+    for step in 0..9 {
+        let mut best = None;
+        for chain in &left {
+            best = best.max(chain.matcher.specificity(step, input));
+        }
+        best?;
+        left.retain(|chain| chain.matcher.specificity(step, input) == best);
+    }
+    left.first().copied()
+}
+
+fn option(matched: Option<bool>) -> Option<usize> {
+    match matched {
+        None => Some(0),
+        Some(true) => Some(1),
+        Some(false) => None,
+    }
+}
+
+fn longest(nets: &[IpNet], ip: IpAddr) -> Option<usize> {
+    if nets.is_empty() {
+        return Some(0);
+    }
+    let matching = nets.iter().filter(|net| net.contains(&ip));
+    matching.map(|net| usize::from(net.prefix_len()) + 1).max()
+}
+
+fn server_name(names: &[String], name: &str) -> Option<usize> {
+    if names.is_empty() {
+        return Some(0);
+    }
+    let rank = |pattern: &String| match pattern.strip_prefix('*') {
+        Some("") => Some(1),
+        Some(suffix) => {
+            (name.len() > suffix.len() && name.ends_with(suffix)).then_some(1 + suffix.len())
+        }
+        // A whole name beats every wildcard.
+        None => (pattern == name).then_some(usize::MAX),
+    };
+    names.iter().filter_map(rank).max()
+}
+
+fn application(wanted: &[Vec<u8>], offered: &[Vec<u8>]) -> Option<usize> {
+    if wanted.is_empty() {
+        return Some(0);
+    }
+    // The client's order of preference decides between chains.
+    let position = offered.iter().position(|protocol| wanted.contains(protocol))?;
+    Some(usize::MAX - position)
+}
+
+fn is_local(input: &ChainInput<'_>) -> bool {
+    input.source.ip() == input.destination.ip() || input.source.ip().is_loopback()
+}

@@ -1,0 +1,240 @@
+//! Command operators in header values: `%REQ(:path)%`, `%RESPONSE_CODE%` …
+//!
+//! Access logs have a richer set of their own, rendered when a request has
+//! ended; these are rendered while it is in flight.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+
+use http::{HeaderMap, HeaderValue};
+
+use super::matcher::HeaderSource;
+use crate::http::head::RequestHead;
+
+/// What operators can refer to.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct FormatInput<'a> {
+    /// The request; while its own headers are edited, its other parts.
+    pub(crate) request: Option<&'a RequestHead>,
+    /// True while a response is edited: its headers are not the request's.
+    pub(crate) editing_response: bool,
+    pub(crate) response_code: u16,
+    pub(crate) downstream_remote: Option<SocketAddr>,
+    pub(crate) downstream_local: Option<SocketAddr>,
+    pub(crate) upstream_host: Option<SocketAddr>,
+    pub(crate) sni: Option<&'a str>,
+    pub(crate) protocol: &'a str,
+    pub(crate) peer_uri_san: Option<&'a str>,
+    pub(crate) route_name: &'a str,
+    pub(crate) cluster: &'a str,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Piece {
+    Text(String),
+    Request { main: HeaderSource, alternative: Option<HeaderSource>, limit: usize },
+    Response { name: HeaderSource, limit: usize },
+    ResponseCode,
+    RemoteAddress,
+    RemoteAddressWithoutPort,
+    LocalAddress,
+    LocalAddressWithoutPort,
+    LocalPort,
+    UpstreamHost,
+    Sni,
+    Protocol,
+    PeerUriSan,
+    RouteName,
+    Cluster,
+    Hostname,
+    StartTime,
+}
+
+/// A header value, ready-made when it has no operators.
+#[derive(Clone, Debug)]
+pub(crate) enum Format {
+    Fixed(HeaderValue),
+    Pieces(Vec<Piece>),
+}
+
+impl Format {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let mut pieces = Vec::new();
+        let mut plain = String::new();
+        let mut rest = text;
+        while let Some(start) = rest.find('%') {
+            plain.push_str(&rest[..start]);
+            rest = &rest[start + 1..];
+            if let Some(after) = rest.strip_prefix('%') {
+                plain.push('%');
+                rest = after;
+                continue;
+            }
+            let end =
+                operator_end(rest).ok_or_else(|| format!("unterminated operator in `{text}`"))?;
+            if !plain.is_empty() {
+                pieces.push(Piece::Text(std::mem::take(&mut plain)));
+            }
+            pieces.push(operator(&rest[..end])?);
+            rest = &rest[end + 1..];
+        }
+        plain.push_str(rest);
+        if pieces.is_empty() {
+            return HeaderValue::from_str(&plain)
+                .map(Self::Fixed)
+                .map_err(|_| format!("`{plain}` is not a header value"));
+        }
+        if !plain.is_empty() {
+            pieces.push(Piece::Text(plain));
+        }
+        Ok(Self::Pieces(pieces))
+    }
+
+    /// The value now; `headers` is the map under edit.
+    pub(crate) fn render(&self, headers: &HeaderMap, input: &FormatInput<'_>) -> HeaderValue {
+        match self {
+            Self::Fixed(value) => value.clone(),
+            Self::Pieces(pieces) => {
+                let mut out = Vec::new();
+                for piece in pieces {
+                    piece.write(&mut out, headers, input);
+                }
+                // Bytes from a peer were valid in a header, joined they still are.
+                HeaderValue::from_bytes(&out).unwrap_or_else(|_| HeaderValue::from_static(""))
+            }
+        }
+    }
+}
+
+/// Index of the closing percent sign; those within parentheses do not count.
+fn operator_end(text: &str) -> Option<usize> {
+    let mut depth = 0_u32;
+    for (index, byte) in text.bytes().enumerate() {
+        match byte {
+            b'(' => depth += 1,
+            b')' => depth = depth.saturating_sub(1),
+            b'%' if depth == 0 => return Some(index),
+            _ => {}
+        }
+    }
+    None
+}
+
+fn operator(text: &str) -> Result<Piece, String> {
+    let unknown = || format!("operator `%{text}%` is not supported");
+    let (name, argument, limit) = split_operator(text).ok_or_else(unknown)?;
+    let source = |name: &str| HeaderSource::parse(name).ok_or_else(unknown);
+    Ok(match (name, argument) {
+        ("REQ", Some(argument)) => {
+            let (main, alternative) = match argument.split_once('?') {
+                Some((main, other)) => (source(main)?, Some(source(other)?)),
+                None => (source(argument)?, None),
+            };
+            Piece::Request { main, alternative, limit }
+        }
+        ("RESP", Some(argument)) => Piece::Response { name: source(argument)?, limit },
+        ("RESPONSE_CODE", None) => Piece::ResponseCode,
+        ("DOWNSTREAM_REMOTE_ADDRESS" | "DOWNSTREAM_DIRECT_REMOTE_ADDRESS", None) => {
+            Piece::RemoteAddress
+        }
+        (
+            "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT"
+            | "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT"
+            | "CLIENT_IP",
+            None,
+        ) => Piece::RemoteAddressWithoutPort,
+        ("DOWNSTREAM_LOCAL_ADDRESS", None) => Piece::LocalAddress,
+        ("DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", None) => Piece::LocalAddressWithoutPort,
+        ("DOWNSTREAM_LOCAL_PORT", None) => Piece::LocalPort,
+        ("UPSTREAM_REMOTE_ADDRESS" | "UPSTREAM_HOST", None) => Piece::UpstreamHost,
+        ("REQUESTED_SERVER_NAME", None) => Piece::Sni,
+        ("PROTOCOL", None) => Piece::Protocol,
+        ("DOWNSTREAM_PEER_URI_SAN", None) => Piece::PeerUriSan,
+        ("ROUTE_NAME", None) => Piece::RouteName,
+        ("UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW", None) => Piece::Cluster,
+        ("HOSTNAME", None) => Piece::Hostname,
+        ("START_TIME", None) => Piece::StartTime,
+        _ => return Err(unknown()),
+    })
+}
+
+/// Splits `NAME(argument):limit`.
+fn split_operator(text: &str) -> Option<(&str, Option<&str>, usize)> {
+    let Some(open) = text.find('(') else { return Some((text, None, usize::MAX)) };
+    let close = text.rfind(')')?;
+    let limit = match text[close + 1..].strip_prefix(':') {
+        Some(limit) => limit.parse().ok()?,
+        None if close + 1 == text.len() => usize::MAX,
+        None => return None,
+    };
+    Some((&text[..open], Some(text.get(open + 1..close)?), limit))
+}
+
+impl Piece {
+    fn write(&self, out: &mut Vec<u8>, headers: &HeaderMap, input: &FormatInput<'_>) {
+        match self {
+            Self::Text(text) => out.extend_from_slice(text.as_bytes()),
+            Self::Request { main, alternative, limit } => {
+                let value = request_value(main, headers, input)
+                    .or_else(|| request_value(alternative.as_ref()?, headers, input));
+                put_limited(out, value, *limit);
+            }
+            Self::Response { name: HeaderSource::Header(name), limit } => {
+                let value = headers.get(name).map(|value| Cow::Borrowed(value.as_bytes()));
+                put_limited(out, value, *limit);
+            }
+            Self::Response { .. } => {}
+            Self::ResponseCode => out.extend_from_slice(input.response_code.to_string().as_bytes()),
+            Self::RemoteAddress => put(out, input.downstream_remote),
+            Self::RemoteAddressWithoutPort => put(out, input.downstream_remote.map(|a| a.ip())),
+            Self::LocalAddress => put(out, input.downstream_local),
+            Self::LocalAddressWithoutPort => put(out, input.downstream_local.map(|a| a.ip())),
+            Self::LocalPort => put(out, input.downstream_local.map(|a| a.port())),
+            Self::UpstreamHost => put(out, input.upstream_host),
+            Self::Sni => put(out, input.sni),
+            Self::Protocol => put(out, Some(input.protocol)),
+            Self::PeerUriSan => put(out, input.peer_uri_san),
+            Self::RouteName => put(out, Some(input.route_name)),
+            Self::Cluster => put(out, Some(input.cluster)),
+            Self::Hostname => {
+                static NAME: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+                let read =
+                    || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+                out.extend_from_slice(NAME.get_or_init(read).trim().as_bytes());
+            }
+            Self::StartTime => {
+                let now = time::OffsetDateTime::now_utc();
+                put(out, now.format(&time::format_description::well_known::Rfc3339).ok());
+            }
+        }
+    }
+}
+
+fn request_value<'a>(
+    source: &HeaderSource,
+    headers: &'a HeaderMap,
+    input: &FormatInput<'a>,
+) -> Option<Cow<'a, [u8]>> {
+    if let Some(value) = input.request.and_then(|request| source.value(request)) {
+        return Some(value);
+    }
+    let name = match source {
+        _ if input.editing_response => return None,
+        HeaderSource::Header(name) => name,
+        HeaderSource::Authority => &http::header::HOST,
+        _ => return None,
+    };
+    headers.get(name).map(|value| Cow::Borrowed(value.as_bytes()))
+}
+
+fn put(out: &mut Vec<u8>, value: Option<impl std::fmt::Display>) {
+    if let Some(value) = value {
+        out.extend_from_slice(value.to_string().as_bytes());
+    }
+}
+
+fn put_limited(out: &mut Vec<u8>, value: Option<Cow<'_, [u8]>>, limit: usize) {
+    if let Some(value) = value {
+        out.extend_from_slice(&value[..value.len().min(limit)]);
+    }
+}

@@ -1,0 +1,49 @@
+//! HTTP/2 settings of both sides.
+
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3::Http2ProtocolOptions;
+
+use super::values::{self, u32_or};
+
+/// HTTP/2 settings; windows in bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct H2Settings {
+    pub(crate) max_concurrent_streams: u32,
+    pub(crate) stream_window: u32,
+    pub(crate) connection_window: u32,
+    pub(crate) keepalive: Option<(Duration, Duration)>,
+}
+
+/// Envoy's defaults since 1.36: windows that bound the memory of a stream.
+const STREAM_WINDOW: u32 = 16 << 20;
+const CONNECTION_WINDOW: u32 = 24 << 20;
+const CONCURRENT_STREAMS: u32 = 1024;
+
+impl H2Settings {
+    pub(crate) fn compile(value: Option<&Http2ProtocolOptions>) -> Self {
+        let field = |pick: fn(&Http2ProtocolOptions) -> Option<&_>, default| {
+            u32_or(value.and_then(pick), default)
+        };
+        let keepalive = value.and_then(|value| value.connection_keepalive.as_ref());
+        Self {
+            max_concurrent_streams: field(
+                |value| value.max_concurrent_streams.as_ref(),
+                CONCURRENT_STREAMS,
+            ),
+            stream_window: field(|value| value.initial_stream_window_size.as_ref(), STREAM_WINDOW)
+                .clamp(65_535, i32::MAX as u32),
+            connection_window: field(
+                |value| value.initial_connection_window_size.as_ref(),
+                CONNECTION_WINDOW,
+            )
+            .clamp(65_535, i32::MAX as u32),
+            keepalive: keepalive.and_then(|keepalive| {
+                Some((
+                    values::duration(keepalive.interval.as_ref()?),
+                    keepalive.timeout.as_ref().map_or(Duration::from_secs(20), values::duration),
+                ))
+            }),
+        }
+    }
+}

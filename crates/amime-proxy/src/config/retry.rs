@@ -1,0 +1,155 @@
+//! Retry policies of routes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::route::v3 as pb;
+
+use super::faults::Faults;
+use super::matcher::{HeaderMatcher, header_matchers};
+use super::values;
+
+/// Conditions under which an attempt is repeated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RetryOn(u32);
+
+impl RetryOn {
+    pub(crate) const FIVE_XX: Self = Self(1);
+    pub(crate) const GATEWAY_ERROR: Self = Self(1 << 1);
+    pub(crate) const RESET: Self = Self(1 << 2);
+    pub(crate) const RESET_BEFORE_REQUEST: Self = Self(1 << 3);
+    pub(crate) const CONNECT_FAILURE: Self = Self(1 << 4);
+    pub(crate) const RETRIABLE_4XX: Self = Self(1 << 5);
+    pub(crate) const REFUSED_STREAM: Self = Self(1 << 6);
+    pub(crate) const STATUS_CODES: Self = Self(1 << 7);
+    pub(crate) const HEADERS: Self = Self(1 << 8);
+    pub(crate) const RATE_LIMITED: Self = Self(1 << 9);
+    pub(crate) const GRPC_CANCELLED: Self = Self(1 << 10);
+    pub(crate) const GRPC_DEADLINE: Self = Self(1 << 11);
+    pub(crate) const GRPC_INTERNAL: Self = Self(1 << 12);
+    pub(crate) const GRPC_EXHAUSTED: Self = Self(1 << 13);
+    pub(crate) const GRPC_UNAVAILABLE: Self = Self(1 << 14);
+
+    pub(crate) const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Reads a comma-separated list; unknown words have no effect, as in Envoy.
+    pub(crate) fn parse(list: &str) -> Self {
+        let mut all = Self::default();
+        for word in list.split(',') {
+            all.0 |= match word.trim() {
+                "5xx" => Self::FIVE_XX.0,
+                "gateway-error" => Self::GATEWAY_ERROR.0,
+                "reset" => Self::RESET.0,
+                "reset-before-request" => Self::RESET_BEFORE_REQUEST.0,
+                "connect-failure" => Self::CONNECT_FAILURE.0,
+                "retriable-4xx" => Self::RETRIABLE_4XX.0,
+                "refused-stream" => Self::REFUSED_STREAM.0,
+                "retriable-status-codes" => Self::STATUS_CODES.0,
+                "retriable-headers" => Self::HEADERS.0,
+                "envoy-ratelimited" => Self::RATE_LIMITED.0,
+                "cancelled" => Self::GRPC_CANCELLED.0,
+                "deadline-exceeded" => Self::GRPC_DEADLINE.0,
+                "internal" => Self::GRPC_INTERNAL.0,
+                "resource-exhausted" => Self::GRPC_EXHAUSTED.0,
+                "unavailable" => Self::GRPC_UNAVAILABLE.0,
+                _ => 0,
+            };
+        }
+        all
+    }
+
+    pub(crate) const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub(crate) const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// A compiled `RetryPolicy`.
+#[derive(Debug, Default)]
+pub(crate) struct RetryPolicy {
+    pub(crate) on: RetryOn,
+    /// Attempts beyond the first.
+    pub(crate) limit: u32,
+    pub(crate) per_try_timeout: Option<Duration>,
+    pub(crate) status_codes: Vec<u16>,
+    pub(crate) response_headers: Vec<HeaderMatcher>,
+    pub(crate) request_headers: Vec<HeaderMatcher>,
+    pub(crate) back_off_base: Duration,
+    pub(crate) back_off_max: Duration,
+    /// Avoid endpoints that were tried already.
+    pub(crate) avoid_previous_hosts: bool,
+    /// Times another endpoint is drawn when a predicate refuses one.
+    pub(crate) reselect_limit: u32,
+}
+
+/// Envoy's default base interval.
+const BASE: Duration = Duration::from_millis(25);
+
+impl RetryPolicy {
+    pub(crate) fn compile(value: &pb::RetryPolicy, faults: &mut Faults) -> Option<Arc<Self>> {
+        faults.ignore_if(value.retry_priority.is_some(), "retry_priority");
+        faults.ignore_if(value.per_try_idle_timeout.is_some(), "per_try_idle_timeout");
+        faults.ignore_if(!value.retry_options_predicates.is_empty(), "retry_options_predicates");
+        faults
+            .ignore_if(value.rate_limited_retry_back_off.is_some(), "rate_limited_retry_back_off");
+        let mut avoid_previous_hosts = false;
+        for predicate in &value.retry_host_predicate {
+            if predicate.name == "envoy.retry_host_predicates.previous_hosts" {
+                avoid_previous_hosts = true;
+            } else {
+                faults.ignore(
+                    "retry_host_predicate",
+                    format!("`{}` is not supported", predicate.name),
+                );
+            }
+        }
+        let back_off = value.retry_back_off.as_ref();
+        let base = back_off
+            .and_then(|back_off| back_off.base_interval.as_ref())
+            .map_or(BASE, values::duration)
+            .max(Duration::from_millis(1));
+        let max = back_off.and_then(|back_off| back_off.max_interval.as_ref());
+        Some(Arc::new(Self {
+            on: RetryOn::parse(&value.retry_on),
+            limit: values::u32_or(value.num_retries.as_ref(), 1),
+            per_try_timeout: values::timeout(value.per_try_timeout.as_ref(), None),
+            status_codes: value
+                .retriable_status_codes
+                .iter()
+                .filter_map(|code| u16::try_from(*code).ok())
+                .collect(),
+            response_headers: header_matchers(
+                &value.retriable_headers,
+                "retriable_headers",
+                faults,
+            ),
+            request_headers: header_matchers(
+                &value.retriable_request_headers,
+                "retriable_request_headers",
+                faults,
+            ),
+            back_off_base: base,
+            back_off_max: max.map_or(base * 10, values::duration).max(base),
+            avoid_previous_hosts,
+            reselect_limit: u32::try_from(value.host_selection_retry_max_attempts)
+                .unwrap_or(0)
+                .max(1),
+        }))
+    }
+
+    /// How long to wait before retry number `retry` (from 1): a random part
+    /// of an interval that doubles, as Envoy's jittered back-off.
+    pub(crate) fn back_off(&self, retry: u32) -> Duration {
+        let ceiling = self
+            .back_off_base
+            .saturating_mul(1_u32.checked_shl(retry.min(20)).unwrap_or(u32::MAX) - 1)
+            .min(self.back_off_max);
+        let millis = u64::try_from(ceiling.as_millis()).unwrap_or(u64::MAX).max(1);
+        Duration::from_millis(fastrand::u64(0..millis))
+    }
+}

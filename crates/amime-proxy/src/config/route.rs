@@ -1,0 +1,379 @@
+//! Route configurations compiled to lookup tables.
+//!
+//! Invariant: a table is immutable and refers to clusters by id, so it stays
+//! valid while clusters come and go.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::google::protobuf::Any;
+
+use super::Compiler;
+use super::filters::PerRoute;
+use super::headers::HeaderEdits;
+use super::route_action::Action;
+use super::route_match::RouteMatch;
+use super::values::metadata_string;
+use crate::http::head::RequestHead;
+
+/// A compiled `RouteConfiguration`.
+#[derive(Debug)]
+pub(crate) struct RouteTable {
+    vhosts: Vec<VirtualHost>,
+    exact: HashMap<Box<str>, usize>,
+    /// `*.suffix` and `*-suffix` domains without the star, longest first.
+    suffix: Vec<(Box<str>, usize)>,
+    /// `prefix.*` domains without the star, longest first.
+    prefix: Vec<(Box<str>, usize)>,
+    any: Option<usize>,
+    ignore_port: bool,
+    /// Headers that only internal clients may send.
+    pub(crate) internal_only: Vec<http::HeaderName>,
+}
+
+/// A compiled `VirtualHost`.
+#[derive(Debug)]
+pub(crate) struct VirtualHost {
+    pub(crate) require_tls: RequireTls,
+    routes: Vec<Route>,
+}
+
+/// A table as one worker shares it: counted within the thread, so that
+/// requests of several workers do not fight over one count.
+#[derive(Debug)]
+pub(crate) struct LocalTable(pub(crate) Arc<RouteTable>);
+
+impl std::ops::Deref for LocalTable {
+    type Target = RouteTable;
+
+    fn deref(&self) -> &RouteTable {
+        &self.0
+    }
+}
+
+/// A route within its table, held without touching a count that other
+/// workers share.
+#[derive(Clone, Debug)]
+pub(crate) struct RouteRef {
+    table: Rc<LocalTable>,
+    vhost: usize,
+    route: usize,
+}
+
+impl std::ops::Deref for RouteRef {
+    type Target = Route;
+
+    fn deref(&self) -> &Route {
+        &self.table.vhosts[self.vhost].routes[self.route]
+    }
+}
+
+impl RouteRef {
+    /// The virtual host of a request and its route there, if it has them.
+    pub(crate) fn find(
+        table: &Rc<LocalTable>,
+        head: &RequestHead,
+    ) -> Option<(RequireTls, Option<Self>)> {
+        let (vhost, host) = table.vhost(head.authority())?;
+        let route = host.routes.iter().position(|route| route.matcher.matches(head));
+        let found = route.map(|route| Self { table: table.clone(), vhost, route });
+        Some((host.require_tls, found))
+    }
+}
+
+/// Whether plaintext requests are redirected to https.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RequireTls {
+    No,
+    ExternalOnly,
+    All,
+}
+
+/// A compiled `Route` with what its parents add.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) name: Arc<str>,
+    /// `filter_metadata.istio.config`: the object that it came from.
+    pub(crate) origin: Option<Arc<str>>,
+    pub(crate) matcher: RouteMatch,
+    pub(crate) action: Action,
+    pub(crate) request_edits: HeaderEdits,
+    pub(crate) response_edits: HeaderEdits,
+    pub(crate) filters: PerRoute,
+    pub(crate) attempt_count: AttemptCount,
+    /// Body bytes kept for retries.
+    pub(crate) buffer_limit: usize,
+}
+
+/// Where the attempt count is told.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct AttemptCount {
+    pub(crate) in_request: bool,
+    pub(crate) in_response: bool,
+}
+
+/// Envoy's default limit of a stream's buffer.
+const BUFFER_LIMIT: usize = 1 << 20;
+
+impl RouteTable {
+    pub(crate) fn compile(value: &pb::RouteConfiguration, compiler: &mut Compiler<'_>) -> Self {
+        let mut table = Self {
+            vhosts: Vec::with_capacity(value.virtual_hosts.len()),
+            exact: HashMap::new(),
+            suffix: Vec::new(),
+            prefix: Vec::new(),
+            any: None,
+            ignore_port: value.ignore_port_in_host_matching,
+            internal_only: Vec::new(),
+        };
+        let faults = &mut compiler.faults;
+        faults.reject_if(value.vhds.is_some(), "vhds");
+        faults.reject_if(!value.cluster_specifier_plugins.is_empty(), "cluster_specifier_plugins");
+        faults.reject_if(!value.vhost_header.is_empty(), "vhost_header");
+        faults.ignore_if(!value.request_mirror_policies.is_empty(), "request_mirror_policies");
+        for name in &value.internal_only_headers {
+            match name.parse() {
+                Ok(name) => table.internal_only.push(name),
+                Err(_) => faults.reject("internal_only_headers", format!("`{name}` is no header")),
+            }
+        }
+        let own = Layer::of_table(value, compiler);
+        for (index, vhost) in value.virtual_hosts.iter().enumerate() {
+            compiler.faults.enter(format!("virtual_hosts[{index}]({})", vhost.name));
+            table.add(vhost, &own, value.most_specific_header_mutations_wins, compiler);
+            compiler.faults.leave();
+        }
+        table.suffix.sort_by_key(|(domain, _)| std::cmp::Reverse(domain.len()));
+        table.prefix.sort_by_key(|(domain, _)| std::cmp::Reverse(domain.len()));
+        table
+    }
+
+    fn add(
+        &mut self,
+        value: &pb::VirtualHost,
+        table: &Layer,
+        specific_wins: bool,
+        compiler: &mut Compiler<'_>,
+    ) {
+        let index = self.vhosts.len();
+        for domain in &value.domains {
+            let domain = domain.to_ascii_lowercase();
+            let fresh = if domain == "*" {
+                self.any.replace(index).is_none()
+            } else if let Some(suffix) = domain.strip_prefix('*') {
+                let fresh = !self.suffix.iter().any(|(have, _)| **have == *suffix);
+                self.suffix.push((suffix.into(), index));
+                fresh
+            } else if let Some(prefix) = domain.strip_suffix('*') {
+                let fresh = !self.prefix.iter().any(|(have, _)| **have == *prefix);
+                self.prefix.push((prefix.into(), index));
+                fresh
+            } else {
+                self.exact.insert(domain.as_str().into(), index).is_none()
+            };
+            if !fresh {
+                compiler.faults.reject("domains", format!("`{domain}` appears twice"));
+            }
+        }
+        let layers = Layers {
+            table,
+            vhost: &Layer::of_vhost(value, compiler),
+            specific_wins,
+            vhost_pb: value,
+        };
+        compiler.faults.reject_if(value.matcher.is_some(), "matcher");
+        compiler.faults.ignore_if(value.hedge_policy.is_some(), "hedge_policy");
+        compiler.faults.ignore_if(!value.rate_limits.is_empty(), "rate_limits");
+        let require_tls = match value.require_tls() {
+            pb::virtual_host::TlsRequirementType::None => RequireTls::No,
+            pb::virtual_host::TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
+            pb::virtual_host::TlsRequirementType::All => RequireTls::All,
+        };
+        let mut routes = Vec::with_capacity(value.routes.len());
+        for (index, route) in value.routes.iter().enumerate() {
+            compiler.faults.enter(format!("routes[{index}]"));
+            routes.extend(Route::compile(route, &layers, compiler));
+            compiler.faults.leave();
+        }
+        self.vhosts.push(VirtualHost { require_tls, routes });
+    }
+
+    /// The virtual host of `authority`.
+    pub(crate) fn vhost(&self, authority: &str) -> Option<(usize, &VirtualHost)> {
+        self.vhost_index(authority).map(|index| (index, &self.vhosts[index]))
+    }
+
+    /// Exact, then suffix, then prefix domains, longest first, then `*`.
+    fn vhost_index(&self, authority: &str) -> Option<usize> {
+        if self.exact.is_empty() && self.suffix.is_empty() && self.prefix.is_empty() {
+            return self.any;
+        }
+        let authority = if self.ignore_port { without_port(authority) } else { authority };
+        let mut lower = [0_u8; 256];
+        let Some(host) = lower.get_mut(..authority.len()) else {
+            return self.any;
+        };
+        host.copy_from_slice(authority.as_bytes());
+        host.make_ascii_lowercase();
+        let host = std::str::from_utf8(host).unwrap_or_default();
+        self.exact.get(host).copied().or_else(|| {
+            let longer = |part: &str| host.len() > part.len();
+            self.suffix
+                .iter()
+                .find(|(part, _)| longer(part) && host.ends_with(&**part))
+                .or_else(|| {
+                    self.prefix.iter().find(|(part, _)| longer(part) && host.starts_with(&**part))
+                })
+                .map(|(_, index)| *index)
+                .or(self.any)
+        })
+    }
+}
+
+/// `host` without `:port`; IPv6 literals keep their brackets.
+pub(crate) fn without_port(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port))
+            if port.bytes().all(|byte| byte.is_ascii_digit())
+                && (!host.contains(':') || host.ends_with(']')) =>
+        {
+            host
+        }
+        _ => authority,
+    }
+}
+
+/// What one level adds to its routes.
+struct Layer {
+    request: HeaderEdits,
+    response: HeaderEdits,
+    filters: PerRoute,
+}
+
+impl Layer {
+    fn new(
+        edits: EditFields<'_>,
+        filters: &HashMap<String, Any>,
+        compiler: &mut Compiler<'_>,
+    ) -> Self {
+        Self {
+            request: HeaderEdits::compile(
+                edits.request_add,
+                edits.request_remove,
+                ["request_headers_to_add", "request_headers_to_remove"],
+                &mut compiler.faults,
+            ),
+            response: HeaderEdits::compile(
+                edits.response_add,
+                edits.response_remove,
+                ["response_headers_to_add", "response_headers_to_remove"],
+                &mut compiler.faults,
+            ),
+            filters: PerRoute::compile(filters, compiler),
+        }
+    }
+
+    fn of_table(value: &pb::RouteConfiguration, compiler: &mut Compiler<'_>) -> Self {
+        let edits = EditFields {
+            request_add: &value.request_headers_to_add,
+            request_remove: &value.request_headers_to_remove,
+            response_add: &value.response_headers_to_add,
+            response_remove: &value.response_headers_to_remove,
+        };
+        Self::new(edits, &value.typed_per_filter_config, compiler)
+    }
+
+    fn of_vhost(value: &pb::VirtualHost, compiler: &mut Compiler<'_>) -> Self {
+        let edits = EditFields {
+            request_add: &value.request_headers_to_add,
+            request_remove: &value.request_headers_to_remove,
+            response_add: &value.response_headers_to_add,
+            response_remove: &value.response_headers_to_remove,
+        };
+        let mut layer = Self::new(edits, &value.typed_per_filter_config, compiler);
+        layer.filters.add_cors(value.cors.as_ref(), compiler);
+        layer
+    }
+}
+
+struct EditFields<'a> {
+    request_add: &'a [core::HeaderValueOption],
+    request_remove: &'a [String],
+    response_add: &'a [core::HeaderValueOption],
+    response_remove: &'a [String],
+}
+
+/// The levels above a route.
+pub(super) struct Layers<'a> {
+    table: &'a Layer,
+    vhost: &'a Layer,
+    specific_wins: bool,
+    pub(super) vhost_pb: &'a pb::VirtualHost,
+}
+
+impl Layers<'_> {
+    /// The edits of all levels in Envoy's order: the last one wins, so the
+    /// most specific comes first unless the table says otherwise.
+    fn merge(&self, own: &HeaderEdits, pick: impl Fn(&Layer) -> &HeaderEdits) -> HeaderEdits {
+        let mut order = [own, pick(self.vhost), pick(self.table)];
+        if self.specific_wins {
+            order.reverse();
+        }
+        let mut merged = HeaderEdits::default();
+        order.into_iter().for_each(|edits| merged.then(edits));
+        merged
+    }
+}
+
+impl Route {
+    fn compile(
+        value: &pb::Route,
+        layers: &Layers<'_>,
+        compiler: &mut Compiler<'_>,
+    ) -> Option<Self> {
+        let edits = EditFields {
+            request_add: &value.request_headers_to_add,
+            request_remove: &value.request_headers_to_remove,
+            response_add: &value.response_headers_to_add,
+            response_remove: &value.response_headers_to_remove,
+        };
+        let mut own = Layer::new(edits, &value.typed_per_filter_config, compiler);
+        let matcher = match value.r#match.as_ref() {
+            Some(matcher) => {
+                compiler.faults.within("match", |faults| RouteMatch::compile(matcher, faults))
+            }
+            None => {
+                compiler.faults.reject("match", "missing");
+                None
+            }
+        };
+        let action = Action::compile(value, layers, compiler);
+        if let Some(pb::route::Action::Route(action)) = value.action.as_ref() {
+            own.filters.add_cors(action.cors.as_ref(), compiler);
+        }
+        let mut filters = own.filters;
+        filters.inherit(&layers.vhost.filters);
+        filters.inherit(&layers.table.filters);
+        let limit = value
+            .per_request_buffer_limit_bytes
+            .as_ref()
+            .or(layers.vhost_pb.per_request_buffer_limit_bytes.as_ref());
+        Some(Self {
+            name: value.name.as_str().into(),
+            origin: metadata_string(value.metadata.as_ref(), "istio", "config").map(Into::into),
+            matcher: matcher?,
+            action: action?,
+            request_edits: layers.merge(&own.request, |layer| &layer.request),
+            response_edits: layers.merge(&own.response, |layer| &layer.response),
+            filters,
+            attempt_count: AttemptCount {
+                in_request: layers.vhost_pb.include_request_attempt_count,
+                in_response: layers.vhost_pb.include_attempt_count_in_response,
+            },
+            buffer_limit: limit.map_or(BUFFER_LIMIT, |limit| limit.value as usize),
+        })
+    }
+}

@@ -1,0 +1,168 @@
+//! Which route of a virtual host a request takes.
+
+use envoy_types::pb::envoy::config::route::v3 as pb;
+use regex::bytes::Regex;
+
+use super::faults::Faults;
+use super::matcher::{HeaderMatcher, QueryMatcher, StringMatcher, header_matchers, regex};
+use super::values::{Fraction, bool_or};
+use crate::http::head::RequestHead;
+
+/// The path part of a route match. Patterns that ignore case are stored in
+/// lower case.
+#[derive(Debug)]
+pub(crate) enum PathMatch {
+    Prefix(String, CaseSensitive),
+    Exact(String, CaseSensitive),
+    /// Prefix that ends at a path segment.
+    Segments(String, CaseSensitive),
+    Regex(Regex),
+    Connect,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CaseSensitive(bool);
+
+impl CaseSensitive {
+    fn same(self, a: &str, b: &str) -> bool {
+        if self.0 { a == b } else { a.eq_ignore_ascii_case(b) }
+    }
+
+    fn starts(self, text: &str, prefix: &str) -> bool {
+        text.as_bytes().get(..prefix.len()).is_some_and(|start| {
+            if self.0 {
+                start == prefix.as_bytes()
+            } else {
+                start.eq_ignore_ascii_case(prefix.as_bytes())
+            }
+        })
+    }
+}
+
+impl PathMatch {
+    /// How much of the path a prefix rewrite replaces; `None` if the whole.
+    pub(crate) fn matched_len(&self) -> Option<usize> {
+        match self {
+            Self::Prefix(prefix, _) | Self::Segments(prefix, _) => Some(prefix.len()),
+            Self::Exact(..) | Self::Regex(_) | Self::Connect => None,
+        }
+    }
+
+    fn matches(&self, head: &RequestHead) -> bool {
+        let path = head.path.path();
+        match self {
+            Self::Prefix(prefix, case) => case.starts(head.path.as_str(), prefix),
+            Self::Exact(want, case) => case.same(path, want),
+            Self::Segments(prefix, case) => {
+                case.starts(path, prefix)
+                    && matches!(path.as_bytes().get(prefix.len()), None | Some(b'/'))
+            }
+            Self::Regex(regex) => regex.is_match(path.as_bytes()),
+            Self::Connect => head.method == http::Method::CONNECT,
+        }
+    }
+}
+
+/// A compiled `RouteMatch`.
+#[derive(Debug)]
+pub(crate) struct RouteMatch {
+    pub(crate) path: PathMatch,
+    headers: Vec<HeaderMatcher>,
+    query: Vec<QueryMatcher>,
+    cookies: Vec<CookieMatch>,
+    fraction: Option<Fraction>,
+    grpc_only: bool,
+}
+
+#[derive(Debug)]
+struct CookieMatch {
+    name: String,
+    value: StringMatcher,
+    invert: bool,
+}
+
+impl RouteMatch {
+    pub(crate) fn compile(value: &pb::RouteMatch, faults: &mut Faults) -> Option<Self> {
+        let path = path_match(value, faults);
+        faults.reject_if(value.tls_context.is_some(), "tls_context");
+        faults.reject_if(!value.dynamic_metadata.is_empty(), "dynamic_metadata");
+        faults.reject_if(!value.filter_state.is_empty(), "filter_state");
+        let query = |(index, value)| {
+            let field = format!("query_parameters[{index}]");
+            faults.within(field, |faults| QueryMatcher::compile(value, faults))
+        };
+        let query = value.query_parameters.iter().enumerate().filter_map(query).collect();
+        Some(Self {
+            path: path?,
+            headers: header_matchers(&value.headers, "headers", faults),
+            query,
+            cookies: value
+                .cookies
+                .iter()
+                .filter_map(|cookie| cookie_match(cookie, faults))
+                .collect(),
+            fraction: value.runtime_fraction.as_ref().map(Fraction::from_runtime),
+            grpc_only: value.grpc.is_some(),
+        })
+    }
+
+    pub(crate) fn matches(&self, head: &RequestHead) -> bool {
+        // The path first: it tells most routes apart and costs least.
+        self.path.matches(head)
+            && self.headers.iter().all(|header| header.matches(head))
+            && self.query.iter().all(|query| query.matches(head.path.query().unwrap_or_default()))
+            && self.cookies.iter().all(|cookie| cookie.matches(head))
+            && (!self.grpc_only || head.is_grpc())
+            && self.fraction.is_none_or(Fraction::draw)
+    }
+}
+
+fn path_match(value: &pb::RouteMatch, faults: &mut Faults) -> Option<PathMatch> {
+    use pb::route_match::PathSpecifier;
+    let case = CaseSensitive(bool_or(value.case_sensitive.as_ref(), true));
+    match value.path_specifier.as_ref() {
+        Some(PathSpecifier::Prefix(prefix)) => Some(PathMatch::Prefix(prefix.clone(), case)),
+        Some(PathSpecifier::Path(path)) => Some(PathMatch::Exact(path.clone(), case)),
+        Some(PathSpecifier::PathSeparatedPrefix(prefix)) => {
+            Some(PathMatch::Segments(prefix.clone(), case))
+        }
+        Some(PathSpecifier::SafeRegex(value)) => faults
+            .within("safe_regex", |faults| regex(&value.regex, true, faults))
+            .map(PathMatch::Regex),
+        Some(PathSpecifier::ConnectMatcher(_)) => Some(PathMatch::Connect),
+        Some(PathSpecifier::PathMatchPolicy(_)) => {
+            faults.reject("path_match_policy", "not supported");
+            None
+        }
+        None => {
+            faults.reject("path_specifier", "missing");
+            None
+        }
+    }
+}
+
+fn cookie_match(value: &pb::CookieMatcher, faults: &mut Faults) -> Option<CookieMatch> {
+    let test = value.string_match.as_ref()?;
+    Some(CookieMatch {
+        name: value.name.clone(),
+        value: StringMatcher::compile(test, faults)?,
+        invert: value.invert_match,
+    })
+}
+
+impl CookieMatch {
+    fn matches(&self, head: &RequestHead) -> bool {
+        cookie(head, &self.name)
+            .is_some_and(|value| self.value.matches(value.as_bytes()) != self.invert)
+    }
+}
+
+/// The value of one cookie.
+pub(crate) fn cookie<'a>(head: &'a RequestHead, name: &str) -> Option<&'a str> {
+    head.headers.get_all(http::header::COOKIE).iter().find_map(|header| {
+        header.to_str().ok()?.split(';').find_map(|pair| {
+            let (key, value) = pair.trim().split_once('=')?;
+            (key == name).then(|| value.trim_matches('"'))
+        })
+    })
+}

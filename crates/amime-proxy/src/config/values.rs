@@ -1,0 +1,181 @@
+//! Small protobuf values turned into Rust ones: durations, percentages,
+//! addresses, address ranges, wrappers, `Any`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
+use envoy_types::pb::google::protobuf as pb;
+use ipnet::IpNet;
+use prost::{Message, Name};
+
+use super::faults::Faults;
+
+/// A protobuf duration; negative ones count as zero.
+pub(crate) fn duration(value: &pb::Duration) -> Duration {
+    let nanos = u32::try_from(value.nanos).unwrap_or(0).min(999_999_999);
+    Duration::new(u64::try_from(value.seconds).unwrap_or(0), nanos)
+}
+
+/// A duration where absent means `default` and zero means disabled.
+pub(crate) fn timeout(value: Option<&pb::Duration>, default: Option<Duration>) -> Option<Duration> {
+    match value {
+        None => default,
+        Some(value) => Some(duration(value)).filter(|value| !value.is_zero()),
+    }
+}
+
+pub(crate) fn u32_or(value: Option<&pb::UInt32Value>, default: u32) -> u32 {
+    value.map_or(default, |value| value.value)
+}
+
+pub(crate) fn bool_or(value: Option<&pb::BoolValue>, default: bool) -> bool {
+    value.map_or(default, |value| value.value)
+}
+
+/// Decodes `any` as `M`, or records why it is not one.
+pub(crate) fn unpack<M: Message + Name + Default>(any: &pb::Any, faults: &mut Faults) -> Option<M> {
+    if !is::<M>(any) {
+        faults.reject("typed_config", format!("expected {}, got {}", M::full_name(), any.type_url));
+        return None;
+    }
+    match M::decode(any.value.as_slice()) {
+        Ok(message) => Some(message),
+        Err(error) => {
+            faults.reject("typed_config", format!("cannot decode {}: {error}", M::full_name()));
+            None
+        }
+    }
+}
+
+/// True if `any` carries an `M`.
+pub(crate) fn is<M: Name>(any: &pb::Any) -> bool {
+    type_name(any) == M::full_name()
+}
+
+/// The message type an `Any` names, without its URL prefix.
+pub(crate) fn type_name(any: &pb::Any) -> &str {
+    any.type_url.rsplit('/').next().unwrap_or_default()
+}
+
+/// A probability in millionths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fraction(u32);
+
+impl Fraction {
+    pub(crate) const ALWAYS: Self = Self(1_000_000);
+    pub(crate) const NEVER: Self = Self(0);
+
+    pub(crate) fn new(percent: &FractionalPercent) -> Self {
+        let scale = match percent.denominator() {
+            DenominatorType::Hundred => 10_000,
+            DenominatorType::TenThousand => 100,
+            DenominatorType::Million => 1,
+        };
+        Self(percent.numerator.saturating_mul(scale).min(1_000_000))
+    }
+
+    pub(crate) fn from_runtime(value: &core::RuntimeFractionalPercent) -> Self {
+        value.default_value.as_ref().map_or(Self::ALWAYS, Self::new)
+    }
+
+    /// Draws; certain outcomes cost no randomness.
+    pub(crate) fn draw(self) -> bool {
+        match self.0 {
+            0 => false,
+            1_000_000 => true,
+            part => fastrand::u32(0..1_000_000) < part,
+        }
+    }
+}
+
+/// An address as configured; names are left to the resolver.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum HostAddress {
+    /// A literal IP address and port.
+    Ip(SocketAddr),
+    /// A name to resolve, and a port.
+    Name(String, u16),
+    /// A Unix stream socket.
+    Pipe(std::path::PathBuf),
+}
+
+/// Reads an Envoy address, recording a fault for kinds that cannot be used.
+pub(crate) fn address(value: Option<&core::Address>, faults: &mut Faults) -> Option<HostAddress> {
+    match value.and_then(|value| value.address.as_ref()) {
+        Some(core::address::Address::SocketAddress(socket)) => socket_address(socket, faults),
+        Some(core::address::Address::Pipe(pipe)) => {
+            Some(HostAddress::Pipe(pipe.path.clone().into()))
+        }
+        Some(core::address::Address::EnvoyInternalAddress(_)) => {
+            faults.reject("address", "internal addresses are not supported");
+            None
+        }
+        None => {
+            faults.reject("address", "missing");
+            None
+        }
+    }
+}
+
+fn socket_address(socket: &core::SocketAddress, faults: &mut Faults) -> Option<HostAddress> {
+    let port = match &socket.port_specifier {
+        Some(core::socket_address::PortSpecifier::PortValue(port)) => u16::try_from(*port).ok(),
+        None => Some(0),
+        Some(core::socket_address::PortSpecifier::NamedPort(_)) => None,
+    };
+    let Some(port) = port else {
+        faults.reject("address.socket_address.port_value", "not a port number");
+        return None;
+    };
+    if socket.protocol() == core::socket_address::Protocol::Udp {
+        faults.reject("address.socket_address.protocol", "UDP is not supported");
+        return None;
+    }
+    Some(match socket.address.parse::<IpAddr>() {
+        Ok(ip) => HostAddress::Ip(SocketAddr::new(ip, port)),
+        Err(_) => HostAddress::Name(socket.address.clone(), port),
+    })
+}
+
+/// Reads an address range; the bits beyond the prefix are dropped as Envoy does.
+pub(crate) fn cidr(value: &core::CidrRange, faults: &mut Faults) -> Option<IpNet> {
+    let ip: Option<IpAddr> = value.address_prefix.parse().ok();
+    let net = ip.and_then(|ip| {
+        let bits = value.prefix_len.as_ref().map_or(0, |length| length.value);
+        IpNet::new(ip, u8::try_from(bits).ok()?).ok()
+    });
+    if net.is_none() {
+        faults.reject("address_prefix", format!("`{}` is not a range", value.address_prefix));
+    }
+    net.map(|net| net.trunc())
+}
+
+/// The bytes of a data source, read now from file or environment.
+pub(crate) fn data_source(source: &core::DataSource) -> Result<Vec<u8>, String> {
+    use core::data_source::Specifier;
+    match &source.specifier {
+        Some(Specifier::InlineBytes(bytes)) => Ok(bytes.clone()),
+        Some(Specifier::InlineString(text)) => Ok(text.clone().into_bytes()),
+        Some(Specifier::Filename(path)) => {
+            std::fs::read(path).map_err(|error| format!("cannot read {path}: {error}"))
+        }
+        Some(Specifier::EnvironmentVariable(name)) => std::env::var(name)
+            .map(String::into_bytes)
+            .map_err(|_| format!("environment variable {name} is not set")),
+        None => Err("empty data source".to_owned()),
+    }
+}
+
+/// A string in nested struct metadata, e.g. `filter_metadata.istio.config`.
+pub(crate) fn metadata_string<'a>(
+    metadata: Option<&'a core::Metadata>,
+    filter: &str,
+    key: &str,
+) -> Option<&'a str> {
+    match metadata?.filter_metadata.get(filter)?.fields.get(key)?.kind.as_ref()? {
+        pb::value::Kind::StringValue(text) => Some(text),
+        _ => None,
+    }
+}

@@ -1,0 +1,326 @@
+//! One attempt to send a request to one endpoint.
+
+use std::rc::Rc;
+
+use http::uri::Uri;
+use http::{HeaderMap, HeaderValue, Method, Version, header};
+use hyper::body::{Body, Incoming};
+use hyper::client::conn::TrySendError;
+
+use super::body::RequestBody;
+use super::error::{ProxyError, ResetReason};
+use super::exchange::Exchange;
+use super::forward::PreparedBody;
+use super::head::RequestHead;
+use super::names;
+use crate::config::cluster::UpstreamProtocol;
+use crate::config::tls::{Alpn, UpstreamTransport};
+use crate::upstream::connect::ConnectError;
+use crate::upstream::pool::{Acquire, ConnKey, Lease, Sender, acquire};
+use crate::upstream::{ClusterRuntime, Host, Outcome, Resource};
+
+/// Why an attempt gave no response.
+#[derive(Clone, Debug)]
+pub(super) enum Failure {
+    NoHealthyUpstream,
+    Overflow,
+    Connect(ConnectError),
+    Reset(ResetReason),
+    /// Broke before the request's head was written.
+    ResetBeforeRequest,
+    PerTryTimeout,
+    Protocol(String),
+    /// The client's own body is broken.
+    Downstream,
+}
+
+impl Failure {
+    /// What the client is told.
+    pub(super) fn into_error(self, retried: bool) -> ProxyError {
+        match self {
+            Self::NoHealthyUpstream => ProxyError::NoHealthyUpstream,
+            Self::Overflow => ProxyError::Overflow,
+            Self::Connect(error) => ProxyError::Connect { error, retried },
+            Self::Reset(reason) => ProxyError::Reset { reason, retried },
+            Self::ResetBeforeRequest => {
+                ProxyError::Reset { reason: ResetReason::ConnectionTermination, retried }
+            }
+            Self::PerTryTimeout => ProxyError::PerTryTimeout,
+            Self::Protocol(reason) => ProxyError::UpstreamProtocol(reason.into()),
+            Self::Downstream => ProxyError::BadRequest("http1.codec_error"),
+        }
+    }
+}
+
+/// What one attempt sends and where.
+pub(super) struct Request<'a> {
+    pub(super) exchange: &'a Rc<Exchange>,
+    pub(super) cluster: &'a Rc<ClusterRuntime>,
+    pub(super) host: &'a Rc<Host>,
+    pub(super) priority: usize,
+    pub(super) attempt_count: bool,
+    pub(super) endpoint_host: bool,
+}
+
+/// An attempt in flight: holds its connection and its place in the counters.
+pub(crate) struct Attempt {
+    lease: Lease,
+    flight: InFlight,
+}
+
+/// Counts a request as active until dropped.
+struct InFlight {
+    cluster: Rc<ClusterRuntime>,
+    host: Rc<Host>,
+    priority: usize,
+}
+
+impl InFlight {
+    fn new(request: &Request<'_>) -> Self {
+        let (cluster, host) = (request.cluster.clone(), request.host.clone());
+        cluster.stats.upstream_rq_total.inc();
+        cluster.stats.upstream_rq_active.inc();
+        host.active.set(host.active.get() + 1);
+        host.counters().rq_total.inc();
+        host.counters().rq_active.inc();
+        Self { cluster, host, priority: request.priority }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.cluster.stats.upstream_rq_active.dec();
+        self.host.active.set(self.host.active.get().saturating_sub(1));
+        self.host.counters().rq_active.dec();
+        self.cluster.give(self.priority, Resource::Requests);
+    }
+}
+
+impl Attempt {
+    /// Gives the connection back; the response has ended.
+    pub(super) fn release(self) {
+        self.lease.release(&self.flight.cluster, &self.flight.host);
+    }
+
+    /// Drops a response that is not passed on, keeping the connection if the
+    /// rest of it is short.
+    pub(super) fn discard(self, mut incoming: Incoming) {
+        const SHORT: u64 = 64 * 1024;
+        if incoming.is_end_stream() {
+            return self.release();
+        }
+        if incoming.size_hint().upper().is_some_and(|rest| rest <= SHORT) {
+            tokio::task::spawn_local(async move {
+                use http_body_util::BodyExt;
+                while let Some(Ok(_)) = incoming.frame().await {}
+                self.release();
+            });
+        }
+    }
+}
+
+impl Request<'_> {
+    /// Connects, sends, and waits for the response's head.
+    pub(super) async fn send(
+        self,
+        body: &PreparedBody,
+    ) -> Result<(http::response::Parts, Incoming, Attempt), Failure> {
+        let flight = InFlight::new(&self);
+        let result = self.send_counted(body, flight).await;
+        match &result {
+            Ok((parts, ..)) => self.count_response(parts.status.as_u16()),
+            Err(failure) => self.count_failure(failure),
+        }
+        result
+    }
+
+    async fn send_counted(
+        &self,
+        body: &PreparedBody,
+        flight: InFlight,
+    ) -> Result<(http::response::Parts, Incoming, Attempt), Failure> {
+        let acquired = Acquire {
+            cluster: self.cluster,
+            host: self.host,
+            priority: self.priority,
+            mark: self.exchange.connection.worker.mark,
+        };
+        let key = self.key();
+        let mut carried: Option<RequestBody> = None;
+        loop {
+            let lease = match acquire(acquired, key.clone()).await {
+                Ok(lease) => lease,
+                Err(ConnectError::Overflow) => return Err(Failure::Overflow),
+                Err(error) => return Err(Failure::Connect(error)),
+            };
+            self.exchange.log.borrow_mut().conn = Some(lease.conn.clone());
+            let body = carried.take().unwrap_or_else(|| body.attempt(self.exchange));
+            let mut lease = lease;
+            let request = self.build(&lease, body);
+            let error = match exchange_messages(&mut lease.sender, request).await {
+                Ok(response) => {
+                    self.exchange.log.borrow_mut().response_after =
+                        Some(self.exchange.begun.elapsed());
+                    let (parts, incoming) = response.into_parts();
+                    return Ok((parts, incoming, Attempt { lease, flight }));
+                }
+                Err(error) => error,
+            };
+            match error {
+                // An idle connection that closed in the same moment: the
+                // request was not sent, another connection takes it.
+                Broken::Unsent(unsent) if lease.reused => carried = Some(unsent.into_body()),
+                Broken::Unsent(_) => return Err(Failure::ResetBeforeRequest),
+                Broken::Sent(error) => return Err(self.failure(&error)),
+            }
+        }
+    }
+
+    /// Which connections of the endpoint will do.
+    fn key(&self) -> ConnKey {
+        let config = self.cluster.config();
+        let http2 = match config.http.protocol {
+            UpstreamProtocol::Http1 | UpstreamProtocol::Auto => false,
+            UpstreamProtocol::Http2 => true,
+            UpstreamProtocol::Downstream => self.exchange.head.borrow().version == Version::HTTP_2,
+        };
+        let UpstreamTransport::Tls(tls) = &self.host.endpoint.transport else {
+            return ConnKey { http2, alpn: Alpn::Configured, sni: None };
+        };
+        let alpn = match (self.exchange.connection.config.istio_alpn, http2) {
+            (false, _) => Alpn::Configured,
+            (true, false) => Alpn::IstioHttp1,
+            (true, true) => Alpn::IstioHttp2,
+        };
+        let sni = (config.http.auto_sni && tls.sni.is_empty()).then(|| {
+            let head = self.exchange.head.borrow();
+            crate::config::route::without_port(head.authority()).into()
+        });
+        ConnKey { http2, alpn, sni }
+    }
+
+    /// The request for the chosen connection. The head itself stays: a retry
+    /// and the access log need it.
+    fn build(&self, lease: &Lease, body: RequestBody) -> http::Request<RequestBody> {
+        let head = self.exchange.head.borrow();
+        let mut request = http::Request::new(body);
+        *request.method_mut() = head.method.clone();
+        let mut headers = head.headers.clone();
+        if self.attempt_count {
+            let count = self.exchange.log.borrow().attempts;
+            headers.insert(names::ATTEMPT_COUNT, HeaderValue::from(count));
+        }
+        if self.endpoint_host
+            && let Ok(name) = HeaderValue::from_str(&self.host.endpoint.hostname)
+            && !name.is_empty()
+        {
+            headers.insert(header::HOST, name);
+        }
+        match &lease.sender {
+            Sender::H1(_) => {
+                *request.uri_mut() = head.origin_form();
+                add_length(&head.method, &mut headers, request.body());
+            }
+            Sender::H2 { .. } => {
+                *request.version_mut() = Version::HTTP_2;
+                *request.uri_mut() = absolute(&head, &mut headers);
+            }
+        }
+        *request.headers_mut() = headers;
+        request
+    }
+
+    fn count_response(&self, status: u16) {
+        self.cluster.stats.codes.record(status);
+        self.cluster.stats.upstream_rq_completed.inc();
+        let counters = self.host.counters();
+        if status < 500 {
+            counters.rq_success.inc();
+        } else {
+            counters.rq_error.inc();
+        }
+        self.cluster.observe(self.host, Outcome::Status(status));
+        let log = self.exchange.log.borrow();
+        let millis = log.response_after.map_or(0, |after| after.as_millis());
+        self.cluster.stats.upstream_rq_time.record(u64::try_from(millis).unwrap_or(u64::MAX));
+    }
+
+    fn count_failure(&self, failure: &Failure) {
+        match failure {
+            Failure::Connect(error) => {
+                self.exchange.log.borrow_mut().transport_failure = Some(error.to_string());
+            }
+            Failure::Overflow | Failure::NoHealthyUpstream | Failure::Downstream => return,
+            _ => self.cluster.stats.upstream_rq_rx_reset.inc(),
+        }
+        self.host.counters().rq_error.inc();
+        self.cluster.observe(self.host, Outcome::LocalOrigin);
+    }
+
+    fn failure(&self, error: &hyper::Error) -> Failure {
+        if self.exchange.body_failed.get() {
+            return Failure::Downstream;
+        }
+        if error.is_parse() || error.is_parse_too_large() {
+            return Failure::Protocol(error.to_string());
+        }
+        let reason = std::error::Error::source(error)
+            .and_then(|source| source.downcast_ref::<h2::Error>())
+            .filter(|error| error.is_reset() && error.is_remote())
+            .and_then(h2::Error::reason);
+        Failure::Reset(match reason {
+            Some(h2::Reason::REFUSED_STREAM) => ResetReason::Refused,
+            Some(_) => ResetReason::Remote,
+            None => ResetReason::ConnectionTermination,
+        })
+    }
+}
+
+/// How sending failed.
+enum Broken {
+    /// Nothing was written; the request can go elsewhere whole.
+    Unsent(Box<http::Request<RequestBody>>),
+    Sent(hyper::Error),
+}
+
+impl From<TrySendError<http::Request<RequestBody>>> for Broken {
+    fn from(mut error: TrySendError<http::Request<RequestBody>>) -> Self {
+        match error.take_message() {
+            Some(request) => Self::Unsent(Box::new(request)),
+            None => Self::Sent(error.into_error()),
+        }
+    }
+}
+
+async fn exchange_messages(
+    sender: &mut Sender,
+    request: http::Request<RequestBody>,
+) -> Result<http::Response<Incoming>, Broken> {
+    match sender {
+        Sender::H1(sender) => sender.try_send_request(request).await.map_err(Broken::from),
+        Sender::H2 { sender, .. } => sender.try_send_request(request).await.map_err(Broken::from),
+    }
+}
+
+/// Servers of HTTP/1 want to be told that a method that has a body has none.
+fn add_length(method: &Method, headers: &mut HeaderMap, body: &RequestBody) {
+    let expects = matches!(*method, Method::POST | Method::PUT | Method::PATCH);
+    if expects && body.is_end_stream() && !headers.contains_key(header::CONTENT_LENGTH) {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
+    }
+}
+
+/// The absolute form that HTTP/2 wants; the authority leaves the headers.
+pub(super) fn absolute(head: &RequestHead, headers: &mut HeaderMap) -> Uri {
+    let authority = headers.remove(header::HOST);
+    headers.remove(header::CONNECTION);
+    headers.remove(header::UPGRADE);
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(match head.scheme {
+        super::head::Scheme::Http => http::uri::Scheme::HTTP,
+        super::head::Scheme::Https => http::uri::Scheme::HTTPS,
+    });
+    parts.authority = authority.and_then(|value| value.as_bytes().try_into().ok());
+    parts.path_and_query = Some(head.path.clone());
+    Uri::from_parts(parts).unwrap_or_else(|_| head.origin_form())
+}

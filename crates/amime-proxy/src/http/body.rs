@@ -1,0 +1,390 @@
+//! Message bodies: closed sets of what flows up and down.
+//!
+//! Bodies stream; nothing is buffered except what a retry may need, up to the
+//! route's limit. Backpressure is the codec's: a frame is asked for when the
+//! other side can take it.
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+use super::attempt::Attempt;
+use super::exchange::{End, Exchange, ExchangeGuard};
+
+/// Error of a body, as codecs want it.
+pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A request's body on its way up.
+pub(crate) enum RequestBody {
+    Empty,
+    Stream(Incoming, Rc<Exchange>),
+    Replay(ReplayBody),
+}
+
+/// A body that later attempts can send again.
+pub(crate) struct ReplayBody {
+    shared: Rc<RefCell<Replay>>,
+    position: usize,
+    trailers_sent: bool,
+}
+
+/// The client's body with what was read of it.
+pub(crate) struct Replay {
+    incoming: Incoming,
+    exchange: Rc<Exchange>,
+    chunks: Vec<Bytes>,
+    trailers: Option<HeaderMap>,
+    kept: usize,
+    limit: usize,
+    /// More was read than may be kept: no further attempt can send it all.
+    overflow: bool,
+    ended: bool,
+}
+
+impl Replay {
+    pub(crate) fn new(
+        incoming: Incoming,
+        exchange: Rc<Exchange>,
+        limit: usize,
+    ) -> Rc<RefCell<Self>> {
+        let ended = incoming.is_end_stream();
+        Rc::new(RefCell::new(Self {
+            incoming,
+            exchange,
+            chunks: Vec::new(),
+            trailers: None,
+            kept: 0,
+            limit,
+            overflow: false,
+            ended,
+        }))
+    }
+
+    /// True if another attempt can send the whole body.
+    pub(crate) fn repeatable(&self) -> bool {
+        !self.overflow
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        loop {
+            let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+            let Some(frame) = frame else {
+                self.ended = true;
+                self.exchange.request_received();
+                return Poll::Ready(None);
+            };
+            let frame = frame.inspect_err(|_| self.exchange.body_failed.set(true));
+            match frame.map_err(BodyError::from)?.into_data() {
+                Ok(data) => {
+                    self.exchange.count_received(data.len());
+                    self.kept += data.len();
+                    if self.kept > self.limit {
+                        self.overflow = true;
+                        self.chunks.clear();
+                    }
+                    return Poll::Ready(Some(Ok(data)));
+                }
+                Err(frame) => self.trailers = frame.into_trailers().ok(),
+            }
+        }
+    }
+}
+
+impl ReplayBody {
+    pub(crate) fn new(shared: &Rc<RefCell<Replay>>) -> Self {
+        Self { shared: shared.clone(), position: 0, trailers_sent: false }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut shared = self.shared.borrow_mut();
+        if let Some(chunk) = shared.chunks.get(self.position) {
+            self.position += 1;
+            return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
+        }
+        if !shared.ended
+            && let Some(data) = ready!(shared.poll_next(cx))
+        {
+            let data = data?;
+            if !shared.overflow {
+                shared.chunks.push(data.clone());
+                self.position += 1;
+            }
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        match &shared.trailers {
+            Some(trailers) if !self.trailers_sent => {
+                self.trailers_sent = true;
+                Poll::Ready(Some(Ok(Frame::trailers(trailers.clone()))))
+            }
+            _ => Poll::Ready(None),
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Stream(incoming, exchange) => {
+                let frame = ready!(Pin::new(incoming).poll_frame(cx));
+                match &frame {
+                    Some(Ok(frame)) => {
+                        exchange.count_received(frame.data_ref().map_or(0, Bytes::len));
+                    }
+                    Some(Err(_)) => exchange.body_failed.set(true),
+                    None => exchange.request_received(),
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+            }
+            Self::Replay(replay) => replay.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Stream(incoming, _) => incoming.is_end_stream(),
+            Self::Replay(replay) => {
+                let shared = replay.shared.borrow();
+                shared.ended && replay.position >= shared.chunks.len() && shared.trailers.is_none()
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Stream(incoming, _) => incoming.size_hint(),
+            Self::Replay(replay) if replay.position == 0 => {
+                let shared = replay.shared.borrow();
+                if shared.chunks.is_empty() {
+                    shared.incoming.size_hint()
+                } else {
+                    SizeHint::default()
+                }
+            }
+            Self::Replay(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// A response's body on its way down.
+pub(crate) struct ResponseBody {
+    source: Source,
+    /// Ends the exchange when dropped; `None` for bodies that nobody counts.
+    guard: Option<ExchangeGuard>,
+}
+
+enum Source {
+    Bytes(Option<Bytes>),
+    Upstream(Box<UpstreamBody>),
+}
+
+struct UpstreamBody {
+    incoming: Incoming,
+    attempt: Option<Attempt>,
+    limits: BodyLimits,
+    timer: Option<Pin<Box<Sleep>>>,
+    ended: bool,
+}
+
+/// Until when a response's body must have come.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct BodyLimits {
+    /// From the request's end to the response's.
+    pub(crate) timeout: Option<Duration>,
+    /// Whatever the request does.
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) idle: Option<Duration>,
+}
+
+impl ResponseBody {
+    pub(crate) fn bytes(bytes: Bytes, guard: Option<ExchangeGuard>) -> Self {
+        Self { source: Source::Bytes(Some(bytes).filter(|bytes| !bytes.is_empty())), guard }
+    }
+
+    pub(crate) fn upstream(
+        incoming: Incoming,
+        attempt: Attempt,
+        limits: BodyLimits,
+        guard: ExchangeGuard,
+    ) -> Self {
+        let ended = incoming.is_end_stream();
+        let mut body =
+            UpstreamBody { incoming, attempt: Some(attempt), limits, timer: None, ended };
+        if ended {
+            body.release();
+        }
+        Self { source: Source::Upstream(Box::new(body)), guard: Some(guard) }
+    }
+}
+
+impl UpstreamBody {
+    fn release(&mut self) {
+        if let Some(attempt) = self.attempt.take() {
+            attempt.release();
+        }
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        completed: impl Fn() -> Option<std::time::Instant>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyFailure>>> {
+        let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Pending => {
+                return self.poll_limits(cx, completed()).map(|failure| Some(Err(failure)));
+            }
+            Poll::Ready(frame) => frame,
+        };
+        if self.limits.idle.is_some() {
+            self.timer = None;
+        }
+        match frame {
+            None => {
+                self.ended = true;
+                self.release();
+                Poll::Ready(None)
+            }
+            Some(Err(error)) => Poll::Ready(Some(Err(BodyFailure::Upstream(error)))),
+            Some(Ok(frame)) => {
+                // Known now, not at the next poll, which may never come.
+                if self.incoming.is_end_stream() {
+                    self.ended = true;
+                    self.release();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+        }
+    }
+
+    /// Arms a timer only once there is something to wait for.
+    fn poll_limits(
+        &mut self,
+        cx: &mut Context<'_>,
+        completed: Option<std::time::Instant>,
+    ) -> Poll<BodyFailure> {
+        let BodyLimits { timeout, deadline, idle } = self.limits;
+        let by_timeout =
+            timeout.zip(completed).map(|(timeout, at)| Instant::from_std(at + timeout));
+        let deadline = match (deadline, by_timeout) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let idle_at = || idle.map(|idle| Instant::now() + idle);
+        if self.timer.is_none() {
+            let until = match (deadline, idle_at()) {
+                (Some(deadline), Some(idle)) => deadline.min(idle),
+                (Some(until), None) | (None, Some(until)) => until,
+                (None, None) => return Poll::Pending,
+            };
+            self.timer = Some(Box::pin(tokio::time::sleep_until(until)));
+        }
+        let Some(timer) = self.timer.as_mut() else { return Poll::Pending };
+        let fired_at = timer.deadline();
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(if deadline.is_some_and(|deadline| deadline <= fired_at) {
+            BodyFailure::Deadline
+        } else {
+            BodyFailure::Idle
+        })
+    }
+}
+
+enum BodyFailure {
+    Upstream(hyper::Error),
+    Deadline,
+    Idle,
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let frame = match &mut this.source {
+            Source::Bytes(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
+            Source::Upstream(body) => {
+                let guard = this.guard.as_ref();
+                ready!(body.poll(cx, || guard?.exchange().completed_at()))
+            }
+        };
+        let Some(guard) = &mut this.guard else {
+            return Poll::Ready(frame.map(|frame| frame.map_err(|_| "no exchange".into())));
+        };
+        match frame {
+            Some(Ok(frame)) => {
+                match frame.data_ref() {
+                    Some(data) => guard.exchange().count_sent(data.len()),
+                    None => {
+                        if let Some(trailers) = frame.trailers_ref() {
+                            guard.exchange().response_trailers(trailers);
+                        }
+                    }
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(failure)) => {
+                let (end, error): (_, BodyError) = match failure {
+                    BodyFailure::Upstream(error) => (End::UpstreamReset, error.into()),
+                    BodyFailure::Deadline => (End::Deadline, "response timeout".into()),
+                    BodyFailure::Idle => (End::Idle, "stream idle timeout".into()),
+                };
+                guard.finish(end);
+                Poll::Ready(Some(Err(error)))
+            }
+            None => {
+                guard.finish(End::Complete);
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Bytes(bytes) => bytes.is_none(),
+            Source::Upstream(body) => body.ended,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Bytes(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            Source::Upstream(body) => body.incoming.size_hint(),
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    /// A codec that has written all of a body drops it without a last poll;
+    /// one whose client has gone drops it half-way.
+    fn drop(&mut self) {
+        if let Some(guard) = &mut self.guard {
+            let complete = match &self.source {
+                Source::Bytes(bytes) => bytes.is_none() || guard.exchange().bodiless(),
+                Source::Upstream(body) => body.ended || guard.exchange().bodiless(),
+            };
+            guard.finish(if complete { End::Complete } else { End::DownstreamGone });
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Copies of requests sent elsewhere; nobody waits for their responses.
+
+use std::rc::Rc;
+
+use http::{HeaderValue, Version, header};
+use http_body_util::BodyExt;
+
+use super::body::{ReplayBody, RequestBody};
+use super::exchange::Exchange;
+use super::forward::{Plan, PreparedBody};
+use crate::config::cluster::UpstreamProtocol;
+use crate::config::route_action::Mirror;
+use crate::config::tls::Alpn;
+use crate::upstream::pool::{Acquire, ConnKey, Sender, acquire};
+use crate::upstream::{ClusterRuntime, LbInput};
+
+/// Starts the copies that the route asks for.
+pub(super) fn send_all(plan: &Plan<'_>, body: &PreparedBody) {
+    for mirror in &plan.action.mirrors {
+        if !mirror.fraction.draw() {
+            continue;
+        }
+        let snapshot = plan.exchange.connection.worker.snapshot();
+        if let Some(cluster) = snapshot.cluster(mirror.cluster) {
+            start(plan.exchange, mirror, cluster, body);
+        }
+    }
+}
+
+fn start(
+    exchange: &Rc<Exchange>,
+    mirror: &Mirror,
+    cluster: Rc<ClusterRuntime>,
+    body: &PreparedBody,
+) {
+    let mut head = exchange.head.borrow().clone();
+    if mirror.append_shadow {
+        let (host, port) = match head.authority().rsplit_once(':') {
+            Some((host, port)) => (host, format!(":{port}")),
+            None => (head.authority(), String::new()),
+        };
+        if let Ok(value) = HeaderValue::from_str(&format!("{host}-shadow{port}")) {
+            head.headers.insert(header::HOST, value);
+        }
+    }
+    let replay = match body {
+        PreparedBody::Repeatable(replay) => Some(replay.clone()),
+        PreparedBody::Empty | PreparedBody::Once(_) => None,
+    };
+    let exchange = exchange.clone();
+    tokio::task::spawn_local(async move {
+        if replay.is_some() && exchange.completed_at().is_none() {
+            // The copy goes when the original has been read, so that the two
+            // do not race for the client's bytes.
+            exchange.complete.notified().await;
+            exchange.complete.notify_one();
+        }
+        let body = match &replay {
+            Some(replay) if replay.borrow().repeatable() => {
+                RequestBody::Replay(ReplayBody::new(replay))
+            }
+            Some(_) => return,
+            None => RequestBody::Empty,
+        };
+        let Some(host) = cluster.choose(LbInput::default()) else { return };
+        let http2 = cluster.config().http.protocol == UpstreamProtocol::Http2;
+        let key = ConnKey { http2, alpn: Alpn::Configured, sni: None };
+        let mark = exchange.connection.worker.mark;
+        let acquired = Acquire { cluster: &cluster, host: &host, priority: 0, mark };
+        let Ok(mut lease) = acquire(acquired, key).await else { return };
+        let mut request = http::Request::new(body);
+        *request.method_mut() = head.method.clone();
+        *request.headers_mut() = head.headers.clone();
+        let response = match &mut lease.sender {
+            Sender::H1(sender) => {
+                *request.uri_mut() = head.origin_form();
+                sender.send_request(request).await
+            }
+            Sender::H2 { sender, .. } => {
+                *request.version_mut() = Version::HTTP_2;
+                *request.uri_mut() = super::attempt::absolute(&head, request.headers_mut());
+                sender.send_request(request).await
+            }
+        };
+        if let Ok(mut response) = response {
+            while let Some(Ok(_)) = response.body_mut().frame().await {}
+            lease.release(&cluster, &host);
+        }
+    });
+}

@@ -1,0 +1,27 @@
+//! HTTP: from a downstream connection to an upstream and back.
+//!
+//! Codecs are hyper's; [`head`] and [`body`] are the boundary behind which
+//! another codec can take its place. A request passes [`request`] (what the
+//! connection manager does), [`router`] (route, filters, action), [`forward`]
+//! (attempts) and [`response`]; [`exchange`] accompanies it and tells
+//! telemetry at its end.
+
+pub(crate) mod attempt;
+pub(crate) mod body;
+mod error;
+pub(crate) mod exchange;
+mod filters;
+mod forward;
+mod hash;
+pub(crate) mod head;
+mod mirror;
+mod names;
+mod path;
+mod request;
+mod response;
+mod retry;
+mod router;
+mod serve;
+mod upgrade;
+
+pub(crate) use serve::{HttpConnection, serve};

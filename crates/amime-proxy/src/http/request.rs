@@ -1,0 +1,449 @@
+//! What the connection manager does to a request before routing.
+//!
+//! One pass over the header names finds what has to be touched; a plain
+//! request is left almost as it came.
+//!
+//! Spec: <https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/headers>
+
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Version, header};
+
+use super::error::ProxyError;
+use super::head::{RequestHead, Scheme};
+use super::names;
+use super::path;
+use super::serve::HttpConnection;
+use crate::config::hcm::{ForwardClientCert, HttpConfig, StripPort, Underscores};
+
+/// What one pass over the header names has seen.
+#[derive(Default)]
+struct Survey {
+    hop_by_hop: bool,
+    te: bool,
+    upgrade: bool,
+    forwarded_for: bool,
+    forwarded_proto: bool,
+    client_cert: bool,
+    request_id: bool,
+    envoy: bool,
+    underscore: bool,
+    peer_metadata: bool,
+}
+
+/// What was found out about a request on the way.
+pub(crate) struct Admitted {
+    /// The client's address after `x-forwarded-for`.
+    pub(crate) remote: IpAddr,
+    pub(crate) upgrade: bool,
+    pub(crate) peer_metadata: Option<HeaderValue>,
+    /// The client counts as internal.
+    pub(crate) internal: bool,
+}
+
+impl RequestHead {
+    /// Takes a request from the codec; the authority moves into `host`. The
+    /// result says whether its target can be served at all.
+    pub(super) fn of<B>(request: Request<B>, tls: bool) -> (Self, B, Result<(), ProxyError>) {
+        let (parts, body) = request.into_parts();
+        let uri = parts.uri.into_parts();
+        let mut headers = parts.headers;
+        if let Some(authority) = &uri.authority {
+            // An absolute target or `:authority` stands above any `host`.
+            if let Ok(value) = HeaderValue::from_str(authority.as_str()) {
+                headers.insert(header::HOST, value);
+            }
+        }
+        let scheme = match &uri.scheme {
+            Some(scheme) if *scheme == http::uri::Scheme::HTTPS => Scheme::Https,
+            Some(_) => Scheme::Http,
+            None if tls => Scheme::Https,
+            None => Scheme::Http,
+        };
+        // Tunnels are not served: no route can match a CONNECT request.
+        let valid = if parts.method == Method::CONNECT { Err(ProxyError::NoRoute) } else { Ok(()) };
+        let path = uri.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let version = parts.version;
+        (Self { method: parts.method, path, headers, version, scheme }, body, valid)
+    }
+}
+
+/// Checks and edits a request as the connection manager of Envoy does.
+pub(crate) fn admit(
+    connection: &HttpConnection,
+    head: &mut RequestHead,
+) -> Result<Admitted, ProxyError> {
+    let config = &*connection.config;
+    check_version_and_host(config, head)?;
+    let survey = survey(&head.headers);
+    if survey.underscore {
+        underscores(config, head)?;
+    }
+    path::normalize(&config.path, head)?;
+    host(config, connection.downstream.local.port(), head);
+    let upgrade = survey.upgrade && is_upgrade(head);
+    if survey.hop_by_hop {
+        remove_hop_by_hop(head, upgrade)?;
+    }
+    if survey.te {
+        sanitize_te(&mut head.headers);
+    }
+    let (remote, internal) = remote_address(connection, head, survey.forwarded_for);
+    forwarded_proto(connection, head, survey.forwarded_proto);
+    if config.append_forwarded_port {
+        let port = HeaderValue::from(connection.downstream.local.port());
+        head.headers.entry("x-forwarded-port").or_insert(port);
+    }
+    if survey.envoy {
+        clean_envoy_headers(&mut head.headers, internal, config.remote.use_remote && !internal);
+    }
+    if internal {
+        head.headers.insert(names::X_ENVOY_INTERNAL, HeaderValue::from_static("true"));
+    }
+    client_cert(connection, head, survey.client_cert);
+    request_id(config, head, survey.request_id, config.remote.use_remote && !internal);
+    if let Some(via) = &config.via {
+        head.headers.append(header::VIA, via.clone());
+    }
+    let peer_metadata = if survey.peer_metadata && config.exchange_metadata {
+        head.headers.remove(names::PEER_METADATA_ID);
+        head.headers.remove(names::PEER_METADATA)
+    } else {
+        None
+    };
+    Ok(Admitted { remote, upgrade, peer_metadata, internal })
+}
+
+fn survey(headers: &HeaderMap) -> Survey {
+    let mut found = Survey::default();
+    for name in headers.keys() {
+        let name = name.as_str();
+        match name {
+            "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding"
+            | "http2-settings" => found.hop_by_hop = true,
+            "upgrade" => {
+                found.hop_by_hop = true;
+                found.upgrade = true;
+            }
+            "te" => found.te = true,
+            "x-forwarded-for" => found.forwarded_for = true,
+            "x-forwarded-proto" => found.forwarded_proto = true,
+            "x-forwarded-client-cert" => found.client_cert = true,
+            "x-request-id" => found.request_id = true,
+            "x-envoy-peer-metadata" | "x-envoy-peer-metadata-id" => found.peer_metadata = true,
+            _ => {
+                found.envoy |= name.starts_with("x-envoy-");
+                found.underscore |= name.contains('_');
+            }
+        }
+    }
+    found
+}
+
+fn check_version_and_host(config: &HttpConfig, head: &mut RequestHead) -> Result<(), ProxyError> {
+    if head.version == Version::HTTP_10 || head.version == Version::HTTP_09 {
+        if !config.http1.accept_http_10 {
+            return Err(ProxyError::Http10);
+        }
+        if !head.headers.contains_key(header::HOST)
+            && let Some(host) = &config.http1.default_host
+        {
+            head.headers.insert(header::HOST, host.clone());
+        }
+    }
+    match head.headers.get(header::HOST) {
+        None => Err(ProxyError::MissingHost),
+        Some(_) if head.version != Version::HTTP_2 && several_hosts(&head.headers) => {
+            Err(ProxyError::BadRequest("http1.codec_error"))
+        }
+        Some(host) if !valid_authority(host.as_bytes()) => {
+            Err(ProxyError::BadRequest("http.invalid_authority"))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+fn several_hosts(headers: &HeaderMap) -> bool {
+    headers.get_all(header::HOST).iter().nth(1).is_some()
+}
+
+/// Characters that an authority may have; spaces, slashes and the like are
+/// how requests are smuggled past a virtual host.
+fn valid_authority(authority: &[u8]) -> bool {
+    authority
+        .iter()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@[]%".contains(byte))
+}
+
+fn underscores(config: &HttpConfig, head: &mut RequestHead) -> Result<(), ProxyError> {
+    match config.underscores {
+        Underscores::Allow => Ok(()),
+        Underscores::Reject => Err(ProxyError::BadRequest("http1.unexpected_underscore")),
+        Underscores::Drop => {
+            let bad: Vec<HeaderName> =
+                head.headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+            for name in bad {
+                head.headers.remove(name);
+            }
+            Ok(())
+        }
+    }
+}
+
+fn host(config: &HttpConfig, port: u16, head: &mut RequestHead) {
+    if config.strip_port == StripPort::No && !config.strip_trailing_dot {
+        return;
+    }
+    let host = head.authority();
+    let (mut name, mut with_port) = match host.rsplit_once(':') {
+        Some((name, text)) if !name.ends_with(':') && text.parse::<u16>().is_ok() => {
+            (name, Some(text))
+        }
+        _ => (host, None),
+    };
+    let strip = match config.strip_port {
+        StripPort::No => false,
+        StripPort::Any => true,
+        StripPort::Matching => with_port.and_then(|text| text.parse().ok()) == Some(port),
+    };
+    if strip {
+        with_port = None;
+    }
+    if config.strip_trailing_dot {
+        name = name.strip_suffix('.').unwrap_or(name);
+    }
+    let new = match with_port {
+        Some(port) => format!("{name}:{port}"),
+        None => name.to_owned(),
+    };
+    if new != host
+        && let Ok(value) = HeaderValue::from_str(&new)
+    {
+        head.headers.insert(header::HOST, value);
+    }
+}
+
+fn is_upgrade(head: &RequestHead) -> bool {
+    head.version == Version::HTTP_11
+        && head.headers.get(header::CONNECTION).is_some_and(|value| {
+            value.to_str().is_ok_and(|text| {
+                text.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
+            })
+        })
+}
+
+fn remove_hop_by_hop(head: &mut RequestHead, upgrade: bool) -> Result<(), ProxyError> {
+    let headers = &mut head.headers;
+    if let Some(connection) = headers.get(header::CONNECTION).cloned() {
+        remove_nominated(headers, &connection)?;
+    }
+    if !upgrade {
+        headers.remove(header::CONNECTION);
+        headers.remove(header::UPGRADE);
+        headers.remove("http2-settings");
+    }
+    headers.remove(names::KEEP_ALIVE);
+    headers.remove(names::PROXY_CONNECTION);
+    headers.remove(header::TRANSFER_ENCODING);
+    Ok(())
+}
+
+/// Removes headers that `connection` names; naming one that routing or
+/// policies rely on is an attack.
+fn remove_nominated(headers: &mut HeaderMap, connection: &HeaderValue) -> Result<(), ProxyError> {
+    let Ok(text) = connection.to_str() else { return Ok(()) };
+    for token in text.split(',').map(str::trim) {
+        let lower = token.to_ascii_lowercase();
+        match lower.as_str() {
+            "" | "close" | "keep-alive" | "upgrade" | "te" => {}
+            "host" | "content-length" | "x-forwarded-for" | "x-forwarded-host"
+            | "x-forwarded-proto" => {
+                return Err(ProxyError::BadRequest("http1.connection_header_rejected"));
+            }
+            name if name.starts_with(':') => {
+                return Err(ProxyError::BadRequest("http1.connection_header_rejected"));
+            }
+            name => {
+                headers.remove(name);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Only `trailers` means anything to the next hop.
+pub(super) fn sanitize_te(headers: &mut HeaderMap) {
+    let trailers = headers.get_all(header::TE).iter().any(|value| {
+        value.to_str().is_ok_and(|text| {
+            text.split(',').any(|part| {
+                part.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("trailers")
+            })
+        })
+    });
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    } else {
+        headers.remove(header::TE);
+    }
+}
+
+/// The client's address, and whether it is internal.
+fn remote_address(
+    connection: &HttpConnection,
+    head: &mut RequestHead,
+    forwarded: bool,
+) -> (IpAddr, bool) {
+    let remote = &connection.config.remote;
+    let direct = connection.downstream.remote.ip();
+    let mut client = direct;
+    let mut single = true;
+    if forwarded {
+        let (address, only) = forwarded_for(&head.headers, remote.trusted_hops, remote.use_remote);
+        single = only && !remote.use_remote;
+        if let Some(address) = address {
+            client = address;
+        }
+    }
+    if remote.use_remote && !remote.skip_append {
+        append_forwarded_for(&mut head.headers, direct);
+    }
+    let internal = single && remote.internal.iter().any(|net| net.contains(&client));
+    (client, internal)
+}
+
+/// The address `hops` from the right of `x-forwarded-for`, and whether the
+/// header holds that address alone.
+fn forwarded_for(headers: &HeaderMap, hops: u32, use_remote: bool) -> (Option<IpAddr>, bool) {
+    let Some(text) = headers.get("x-forwarded-for").and_then(|value| value.to_str().ok()) else {
+        return (None, false);
+    };
+    // With the remote address in use, that one is hop zero.
+    let skip = match (use_remote, hops) {
+        (true, 0) => return (None, false),
+        (true, hops) => hops - 1,
+        (false, hops) => hops,
+    };
+    let mut parts = text.rsplit(',').map(str::trim);
+    let address = parts.nth(skip as usize).and_then(|part| part.parse().ok());
+    (address, !text.contains(','))
+}
+
+fn append_forwarded_for(headers: &mut HeaderMap, address: IpAddr) {
+    let value = match headers.get("x-forwarded-for").and_then(|value| value.to_str().ok()) {
+        Some(before) if !before.is_empty() => format!("{before},{address}"),
+        _ => address.to_string(),
+    };
+    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
+        headers.insert(names::X_FORWARDED_FOR, value);
+    }
+}
+
+fn forwarded_proto(connection: &HttpConnection, head: &mut RequestHead, present: bool) {
+    let tls = connection.downstream.tls.is_some();
+    let trusted = connection.config.remote.use_remote && connection.config.remote.trusted_hops == 0;
+    if !present || trusted {
+        let scheme = if tls { "https" } else { "http" };
+        head.headers.insert(names::X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    }
+    if let Some(scheme) = connection.config.scheme {
+        head.scheme = scheme;
+    } else if let Some(proto) = head.headers.get(names::X_FORWARDED_PROTO) {
+        head.scheme = if proto == "https" { Scheme::Https } else { Scheme::Http };
+    }
+}
+
+/// Headers by which trusted clients steer the proxy; others may not.
+fn clean_envoy_headers(headers: &mut HeaderMap, internal: bool, edge: bool) {
+    if internal {
+        return;
+    }
+    for name in names::INTERNAL_ONLY {
+        headers.remove(*name);
+    }
+    if edge {
+        for name in names::EDGE_ONLY {
+            headers.remove(*name);
+        }
+    }
+}
+
+fn client_cert(connection: &HttpConnection, head: &mut RequestHead, present: bool) {
+    let rules = &connection.config.client_cert;
+    let tls = connection.downstream.tls.as_ref().filter(|tls| tls.mutual);
+    let headers = &mut head.headers;
+    let keep = match rules.forward {
+        ForwardClientCert::AlwaysForwardOnly => return,
+        ForwardClientCert::Sanitize => false,
+        ForwardClientCert::SanitizeSet => false,
+        ForwardClientCert::ForwardOnly | ForwardClientCert::AppendForward => tls.is_some(),
+    };
+    if present && !keep {
+        headers.remove(names::XFCC);
+    }
+    let add =
+        matches!(rules.forward, ForwardClientCert::AppendForward | ForwardClientCert::SanitizeSet);
+    let Some(tls) = tls.filter(|_| add) else { return };
+    let mut element = String::new();
+    let mut put = |key: &str, value: &str| {
+        if !element.is_empty() {
+            element.push(';');
+        }
+        element.push_str(key);
+        element.push('=');
+        element.push_str(value);
+    };
+    if let Some(local) = &tls.local_uri_san {
+        put("By", local);
+    }
+    if let Some(hash) = &tls.peer_hash {
+        put("Hash", hash);
+    }
+    if rules.subject {
+        put("Subject", &format!("\"{}\"", tls.peer_subject.as_deref().unwrap_or_default()));
+    }
+    if rules.uri {
+        put("URI", tls.peer_uri_san.as_deref().unwrap_or_default());
+    }
+    if rules.dns
+        && let Some(dns) = &tls.peer_dns_san
+    {
+        put("DNS", dns);
+    }
+    let value = match headers.get(names::XFCC).and_then(|value| value.to_str().ok()) {
+        Some(before) if keep && !before.is_empty() => format!("{before},{element}"),
+        _ => element,
+    };
+    if let Ok(value) = HeaderValue::from_str(&value) {
+        headers.insert(names::XFCC, value);
+    }
+}
+
+fn request_id(config: &HttpConfig, head: &mut RequestHead, present: bool, edge: bool) {
+    if !config.request_id.generate {
+        return;
+    }
+    if !present || (edge && !config.request_id.preserve_external) {
+        head.headers.insert(names::X_REQUEST_ID, random_uuid());
+    }
+}
+
+/// A random UUID of version 4.
+fn random_uuid() -> HeaderValue {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut random = fastrand::u128(..).to_be_bytes();
+    random[6] = random[6] & 0x0f | 0x40;
+    random[8] = random[8] & 0x3f | 0x80;
+    let mut text = [b'-'; 36];
+    let mut at = 0;
+    for (index, byte) in random.into_iter().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) {
+            at += 1;
+        }
+        text[at] = HEX[usize::from(byte >> 4)];
+        text[at + 1] = HEX[usize::from(byte & 15)];
+        at += 2;
+    }
+    HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&text)).expect("hex digits are a value")
+}

@@ -1,0 +1,189 @@
+//! Whether an attempt is repeated.
+//!
+//! Spec: <https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_filters/router_filter>
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+
+use super::attempt::{Attempt, Failure};
+use super::error::ResetReason;
+use super::forward::Plan;
+use super::names;
+use crate::config::retry::{RetryOn, RetryPolicy};
+use crate::upstream::connect::ConnectError;
+use crate::upstream::{ClusterRuntime, Resource};
+
+/// What to do with an attempt's result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Decision {
+    Deliver,
+    /// It would be repeated, but no attempts are left.
+    Exhausted,
+    Retry(Duration),
+}
+
+/// Retries of one request.
+pub(super) struct RetryState<'a> {
+    policy: Option<Arc<RetryPolicy>>,
+    on: RetryOn,
+    limit: u32,
+    used: u32,
+    cluster: &'a Rc<ClusterRuntime>,
+    priority: usize,
+    /// A retry is under way and counts against the circuit breaker.
+    taken: bool,
+}
+
+impl<'a> RetryState<'a> {
+    pub(super) fn new(plan: &Plan<'_>, cluster: &'a Rc<ClusterRuntime>) -> Self {
+        let policy = plan.action.retry.clone();
+        let mut on = policy.as_ref().map_or(RetryOn::default(), |policy| policy.on);
+        let mut limit = policy.as_ref().map_or(1, |policy| policy.limit);
+        let head = plan.exchange.head.borrow();
+        // By headers a trusted client adds to the route's policy; those of
+        // others were removed when the request came in.
+        if plan.admitted.internal {
+            for name in [names::RETRY_ON, names::RETRY_GRPC_ON] {
+                if let Some(list) = head.headers.get(name).and_then(|value| value.to_str().ok()) {
+                    on = on.union(RetryOn::parse(list));
+                }
+            }
+            let max = head.headers.get(names::MAX_RETRIES).and_then(|value| value.to_str().ok());
+            if let Some(max) = max.and_then(|text| text.parse().ok()) {
+                limit = max;
+            }
+        }
+        let wanted = policy.as_ref().is_none_or(|policy| {
+            policy.request_headers.is_empty()
+                || policy.request_headers.iter().any(|header| header.matches(&head))
+        });
+        if !wanted {
+            on = RetryOn::default();
+        }
+        Self {
+            policy,
+            on,
+            limit,
+            used: 0,
+            cluster,
+            priority: usize::from(plan.action.high_priority),
+            taken: false,
+        }
+    }
+
+    /// True if some result may lead to a retry.
+    pub(super) fn active(&self) -> bool {
+        !self.on.is_empty()
+    }
+
+    pub(super) fn used(&self) -> u32 {
+        self.used
+    }
+
+    pub(super) fn decide(
+        &mut self,
+        result: &Result<(http::response::Parts, Incoming, Attempt), Failure>,
+    ) -> Decision {
+        if self.taken {
+            self.taken = false;
+            self.cluster.give(self.priority, Resource::Retries);
+        }
+        let again = self.active()
+            && match result {
+                Ok((parts, ..)) => self.by_response(parts),
+                Err(failure) => self.by_failure(failure),
+            };
+        let stats = &self.cluster.stats;
+        if !again {
+            if self.used > 0 && result.is_ok() {
+                stats.upstream_rq_retry_success.inc();
+            }
+            return Decision::Deliver;
+        }
+        if self.used >= self.limit {
+            stats.upstream_rq_retry_limit_exceeded.inc();
+            return Decision::Exhausted;
+        }
+        if !self.cluster.take(self.priority, Resource::Retries) {
+            stats.upstream_rq_retry_overflow.inc();
+            return Decision::Deliver;
+        }
+        self.taken = true;
+        self.used += 1;
+        stats.upstream_rq_retry.inc();
+        let back_off =
+            self.policy.as_ref().map_or(Duration::ZERO, |policy| policy.back_off(self.used));
+        Decision::Retry(back_off)
+    }
+
+    fn by_response(&self, parts: &http::response::Parts) -> bool {
+        let on = self.on;
+        let status = parts.status.as_u16();
+        if parts.headers.contains_key("x-envoy-ratelimited") {
+            return on.contains(RetryOn::RATE_LIMITED);
+        }
+        if on.contains(RetryOn::FIVE_XX) && status >= 500
+            || on.contains(RetryOn::GATEWAY_ERROR) && (502..=504).contains(&status)
+            || on.contains(RetryOn::RETRIABLE_4XX) && status == 409
+        {
+            return true;
+        }
+        if let Some(policy) = &self.policy {
+            if on.contains(RetryOn::STATUS_CODES) && policy.status_codes.contains(&status) {
+                return true;
+            }
+            if on.contains(RetryOn::HEADERS)
+                && policy
+                    .response_headers
+                    .iter()
+                    .any(|header| header.matches_headers(&parts.headers))
+            {
+                return true;
+            }
+        }
+        let grpc = parts.headers.get(names::GRPC_STATUS).and_then(|value| value.to_str().ok());
+        match grpc {
+            Some("1") => on.contains(RetryOn::GRPC_CANCELLED),
+            Some("4") => on.contains(RetryOn::GRPC_DEADLINE),
+            Some("8") => on.contains(RetryOn::GRPC_EXHAUSTED),
+            Some("13") => on.contains(RetryOn::GRPC_INTERNAL),
+            Some("14") => on.contains(RetryOn::GRPC_UNAVAILABLE),
+            _ => false,
+        }
+    }
+
+    fn by_failure(&self, failure: &Failure) -> bool {
+        let on = self.on;
+        // A broken stream is no response at all, which 5xx includes.
+        let broken = on.contains(RetryOn::RESET)
+            || on.contains(RetryOn::FIVE_XX)
+            || on.contains(RetryOn::GATEWAY_ERROR);
+        match failure {
+            Failure::Overflow | Failure::NoHealthyUpstream | Failure::Downstream => false,
+            Failure::Connect(ConnectError::Overflow) => false,
+            Failure::Connect(_) => {
+                broken
+                    || on.contains(RetryOn::CONNECT_FAILURE)
+                    || on.contains(RetryOn::RESET_BEFORE_REQUEST)
+            }
+            Failure::ResetBeforeRequest => broken || on.contains(RetryOn::RESET_BEFORE_REQUEST),
+            Failure::Reset(ResetReason::Refused) => {
+                broken
+                    || on.contains(RetryOn::REFUSED_STREAM)
+                    || on.contains(RetryOn::RESET_BEFORE_REQUEST)
+            }
+            Failure::Reset(_) | Failure::PerTryTimeout | Failure::Protocol(_) => broken,
+        }
+    }
+}
+
+impl Drop for RetryState<'_> {
+    fn drop(&mut self) {
+        if self.taken {
+            self.cluster.give(self.priority, Resource::Retries);
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Accepting connections and finding out what they are: original
+//! destination, PROXY protocol, first bytes, filter chain, TLS.
+
+mod accept;
+mod connection;
+mod io;
+mod proxy_protocol;
+mod sniff;
+
+pub(crate) use accept::{LiveListener, accept_loop};
+pub(crate) use connection::Connection;
+pub(crate) use io::DownstreamIo;

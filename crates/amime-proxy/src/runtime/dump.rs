@@ -1,0 +1,113 @@
+//! What the runtime holds now, for the admin endpoints.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use amime_xds::TypeUrl;
+use bytes::Bytes;
+
+/// A copy of the runtime's state.
+#[derive(Clone, Debug, Default)]
+pub struct RuntimeDump {
+    /// Every resource held, in the order of types pushed, then by name.
+    pub resources: Vec<ResourceDump>,
+    /// Listeners in force.
+    pub listeners: Vec<ListenerDump>,
+    /// Clusters in force.
+    pub clusters: Vec<ClusterDump>,
+}
+
+/// One configuration resource.
+#[derive(Clone, Debug)]
+pub struct ResourceDump {
+    /// Kind of the message in `body`.
+    pub type_url: TypeUrl,
+    /// Name of the resource.
+    pub name: String,
+    /// Version in force; empty if none is.
+    pub version: Arc<str>,
+    /// The encoded message in force.
+    pub body: Bytes,
+    /// When it was last changed.
+    pub last_updated: SystemTime,
+    /// True if it came from the bootstrap file.
+    pub is_static: bool,
+    /// True while something it needs (a route configuration) has not arrived.
+    pub warming: bool,
+    /// Fields of it that have no effect here.
+    pub ignored_fields: Vec<String>,
+    /// The last version that was refused, if it is newer than the one in force.
+    pub rejected: Option<RejectedDump>,
+}
+
+/// A refused version of a resource.
+#[derive(Clone, Debug)]
+pub struct RejectedDump {
+    /// Its version.
+    pub version: Arc<str>,
+    /// Why it was refused.
+    pub error: String,
+    /// When.
+    pub at: SystemTime,
+}
+
+/// A listener in force.
+#[derive(Clone, Debug)]
+pub struct ListenerDump {
+    /// Name of the resource.
+    pub name: String,
+    /// Address bound, with the real port; the configured one if it binds none.
+    pub address: Option<SocketAddr>,
+    /// False for listeners reached only by hand-off.
+    pub bound: bool,
+}
+
+/// A cluster in force.
+#[derive(Clone, Debug)]
+pub struct ClusterDump {
+    /// Name of the resource.
+    pub name: String,
+    /// Whether it came by CDS.
+    pub added_via_api: bool,
+    /// Circuit breaker limits of default priority: connections, pending
+    /// requests, requests, retries.
+    pub limits: [u32; 4],
+    /// Endpoints known now.
+    pub endpoints: Vec<EndpointDump>,
+}
+
+/// One endpoint with its counters.
+#[derive(Clone, Debug)]
+pub struct EndpointDump {
+    /// Where it is reached.
+    pub address: SocketAddr,
+    /// Name it was resolved from or given.
+    pub hostname: String,
+    /// Region, zone, sub zone.
+    pub locality: [String; 3],
+    /// Load-balancing weight.
+    pub weight: u32,
+    /// Priority; 0 is tried first.
+    pub priority: u32,
+    /// False if its discovery says so.
+    pub eds_healthy: bool,
+    /// True while outlier detection keeps it out.
+    pub ejected: bool,
+    /// Connections open.
+    pub cx_active: u64,
+    /// Connections opened.
+    pub cx_total: u64,
+    /// Connections that failed to open.
+    pub cx_connect_fail: u64,
+    /// Requests in flight.
+    pub rq_active: u64,
+    /// Requests sent.
+    pub rq_total: u64,
+    /// Requests answered below 500.
+    pub rq_success: u64,
+    /// Requests answered with 5xx or not at all.
+    pub rq_error: u64,
+    /// Requests that timed out.
+    pub rq_timeout: u64,
+}

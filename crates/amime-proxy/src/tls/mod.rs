@@ -1,0 +1,8 @@
+//! TLS on the data path: where secrets come from and what handshakes told.
+
+mod facts;
+mod secrets;
+
+pub(crate) use facts::TlsFacts;
+pub use secrets::{NoSecrets, SecretSource};
+pub(crate) use secrets::{SecretStore, load_certificate};

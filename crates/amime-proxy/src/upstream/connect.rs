@@ -1,0 +1,155 @@
+//! Opening connections to endpoints: socket options, TCP, TLS.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use amime_identity::server_name;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::TlsConnector;
+
+use super::io::UpstreamIo;
+use crate::config::cluster::{ClusterConfig, Keepalive};
+use crate::config::tls::{Alpn, UpstreamTls, UpstreamTransport};
+use crate::tls::TlsFacts;
+
+/// Facts of an upstream connection.
+#[derive(Debug)]
+pub(crate) struct ConnectionFacts {
+    pub(crate) local: Option<SocketAddr>,
+    pub(crate) tls: Option<TlsFacts>,
+}
+
+/// Why a connection could not be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ConnectError {
+    /// Refused, unreachable and the like, in the system's words.
+    Failed(Rc<str>),
+    /// The handshake failed.
+    Tls(Rc<str>),
+    Timeout,
+    /// A circuit breaker is open.
+    Overflow,
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(reason) => write!(f, "delayed connect error: {reason}"),
+            Self::Tls(reason) => write!(f, "TLS_error:|{reason}:TLS_error_end"),
+            Self::Timeout => f.write_str("connection timeout"),
+            Self::Overflow => f.write_str("overflow"),
+        }
+    }
+}
+
+/// What to connect to and how.
+pub(crate) struct Target<'a> {
+    pub(crate) address: SocketAddr,
+    pub(crate) hostname: &'a str,
+    pub(crate) transport: &'a UpstreamTransport,
+    pub(crate) alpn: Alpn,
+    /// Server name to ask for when the context names none.
+    pub(crate) sni: Option<&'a str>,
+    /// `SO_MARK` of the socket.
+    pub(crate) mark: Option<u32>,
+}
+
+/// Connects within the cluster's timeout, handshake included.
+pub(crate) async fn connect(
+    cluster: &ClusterConfig,
+    target: Target<'_>,
+) -> Result<(UpstreamIo, ConnectionFacts), ConnectError> {
+    match tokio::time::timeout(cluster.connect_timeout, open(cluster, target)).await {
+        Ok(result) => result,
+        Err(_) => Err(ConnectError::Timeout),
+    }
+}
+
+async fn open(
+    cluster: &ClusterConfig,
+    target: Target<'_>,
+) -> Result<(UpstreamIo, ConnectionFacts), ConnectError> {
+    let failed = |error: io::Error| ConnectError::Failed(os_reason(&error).into());
+    let socket = socket(cluster, &target).map_err(failed)?;
+    let stream = socket.connect(target.address).await.map_err(failed)?;
+    // Requests are written whole; waiting for more would only add delay.
+    let _ = stream.set_nodelay(true);
+    let local = stream.local_addr().ok();
+    match target.transport {
+        UpstreamTransport::Raw => {
+            Ok((UpstreamIo::Tcp(stream), ConnectionFacts { local, tls: None }))
+        }
+        UpstreamTransport::Tls(tls) => {
+            let (stream, facts) = handshake(tls, stream, &target).await?;
+            let facts = ConnectionFacts { local, tls: Some(facts) };
+            Ok((UpstreamIo::Tls(Box::new(stream)), facts))
+        }
+    }
+}
+
+async fn handshake(
+    tls: &Arc<UpstreamTls>,
+    stream: TcpStream,
+    target: &Target<'_>,
+) -> Result<(tokio_rustls::client::TlsStream<TcpStream>, TlsFacts), ConnectError> {
+    let sni = if !tls.sni.is_empty() {
+        Some(tls.sni.as_str())
+    } else if tls.host_sni {
+        Some(target.hostname)
+    } else {
+        target.sni
+    };
+    let connector = TlsConnector::from(tls.config(target.alpn));
+    let stream = connector
+        .connect(server_name(sni), stream)
+        .await
+        .map_err(|error| ConnectError::Tls(error.to_string().into()))?;
+    let facts = TlsFacts::of(stream.get_ref().1, tls.local_uri_san());
+    Ok((stream, facts))
+}
+
+fn socket(cluster: &ClusterConfig, target: &Target<'_>) -> io::Result<TcpSocket> {
+    let socket = match target.address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    if let Some(mark) = target.mark {
+        // Without the privilege there is no interception to escape from.
+        let _ = amime_net::socket::set_mark(&socket, mark);
+    }
+    if let Some(keepalive) = &cluster.keepalive {
+        SockRef::from(&socket).set_tcp_keepalive(&keepalive_options(keepalive))?;
+    }
+    if let Some(bind) = cluster.bind
+        && bind.is_ipv4() == target.address.is_ipv4()
+    {
+        socket.set_reuseaddr(true)?;
+        socket.bind(bind)?;
+    }
+    Ok(socket)
+}
+
+/// Socket options for TCP keep-alive.
+pub(crate) fn keepalive_options(value: &Keepalive) -> TcpKeepalive {
+    let mut options = TcpKeepalive::new()
+        .with_time(value.time.unwrap_or(Duration::from_secs(7200)))
+        .with_interval(value.interval.unwrap_or(Duration::from_secs(75)));
+    if let Some(probes) = value.probes {
+        options = options.with_retries(probes);
+    }
+    options
+}
+
+/// The system's message without Rust's `(os error N)`.
+fn os_reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}

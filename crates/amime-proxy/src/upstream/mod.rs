@@ -1,0 +1,16 @@
+//! Clusters at run time: endpoints, load balancing, connection pools, passive
+//! health checks, circuit breakers.
+//!
+//! Each worker has pools of its own; what must be common to all (ejection,
+//! limits, counters) is in [`state`] and costs no lock.
+
+pub(crate) mod cluster;
+pub(crate) mod connect;
+pub(crate) mod io;
+pub(crate) mod lb;
+pub(crate) mod pool;
+mod state;
+
+pub(crate) use cluster::{ClusterRuntime, ClusterSpec, Host};
+pub(crate) use lb::LbInput;
+pub(crate) use state::{ClusterState, EndpointShard, EndpointState, Outcome, Resource};

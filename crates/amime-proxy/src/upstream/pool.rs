@@ -1,0 +1,471 @@
+//! Connections of one worker to one endpoint.
+//!
+//! HTTP/1 connections wait on a stack, the last used first, so that the
+//! others grow old and are closed. HTTP/2 connections are shared by requests
+//! until their peer's stream limit is reached.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::Notify;
+
+use super::cluster::{ClusterRuntime, Host};
+use super::connect::{ConnectError, ConnectionFacts, Target, connect};
+use super::io::UpstreamIo;
+use super::state::{Resource, now_ms};
+use crate::config::tls::Alpn;
+use crate::http::body::RequestBody;
+use crate::worker::LocalExecutor;
+
+/// What distinguishes connections to one endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ConnKey {
+    pub(crate) http2: bool,
+    pub(crate) alpn: Alpn,
+    /// Server name taken from the request.
+    pub(crate) sni: Option<Rc<str>>,
+}
+
+/// An open upstream connection, as its users share it.
+pub(crate) struct UpstreamConn {
+    pub(crate) facts: ConnectionFacts,
+    key: ConnKey,
+    requests: Cell<u32>,
+    streams: Cell<u32>,
+    open: Cell<bool>,
+}
+
+struct Idle {
+    sender: http1::SendRequest<RequestBody>,
+    conn: Rc<UpstreamConn>,
+    since_ms: u64,
+}
+
+#[derive(Clone)]
+struct Shared {
+    sender: http2::SendRequest<RequestBody>,
+    conn: Rc<UpstreamConn>,
+    since_ms: Rc<Cell<u64>>,
+}
+
+/// Connections of one endpoint.
+#[derive(Default)]
+pub(crate) struct HostPool {
+    idle: RefCell<Vec<Idle>>,
+    shared: RefCell<Vec<Shared>>,
+    /// An HTTP/2 connection being opened; its followers wait for it.
+    opening: RefCell<Option<Rc<Opening>>>,
+    /// Connections open, idle or not.
+    open: Rc<Cell<u32>>,
+    /// Told when a connection comes free or closes.
+    freed: Rc<Notify>,
+}
+
+#[derive(Default)]
+struct Opening {
+    done: Notify,
+    failed: RefCell<Option<ConnectError>>,
+}
+
+/// The right to send one request.
+pub(crate) enum Sender {
+    H1(http1::SendRequest<RequestBody>),
+    H2 { sender: http2::SendRequest<RequestBody>, _stream: StreamGuard },
+}
+
+/// Counts a stream as open until dropped.
+pub(crate) struct StreamGuard(Rc<UpstreamConn>);
+
+impl StreamGuard {
+    fn new(conn: &Rc<UpstreamConn>) -> Self {
+        conn.streams.set(conn.streams.get() + 1);
+        Self(conn.clone())
+    }
+}
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get().saturating_sub(1));
+    }
+}
+
+/// A connection taken for one request; give it back with [`Lease::release`]
+/// when the response has ended, drop it to close or reset.
+pub(crate) struct Lease {
+    pub(crate) sender: Sender,
+    pub(crate) conn: Rc<UpstreamConn>,
+    /// The connection served requests before.
+    pub(crate) reused: bool,
+}
+
+impl HostPool {
+    /// Moves all connections into a new pool.
+    pub(crate) fn take(&self) -> Self {
+        Self {
+            idle: RefCell::new(self.idle.take()),
+            shared: RefCell::new(self.shared.take()),
+            opening: RefCell::new(None),
+            open: self.open.clone(),
+            freed: self.freed.clone(),
+        }
+    }
+
+    /// Closes idle connections and stops sharing others.
+    pub(crate) fn clear(&self) {
+        self.idle.borrow_mut().clear();
+        self.shared.borrow_mut().clear();
+    }
+
+    /// Closes connections that have idled for `limit`.
+    pub(crate) fn sweep(&self, limit: Duration) {
+        let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let now = now_ms();
+        let old = |since: u64| now.saturating_sub(since) >= limit;
+        self.idle.borrow_mut().retain(|idle| idle.conn.open.get() && !old(idle.since_ms));
+        self.shared.borrow_mut().retain(|shared| {
+            !shared.sender.is_closed()
+                && (shared.conn.streams.get() > 0 || !old(shared.since_ms.get()))
+        });
+    }
+
+    fn pop_idle(&self, key: &ConnKey) -> Option<Lease> {
+        let mut idle = self.idle.borrow_mut();
+        loop {
+            let at = idle.iter().rposition(|idle| idle.conn.key == *key)?;
+            let Idle { sender, conn, .. } = idle.remove(at);
+            if !sender.is_closed() {
+                return Some(Lease { sender: Sender::H1(sender), conn, reused: true });
+            }
+        }
+    }
+
+    fn share(&self, key: &ConnKey, cluster: &ClusterRuntime) -> Option<Lease> {
+        let mut shared = self.shared.borrow_mut();
+        shared.retain(|shared| !shared.sender.is_closed());
+        let limit = cluster.config().http.h2.max_concurrent_streams;
+        let found = shared.iter().find(|shared| {
+            shared.conn.key == *key && shared.conn.streams.get() < limit && shared.sender.is_ready()
+        })?;
+        let lease = found.clone().lease(true);
+        let max = cluster.config().http.max_requests_per_connection;
+        if max.is_some_and(|max| lease.conn.requests.get() >= max) {
+            // Its last request: nobody else finds it any more.
+            shared.retain(|shared| !Rc::ptr_eq(&shared.conn, &lease.conn));
+        }
+        Some(lease)
+    }
+}
+
+impl Shared {
+    fn lease(self, reused: bool) -> Lease {
+        let guard = StreamGuard::new(&self.conn);
+        self.conn.requests.set(self.conn.requests.get() + 1);
+        self.since_ms.set(now_ms());
+        Lease {
+            sender: Sender::H2 { sender: self.sender, _stream: guard },
+            conn: self.conn,
+            reused,
+        }
+    }
+}
+
+/// What opening a connection needs beyond its key.
+#[derive(Clone, Copy)]
+pub(crate) struct Acquire<'a> {
+    pub(crate) cluster: &'a Rc<ClusterRuntime>,
+    pub(crate) host: &'a Rc<Host>,
+    pub(crate) priority: usize,
+    pub(crate) mark: Option<u32>,
+}
+
+/// A connection for one request: an idle or shared one, else a new one.
+pub(crate) async fn acquire(request: Acquire<'_>, key: ConnKey) -> Result<Lease, ConnectError> {
+    let Acquire { cluster, host, .. } = request;
+    let pool = &host.pool;
+    if !key.http2 {
+        if let Some(lease) = pool.pop_idle(&key) {
+            lease.conn.requests.set(lease.conn.requests.get() + 1);
+            return Ok(lease);
+        }
+        return pending(request, open_h1(request, key)).await;
+    }
+    if let Some(lease) = pool.share(&key, cluster) {
+        return Ok(lease);
+    }
+    pending(request, open_h2(request, key)).await
+}
+
+/// Counts a request as pending while `work` runs.
+async fn pending(
+    request: Acquire<'_>,
+    work: impl Future<Output = Result<Lease, ConnectError>>,
+) -> Result<Lease, ConnectError> {
+    let Acquire { cluster, priority, .. } = request;
+    if !cluster.take(priority, Resource::Pending) {
+        cluster.stats.upstream_rq_pending_overflow.inc();
+        return Err(ConnectError::Overflow);
+    }
+    cluster.stats.upstream_rq_pending_total.inc();
+    let _given = Give { cluster, priority };
+    work.await
+}
+
+/// Gives a pending slot back, also when the request is given up.
+struct Give<'a> {
+    cluster: &'a ClusterRuntime,
+    priority: usize,
+}
+
+impl Drop for Give<'_> {
+    fn drop(&mut self) {
+        self.cluster.give(self.priority, Resource::Pending);
+    }
+}
+
+async fn open_h1(request: Acquire<'_>, key: ConnKey) -> Result<Lease, ConnectError> {
+    let Acquire { cluster, host, priority, .. } = request;
+    loop {
+        // An endpoint without any connection may always open one: a request
+        // queued behind none would never be served.
+        let first = host.pool.open.get() == 0;
+        if cluster.take(priority, Resource::Connections) {
+            break;
+        }
+        if first {
+            cluster.spec.state.force(&cluster.config().limits, priority);
+            break;
+        }
+        cluster.stats.upstream_cx_overflow.inc();
+        host.pool.freed.notified().await;
+        if let Some(lease) = host.pool.pop_idle(&key) {
+            lease.conn.requests.set(lease.conn.requests.get() + 1);
+            return Ok(lease);
+        }
+    }
+    let guard = OpenGuard::new(request);
+    let (io, facts) = dial(request, &key).await?;
+    let mut builder = http1::Builder::new();
+    builder
+        .preserve_header_case(cluster.config().http.preserve_header_case)
+        .max_headers(cluster.config().http.max_headers);
+    let (sender, driver) = builder
+        .handshake::<_, RequestBody>(TokioIo::new(io))
+        .await
+        .map_err(|error| ConnectError::Failed(error.to_string().into()))?;
+    let conn = UpstreamConn::new(facts, key);
+    let task_conn = conn.clone();
+    tokio::task::spawn_local(async move {
+        // Errors reach the request that met them through its own future.
+        let _ = driver.with_upgrades().await;
+        task_conn.open.set(false);
+        drop(guard);
+    });
+    cluster.stats.upstream_cx_http1_total.inc();
+    Ok(Lease { sender: Sender::H1(sender), conn, reused: false })
+}
+
+async fn open_h2(request: Acquire<'_>, key: ConnKey) -> Result<Lease, ConnectError> {
+    let Acquire { cluster, host, .. } = request;
+    loop {
+        let waiting = host.pool.opening.borrow().clone();
+        let Some(opening) = waiting else { break };
+        opening.done.notified().await;
+        if let Some(error) = opening.failed.borrow().clone() {
+            return Err(error);
+        }
+        if let Some(lease) = host.pool.share(&key, cluster) {
+            return Ok(lease);
+        }
+    }
+    let opening = Rc::new(Opening::default());
+    *host.pool.opening.borrow_mut() = Some(opening.clone());
+    // Also when this request is given up half-way, the others must go on.
+    let _done = Done { host, opening: &opening };
+    let result = open_h2_now(request, key).await;
+    if let Err(error) = &result {
+        *opening.failed.borrow_mut() = Some(error.clone());
+    }
+    result
+}
+
+struct Done<'a> {
+    host: &'a Host,
+    opening: &'a Opening,
+}
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        *self.host.pool.opening.borrow_mut() = None;
+        self.opening.done.notify_waiters();
+    }
+}
+
+async fn open_h2_now(request: Acquire<'_>, key: ConnKey) -> Result<Lease, ConnectError> {
+    let Acquire { cluster, host, priority, .. } = request;
+    if !cluster.take(priority, Resource::Connections) {
+        cluster.stats.upstream_cx_overflow.inc();
+        if host.pool.open.get() > 0 {
+            return Err(ConnectError::Overflow);
+        }
+        cluster.spec.state.force(&cluster.config().limits, priority);
+    }
+    let guard = OpenGuard::new(request);
+    let (io, facts) = dial(request, &key).await?;
+    let settings = &cluster.config().http.h2;
+    let mut builder = http2::Builder::new(LocalExecutor);
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(settings.stream_window)
+        .initial_connection_window_size(settings.connection_window)
+        .max_header_list_size(64 * 1024)
+        .max_send_buf_size(256 * 1024);
+    if let Some((interval, timeout)) = settings.keepalive {
+        builder
+            .keep_alive_interval(interval)
+            .keep_alive_timeout(timeout)
+            .keep_alive_while_idle(true);
+    }
+    let (sender, driver) = builder
+        .handshake::<_, RequestBody>(TokioIo::new(io))
+        .await
+        .map_err(|error| ConnectError::Failed(error.to_string().into()))?;
+    let conn = UpstreamConn::new(facts, key);
+    let task_conn = conn.clone();
+    tokio::task::spawn_local(async move {
+        let _ = driver.await;
+        task_conn.open.set(false);
+        drop(guard);
+    });
+    cluster.stats.upstream_cx_http2_total.inc();
+    let shared = Shared { sender, conn, since_ms: Rc::new(Cell::new(now_ms())) };
+    if !host.retired() {
+        host.pool.shared.borrow_mut().push(shared.clone());
+    }
+    shared.conn.requests.set(0);
+    Ok(shared.lease(false))
+}
+
+async fn dial(
+    request: Acquire<'_>,
+    key: &ConnKey,
+) -> Result<(UpstreamIo, ConnectionFacts), ConnectError> {
+    let Acquire { cluster, host, mark, .. } = request;
+    let target = Target {
+        address: host.endpoint.address,
+        hostname: &host.endpoint.hostname,
+        transport: &host.endpoint.transport,
+        alpn: key.alpn,
+        sni: key.sni.as_deref(),
+        mark,
+    };
+    let result = connect(cluster.config(), target).await;
+    if let Err(error) = &result {
+        count_failure(cluster, host, error);
+    }
+    result
+}
+
+/// Counts a failed connection.
+pub(crate) fn count_failure(cluster: &ClusterRuntime, host: &Host, error: &ConnectError) {
+    cluster.stats.upstream_cx_connect_fail.inc();
+    if *error == ConnectError::Timeout {
+        cluster.stats.upstream_cx_connect_timeout.inc();
+    }
+    host.counters().cx_connect_fail.inc();
+}
+
+/// Counts a connection as open until dropped.
+pub(crate) struct OpenGuard {
+    cluster: Rc<ClusterRuntime>,
+    host: Rc<Host>,
+    priority: usize,
+    open: Rc<Cell<u32>>,
+    freed: Rc<Notify>,
+}
+
+impl OpenGuard {
+    pub(crate) fn new(request: Acquire<'_>) -> Self {
+        let Acquire { cluster, host, priority, .. } = request;
+        let open = host.pool.open.clone();
+        open.set(open.get() + 1);
+        cluster.stats.upstream_cx_total.inc();
+        cluster.stats.upstream_cx_active.inc();
+        host.counters().cx_total.inc();
+        host.counters().cx_active.inc();
+        Self {
+            cluster: cluster.clone(),
+            host: host.clone(),
+            priority,
+            open,
+            freed: host.pool.freed.clone(),
+        }
+    }
+}
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        self.open.set(self.open.get().saturating_sub(1));
+        self.cluster.give(self.priority, Resource::Connections);
+        self.cluster.stats.upstream_cx_active.dec();
+        self.cluster.stats.upstream_cx_destroy.inc();
+        self.host.counters().cx_active.dec();
+        self.freed.notify_one();
+    }
+}
+
+impl UpstreamConn {
+    fn new(facts: ConnectionFacts, key: ConnKey) -> Rc<Self> {
+        Rc::new(Self {
+            facts,
+            key,
+            requests: Cell::new(1),
+            streams: Cell::new(0),
+            open: Cell::new(true),
+        })
+    }
+
+    pub(crate) fn is_http2(&self) -> bool {
+        self.key.http2
+    }
+}
+
+impl Lease {
+    /// Puts the connection back after its response has ended.
+    pub(crate) fn release(self, cluster: &ClusterRuntime, host: &Rc<Host>) {
+        let conn = self.conn;
+        let Sender::H1(sender) = self.sender else { return };
+        let spent = cluster
+            .config()
+            .http
+            .max_requests_per_connection
+            .is_some_and(|max| conn.requests.get() >= max);
+        if spent || host.retired() || sender.is_closed() {
+            return;
+        }
+        if sender.is_ready() {
+            host.pool.put(sender, conn);
+        } else {
+            // The request is still being written, or the codec has not yet
+            // seen the response's end.
+            wait_ready(sender, conn, host.clone());
+        }
+    }
+}
+
+fn wait_ready(mut sender: http1::SendRequest<RequestBody>, conn: Rc<UpstreamConn>, host: Rc<Host>) {
+    tokio::task::spawn_local(async move {
+        if sender.ready().await.is_ok() && !host.retired() {
+            host.pool.put(sender, conn);
+        }
+    });
+}
+
+impl HostPool {
+    fn put(&self, sender: http1::SendRequest<RequestBody>, conn: Rc<UpstreamConn>) {
+        self.idle.borrow_mut().push(Idle { sender, conn, since_ms: now_ms() });
+        self.freed.notify_one();
+    }
+}

@@ -1,0 +1,146 @@
+//! The configuration in force, as published to all workers and as one worker
+//! holds it.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::rc::Rc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::Worker;
+use crate::config::listener::ListenerConfig;
+use crate::config::names::{ClusterId, RouteConfigId};
+use crate::config::route::{LocalTable, RouteTable};
+use crate::listener::LiveListener;
+use crate::upstream::{ClusterRuntime, ClusterSpec};
+
+/// The configuration in force; one value for all workers.
+#[derive(Debug, Default)]
+pub(crate) struct Published {
+    pub(crate) listeners: HashMap<Arc<str>, Arc<ListenerConfig>>,
+    /// Sockets of the listeners that bind.
+    pub(crate) sockets: HashMap<Arc<str>, Arc<SocketSet>>,
+    /// By cluster id.
+    pub(crate) clusters: Vec<Option<Arc<ClusterSpec>>>,
+    pub(crate) cluster_names: Arc<HashMap<Arc<str>, ClusterId>>,
+    /// By route configuration id.
+    pub(crate) routes: Vec<Option<Arc<RouteTable>>>,
+    /// Workers that have it in force.
+    pub(crate) adopted: AtomicUsize,
+}
+
+/// A listener's sockets, one a worker, until the workers take them.
+#[derive(Debug)]
+pub(crate) struct SocketSet {
+    /// Address bound, with the real port.
+    pub(crate) address: SocketAddr,
+    sockets: Mutex<Vec<Option<TcpListener>>>,
+}
+
+impl SocketSet {
+    pub(crate) fn new(address: SocketAddr, sockets: Vec<TcpListener>) -> Arc<Self> {
+        let sockets = Mutex::new(sockets.into_iter().map(Some).collect());
+        Arc::new(Self { address, sockets })
+    }
+
+    /// The socket of worker number `index`, once.
+    pub(super) fn take(&self, index: usize) -> Option<TcpListener> {
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets.get_mut(index)?.take()
+    }
+}
+
+/// The configuration as one worker holds it.
+#[derive(Default)]
+pub(crate) struct Snapshot {
+    clusters: Vec<Option<Rc<ClusterRuntime>>>,
+    cluster_names: Arc<HashMap<Arc<str>, ClusterId>>,
+    routes: Vec<Option<Rc<LocalTable>>>,
+    listeners: HashMap<Arc<str>, Rc<LiveListener>>,
+    by_address: HashMap<SocketAddr, Rc<LiveListener>>,
+}
+
+impl Snapshot {
+    /// Builds the worker's view, keeping what has not changed.
+    pub(super) fn build(published: &Published, previous: &Self, worker: &Worker) -> Self {
+        let mut clusters = Vec::with_capacity(published.clusters.len());
+        for (index, spec) in published.clusters.iter().enumerate() {
+            let old = previous.clusters.get(index).and_then(Option::as_ref);
+            clusters.push(spec.as_ref().map(|spec| match old {
+                Some(old) if Arc::ptr_eq(&old.spec, spec) => old.clone(),
+                old => ClusterRuntime::new(spec.clone(), old, &worker.telemetry, worker.index),
+            }));
+        }
+        let mut routes = Vec::with_capacity(published.routes.len());
+        for (index, table) in published.routes.iter().enumerate() {
+            let old = previous.routes.get(index).and_then(Option::as_ref);
+            routes.push(table.as_ref().map(|table| match old {
+                Some(old) if Arc::ptr_eq(&old.0, table) => old.clone(),
+                _ => Rc::new(LocalTable(table.clone())),
+            }));
+        }
+        let mut listeners = HashMap::with_capacity(published.listeners.len());
+        let mut by_address = HashMap::new();
+        for (name, config) in &published.listeners {
+            let live = match previous.listeners.get(name) {
+                Some(old) if Arc::ptr_eq(&old.config, config) => old.clone(),
+                _ => LiveListener::new(config.clone(), worker),
+            };
+            by_address.insert(config.address, live.clone());
+            listeners.insert(name.clone(), live);
+        }
+        let cluster_names = published.cluster_names.clone();
+        Self { clusters, cluster_names, routes, listeners, by_address }
+    }
+
+    /// Marks what `next` no longer has: its connections end in good order.
+    pub(super) fn retire_replaced(&self, next: &Self) {
+        for (name, old) in &self.listeners {
+            if !next.listeners.get(name).is_some_and(|new| Rc::ptr_eq(new, old)) {
+                old.retire();
+            }
+        }
+        for (index, old) in self.clusters.iter().enumerate() {
+            let kept = next.clusters.get(index).and_then(Option::as_ref);
+            if let (Some(old), None) = (old, kept) {
+                old.retire();
+            }
+        }
+    }
+
+    pub(crate) fn cluster(&self, id: ClusterId) -> Option<Rc<ClusterRuntime>> {
+        self.clusters.get(id.0 as usize)?.clone()
+    }
+
+    pub(crate) fn cluster_by_name(&self, name: &str) -> Option<Rc<ClusterRuntime>> {
+        self.cluster(*self.cluster_names.get(name)?)
+    }
+
+    pub(crate) fn routes(&self, id: RouteConfigId) -> Option<Rc<LocalTable>> {
+        self.routes.get(id.0 as usize)?.clone()
+    }
+
+    pub(crate) fn listener(&self, name: &str) -> Option<Rc<LiveListener>> {
+        self.listeners.get(name).cloned()
+    }
+
+    /// The listener for connections sent to `address`: that very address,
+    /// else the wildcard of its port.
+    pub(crate) fn hand_off(&self, address: SocketAddr) -> Option<Rc<LiveListener>> {
+        let any: IpAddr = match address {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let wildcard = SocketAddr::new(any, address.port());
+        self.by_address.get(&address).or_else(|| self.by_address.get(&wildcard)).cloned()
+    }
+
+    /// Closes upstream connections that have idled too long.
+    pub(super) fn sweep(&self) {
+        for cluster in self.clusters.iter().flatten() {
+            if let Some(limit) = cluster.config().http.idle_timeout {
+                cluster.each_host(|host| host.pool.sweep(limit));
+            }
+        }
+    }
+}
