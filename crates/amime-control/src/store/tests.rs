@@ -295,3 +295,29 @@ fn a_directory_is_used_by_one_process() {
     let error = Store::open(options).expect_err("in use").to_string();
     assert!(error.contains("objects.jsonl is in use by another process"), "{error}");
 }
+
+/// Real manifests of four Istio releases; not part of the repository.
+#[test]
+fn upstream_samples_of_all_releases_apply_and_reapply_unchanged() {
+    let shared = std::env::var("AMIME_SHARED").unwrap_or_else(|_| "../../../shared".to_owned());
+    let samples = Path::new(&shared).join("data/istio-samples");
+    for release in ["1.0.0", "1.1.0", "1.6.4", "current"] {
+        let bookinfo = samples.join(release).join("bookinfo");
+        let mut paths = vec![bookinfo.join("platform/kube/bookinfo.yaml")];
+        let networking = fs::read_dir(bookinfo.join("networking")).unwrap_or_else(|error| {
+            panic!("{}: {error}; AMIME_SHARED says where it is", bookinfo.display())
+        });
+        paths.extend(networking.map(|entry| entry.expect("readable").path()));
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+        let store = memory();
+        for path in paths {
+            let text = fs::read_to_string(&path).expect("readable");
+            let apply = files(&[(&path.display().to_string(), &text)]);
+            store.apply(&apply).unwrap_or_else(|rejected| panic!("{rejected:#?}"));
+            let again = store.apply(&apply).expect("applies again");
+            let changed = again.results.iter().any(|outcome| outcome.action != Action::Unchanged);
+            assert!(!changed, "{}: {:?}", path.display(), again.results);
+        }
+        assert!(store.list(Kind::Service, Some("default")).len() >= 4, "{release}");
+    }
+}
