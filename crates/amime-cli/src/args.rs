@@ -32,7 +32,6 @@ pub(crate) struct Globals {
     pub(crate) namespace: Option<String>,
     /// Namespace of the control plane
     #[arg(
-        short = 'i',
         long = "istioNamespace",
         global = true,
         value_name = "NAME",
@@ -61,9 +60,37 @@ impl Globals {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Start a whole mesh on this machine
+    Up(commands::up::UpArgs),
+    /// Stop the mesh, or clean up after one that was killed
+    Down,
+    /// Show what runs, and what memory it takes
+    Status(commands::status::StatusArgs),
+    /// Create or change objects from files
+    Apply(commands::apply::ApplyArgs),
+    /// Show objects
+    Get(commands::get::GetArgs),
+    /// Delete objects
+    Delete(commands::apply::DeleteArgs),
+    /// Set and remove labels
+    Label(commands::change::LabelArgs),
+    /// Change the number of pods of a workload
+    Scale(commands::change::ScaleArgs),
+    /// Run a command in a pod
+    Exec(commands::pod::ExecArgs),
+    /// Show what a container printed
+    Logs(commands::pod::LogsArgs),
+    /// Show where each proxy stands with its configuration
+    #[command(visible_alias = "ps")]
+    ProxyStatus(commands::proxy_status::ProxyStatusArgs),
     /// Show what a proxy was told: listeners, routes, clusters …
     #[command(visible_alias = "pc")]
     ProxyConfig(commands::proxy_config::ProxyConfigArgs),
+    /// Open a page of the mesh
+    #[command(visible_aliases = ["dash", "d"])]
+    Dashboard(commands::dashboard::DashboardArgs),
+    /// Translate files to a proxy's configuration, without a mesh
+    XdsDump(commands::xds_dump::XdsDumpArgs),
     /// Print a completion script for a shell
     Completion(commands::completion::CompletionArgs),
     /// Print versions
@@ -71,6 +98,18 @@ pub(crate) enum Command {
     /// Be one of the sample's services
     #[command(hide = true)]
     Bookinfo(bookinfo::Args),
+    /// Be a proxy
+    #[command(hide = true)]
+    Proxy(amime_proxy::ProxyArgs),
+    /// Be the control plane
+    #[command(hide = true)]
+    ControlPlane(commands::internal::EmbeddedControlPlane),
+    /// Be the supervisor of a local mesh; started by `up` only
+    #[command(hide = true)]
+    LocalSupervisor {
+        /// Number of the descriptor with the configuration
+        args: Vec<String>,
+    },
 }
 
 /// How a list is printed.

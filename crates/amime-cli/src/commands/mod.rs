@@ -1,24 +1,71 @@
 //! The commands: one module a group, each with its arguments and its `run`.
 
+pub(crate) mod apply;
+pub(crate) mod change;
 pub(crate) mod completion;
+pub(crate) mod dashboard;
+pub(crate) mod get;
+pub(crate) mod internal;
+pub(crate) mod pod;
 pub(crate) mod proxy_config;
+pub(crate) mod proxy_status;
+pub(crate) mod status;
+pub(crate) mod up;
 pub(crate) mod version;
+pub(crate) mod xds_dump;
 
 use std::process::ExitCode;
 
 use anyhow::Context;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, Globals};
 
 /// Runs the command that was given.
 pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { globals, command } = cli;
     match command {
-        Command::ProxyConfig(args) => proxy_config::run(&globals, args)?,
         Command::Completion(args) => completion::run(&args),
-        Command::Version(args) => version::run(&globals, &args)?,
+        Command::XdsDump(args) => xds_dump::run(&args)?,
         Command::Bookinfo(args) => runtime()?.block_on(bookinfo::run(args))?,
+        // Those two build the runtimes that fit them.
+        Command::Proxy(args) => amime_proxy::run(args)?,
+        Command::ControlPlane(args) => internal::control_plane(args)?,
+        Command::LocalSupervisor { args } => amime_local::supervisor::main(&args)?,
+        command => {
+            let runtime = runtime()?;
+            let code = runtime.block_on(talk(&globals, command));
+            // A read of standard input may still wait for a key.
+            runtime.shutdown_background();
+            return code;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Commands that start a mesh or talk to one.
+async fn talk(globals: &Globals, command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Up(args) => up::up(globals, args).await?,
+        Command::Down => up::down(globals).await?,
+        Command::Status(args) => status::run(globals, &args).await?,
+        Command::Apply(args) => apply::apply(globals, args).await?,
+        Command::Get(args) => get::run(globals, args).await?,
+        Command::Delete(args) => apply::delete(globals, args).await?,
+        Command::Label(args) => change::label(globals, args).await?,
+        Command::Scale(args) => change::scale(globals, args).await?,
+        Command::Exec(args) => return pod::exec(globals, args).await,
+        Command::Logs(args) => pod::logs(globals, args).await?,
+        Command::ProxyStatus(args) => proxy_status::run(globals, args).await?,
+        Command::ProxyConfig(args) => proxy_config::run(globals, args).await?,
+        Command::Dashboard(args) => dashboard::run(globals, args).await?,
+        Command::Version(args) => version::run(globals, &args).await?,
+        Command::Completion(_)
+        | Command::XdsDump(_)
+        | Command::Bookinfo(_)
+        | Command::Proxy(_)
+        | Command::ControlPlane(_)
+        | Command::LocalSupervisor { .. } => unreachable!("handled without a mesh"),
     }
     Ok(ExitCode::SUCCESS)
 }

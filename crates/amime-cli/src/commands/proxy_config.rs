@@ -11,6 +11,7 @@ use crate::args::{Globals, Output};
 use crate::output::Document;
 use crate::proxy_config::dump::ConfigDump;
 use crate::proxy_config::{self, ClusterFilter, EndpointFilter, ListenerFilter, RouteFilter, View};
+use crate::session::Session;
 
 /// Arguments of `proxy-config`.
 #[derive(Debug, Args)]
@@ -72,6 +73,9 @@ enum Section {
         #[command(flatten)]
         from: From,
     },
+    /// Log levels, shown or changed
+    #[command(visible_alias = "o")]
+    Log(LogArgs),
     /// Everything
     #[command(visible_alias = "a")]
     All {
@@ -91,6 +95,18 @@ struct From {
     /// Format: short, json or yaml
     #[arg(short, long)]
     output: Option<Output>,
+}
+
+#[derive(Debug, Args)]
+struct LogArgs {
+    /// Pod, as `[TYPE/]NAME[.NAMESPACE]`
+    pod: String,
+    /// Level of all loggers, or of some: `debug`, `http:debug,router:info`
+    #[arg(long, value_name = "[LOGGER:]LEVEL,…")]
+    level: Option<String>,
+    /// Set all loggers back to warning
+    #[arg(short, long, conflicts_with = "level")]
+    reset: bool,
 }
 
 #[derive(Debug, Args)]
@@ -148,48 +164,88 @@ struct EndpointArgs {
 
 /// What is asked of the proxy's admin interface.
 const CONFIG_DUMP: &str = "/config_dump?include_eds";
+/// Port of the admin interface inside a pod.
+const ADMIN_PORT: u16 = 15000;
+/// Levels of Envoy's loggers.
+const LEVELS: [&str; 7] = ["trace", "debug", "info", "warning", "error", "critical", "off"];
 const CLUSTERS: &str = "/clusters?format=json";
 
 /// Prints one part of a proxy's configuration.
-pub(crate) fn run(globals: &Globals, args: ProxyConfigArgs) -> anyhow::Result<()> {
-    print!("{}", text(globals, args.section)?);
+pub(crate) async fn run(globals: &Globals, args: ProxyConfigArgs) -> anyhow::Result<()> {
+    print!("{}", text(globals, args.section).await?);
     Ok(())
 }
 
-fn text(globals: &Globals, section: Section) -> anyhow::Result<String> {
+async fn text(globals: &Globals, section: Section) -> anyhow::Result<String> {
     match section {
         Section::Cluster { from, filter } => {
             let ClusterArgs { fqdn, direction, subset, port } = filter;
             let filter = ClusterFilter { fqdn, direction, subset, port };
-            proxy_config::clusters(&from.dump(globals)?, &filter, from.view()?)
+            proxy_config::clusters(&from.dump(globals).await?, &filter, from.view()?)
         }
         Section::Listener { from, filter, verbose } => {
             let ListenerArgs { address, port, kind } = filter;
             let filter = ListenerFilter { address, port, kind, verbose: verbose.verbose };
-            proxy_config::listeners(&from.dump(globals)?, &filter, from.view()?)
+            proxy_config::listeners(&from.dump(globals).await?, &filter, from.view()?)
         }
         Section::Route { from, name, verbose } => {
             let filter = RouteFilter { name, verbose: verbose.verbose };
-            proxy_config::routes(&from.dump(globals)?, &filter, from.view()?)
+            proxy_config::routes(&from.dump(globals).await?, &filter, from.view()?)
         }
         Section::Endpoint { from, filter } => {
             let EndpointArgs { address, port, cluster, status } = filter;
             let filter = EndpointFilter { address, port, cluster, status };
-            let statuses = from.fetch(globals, CLUSTERS)?;
+            let statuses = from.fetch(globals, CLUSTERS).await?;
             let statuses =
                 serde_json::from_str(&statuses).context("the list of clusters is not JSON")?;
             proxy_config::endpoints(&statuses, &filter, from.view()?)
         }
         Section::Secret { from } => {
-            proxy_config::secrets(&from.dump(globals)?, now(), from.view()?)
+            proxy_config::secrets(&from.dump(globals).await?, now(), from.view()?)
         }
         Section::Bootstrap { from } => match from.output {
-            Some(Output::Short) => proxy_config::versions(&from.dump(globals)?),
-            Some(Output::Yaml) => proxy_config::bootstrap(&from.dump(globals)?, Document::Yaml),
-            _ => proxy_config::bootstrap(&from.dump(globals)?, Document::Json),
+            Some(Output::Short) => proxy_config::versions(&from.dump(globals).await?),
+            Some(Output::Yaml) => {
+                proxy_config::bootstrap(&from.dump(globals).await?, Document::Yaml)
+            }
+            _ => proxy_config::bootstrap(&from.dump(globals).await?, Document::Json),
         },
-        Section::All { from } => all(&from.dump(globals)?, from.view()?),
+        Section::Log(args) => log(globals, &args).await,
+        Section::All { from } => all(&from.dump(globals).await?, from.view()?),
     }
+}
+
+/// Changes levels if asked, and prints them.
+async fn log(globals: &Globals, args: &LogArgs) -> anyhow::Result<String> {
+    let session = Session::of(globals)?;
+    let pod = session.pod(globals.namespace(), &args.pod).await?;
+    let mut text = String::new();
+    for query in log_queries(args.level.as_deref(), args.reset)? {
+        text = session.http_post(&pod, ADMIN_PORT, &format!("/logging{query}")).await?;
+    }
+    Ok(format!("{}.{}:\n{text}", pod.name, pod.namespace))
+}
+
+/// The queries to `/logging`, one after the other; an empty one only asks.
+fn log_queries(level: Option<&str>, reset: bool) -> anyhow::Result<Vec<String>> {
+    if reset {
+        return Ok(vec!["?level=warning".to_owned()]);
+    }
+    let Some(level) = level else { return Ok(vec![String::new()]) };
+    level
+        .split(',')
+        .map(|part| {
+            let (logger, level) = match part.split_once([':', '=']) {
+                Some((logger, level)) => (logger, level),
+                None => ("level", part),
+            };
+            let known = LEVELS.iter().find(|known| known.eq_ignore_ascii_case(level));
+            let known = known.with_context(|| {
+                format!("unrecognized logging level: {level}; use one of {}", LEVELS.join(", "))
+            })?;
+            Ok(format!("?{logger}={known}"))
+        })
+        .collect()
 }
 
 /// Every table, with the type in front of each name; or the whole dump.
@@ -224,11 +280,11 @@ impl From {
         }
     }
 
-    fn dump(&self, globals: &Globals) -> anyhow::Result<ConfigDump> {
-        ConfigDump::parse(&self.fetch(globals, CONFIG_DUMP)?)
+    async fn dump(&self, globals: &Globals) -> anyhow::Result<ConfigDump> {
+        ConfigDump::parse(&self.fetch(globals, CONFIG_DUMP).await?)
     }
 
-    fn fetch(&self, _globals: &Globals, _path: &str) -> anyhow::Result<String> {
+    async fn fetch(&self, globals: &Globals, path: &str) -> anyhow::Result<String> {
         match &self.file {
             Some(path) if path.as_os_str() == "-" => {
                 let mut text = String::new();
@@ -237,7 +293,26 @@ impl From {
             }
             Some(path) => std::fs::read_to_string(path)
                 .with_context(|| format!("cannot read {}", path.display())),
-            None => bail!("cluster requires pod name or --file parameter"),
+            None => {
+                let pod = self.pod.as_deref().context("a pod is needed, or --file")?;
+                let session = Session::of(globals)?;
+                let pod = session.pod(globals.namespace(), pod).await?;
+                session.http_get(&pod, ADMIN_PORT, path).await
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_become_queries() {
+        let queries = |text| log_queries(Some(text), false).expect("levels are read");
+        assert_eq!(queries("debug"), ["?level=debug"]);
+        assert_eq!(queries("http:DEBUG,router:info"), ["?http=debug", "?router=info"]);
+        assert_eq!(log_queries(None, true).expect("resets"), ["?level=warning"]);
+        assert!(log_queries(Some("loud"), false).is_err());
     }
 }
