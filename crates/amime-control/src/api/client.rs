@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::{Deleted, Failure, LabelRequest, Labelled, Objects, WatchLine};
-use crate::store::{Applied, Apply, Rejected};
+use crate::store::{Applied, Apply, Rejected, ResumePoint};
 
 /// Largest answer and largest watch line that is read.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
@@ -122,10 +122,12 @@ impl ApiClient {
         read(self.send(Method::POST, "/v1/label", body_of(request)?).await?).await
     }
 
-    /// `GET /v1/watch`; a refusal with 410 means: watch without `since`.
-    pub async fn watch(&self, since: Option<u64>) -> Result<WatchStream, ClientError> {
-        let path = match since {
-            Some(since) => format!("/v1/watch?since={since}"),
+    /// `GET /v1/watch`; a refusal with 410 means: watch from the present on.
+    pub async fn watch(&self, from: Option<&ResumePoint>) -> Result<WatchStream, ClientError> {
+        let path = match from {
+            Some(ResumePoint { instance, revision }) => {
+                format!("/v1/watch?instance={}&since={revision}", escape(instance))
+            }
             None => "/v1/watch".to_owned(),
         };
         let response = self.send(Method::GET, &path, Bytes::new()).await?;

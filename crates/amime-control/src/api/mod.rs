@@ -6,7 +6,7 @@
 //! Paths: `POST /v1/apply`, `GET /v1/objects/{kind}?namespace=&name=`,
 //! `DELETE /v1/objects/{kind}/{namespace}/{name}` (cluster-wide:
 //! `DELETE /v1/objects/{kind}/{name}`), `POST /v1/label`,
-//! `GET /v1/watch?since=`.
+//! `GET /v1/watch?instance=&since=`.
 
 mod client;
 mod routes;
@@ -80,6 +80,8 @@ pub enum WatchLine {
     Synced {
         /// To resume from.
         revision: u64,
+        /// Which opened store counts the revisions.
+        instance: String,
     },
 }
 

@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use super::{Deleted, Failure, LabelRequest, Labelled, Objects, WatchLine};
-use crate::store::{Apply, Rejected, Store, StoreError, Watch};
+use crate::store::{Apply, Rejected, ResumePoint, Store, StoreError, Watch};
 
 /// Largest request. JSON may escape each byte of a file as six, and a file of
 /// ten megabytes should be refused for its content, with a position.
@@ -180,6 +180,7 @@ async fn label(
 
 #[derive(Deserialize)]
 struct WatchFrom {
+    instance: Option<String>,
     since: Option<u64>,
 }
 
@@ -188,8 +189,12 @@ async fn watch(
     shutdown: Option<Extension<CancellationToken>>,
     Query(from): Query<WatchFrom>,
 ) -> Result<Response, Refused> {
+    let point = from.since.map(|revision| {
+        // Nobody's instance is empty, so that a bare number is gone.
+        ResumePoint { instance: from.instance.unwrap_or_default(), revision }
+    });
     let watch =
-        store.watch(from.since).map_err(|gone| Refused(StatusCode::GONE, gone.to_string()))?;
+        store.watch(point.as_ref()).map_err(|gone| Refused(StatusCode::GONE, gone.to_string()))?;
     let (lines, queue) = tokio::sync::mpsc::channel(WATCH_QUEUE);
     let shutdown = shutdown.map(|Extension(token)| token).unwrap_or_default();
     tokio::spawn(async move {
@@ -209,7 +214,8 @@ async fn send_changes(mut watch: Watch, lines: tokio::sync::mpsc::Sender<Bytes>)
             return;
         }
     }
-    let synced = WatchLine::Synced { revision: watch.revision() };
+    let point = watch.point().clone();
+    let synced = WatchLine::Synced { revision: point.revision, instance: point.instance };
     if lines.send(to_line(&synced)).await.is_err() {
         return;
     }

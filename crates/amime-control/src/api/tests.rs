@@ -8,7 +8,7 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::store::{Action, Apply, SourceFile, Store, StoreOptions};
+use crate::store::{Action, Apply, ResumePoint, SourceFile, Store, StoreOptions};
 
 const RULE: &str = "
 apiVersion: networking.istio.io/v1
@@ -115,22 +115,23 @@ async fn a_watch_tells_what_there_is_and_what_comes() {
     let (served, client) = Served::start();
     let mut watch = client.watch(None).await.expect("watch");
     let mut initial = Vec::new();
-    let revision = loop {
+    let point = loop {
         match watch.next().await.expect("readable").expect("open") {
             WatchLine::Added(watched) => initial.push(watched.object["metadata"]["name"].clone()),
-            WatchLine::Synced { revision } => break revision,
+            WatchLine::Synced { revision, instance } => break ResumePoint { instance, revision },
             other => panic!("unexpected {other:?}"),
         }
     };
     assert_eq!(initial, ["default", "istio-system"]);
     client.apply(&request(RULE)).await.expect("applied");
     let line = watch.next().await.expect("readable").expect("open");
-    assert!(matches!(line, WatchLine::Added(watched) if watched.revision == revision + 1));
+    assert!(matches!(line, WatchLine::Added(watched) if watched.revision == point.revision + 1));
 
-    let mut resumed = client.watch(Some(revision)).await.expect("known");
+    let mut resumed = client.watch(Some(&point)).await.expect("known");
     let line = resumed.next().await.expect("readable").expect("open");
     assert!(matches!(line, WatchLine::Added(_)));
-    let gone = client.watch(Some(revision + 1000)).await.expect_err("never was");
+    let gone = client.watch(Some(&ResumePoint { instance: String::new(), ..point })).await;
+    let gone = gone.expect_err("of no store");
     assert!(matches!(gone, ClientError::Refused { status: StatusCode::GONE, .. }));
     drop(served);
     // The server's end is the watch's end.

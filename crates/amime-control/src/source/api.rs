@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Event, Events, QUEUE};
 use crate::api::{ApiClient, ClientError, WatchLine, WatchStream, WatchedObject};
 use crate::metrics::Count;
+use crate::store::ResumePoint;
 
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
@@ -30,7 +31,7 @@ pub struct ApiSource {
     /// Keys seen since an initial list began; what is not among them at its
     /// end has been deleted while we did not look.
     listed: Option<BTreeSet<ObjectKey>>,
-    since: Option<u64>,
+    since: Option<ResumePoint>,
     synced: bool,
 }
 
@@ -62,7 +63,7 @@ impl ApiSource {
         let mut backoff = MIN_BACKOFF;
         let mut reported = false;
         loop {
-            match self.client.watch(self.since).await {
+            match self.client.watch(self.since.as_ref()).await {
                 Ok(stream) => {
                     if reported {
                         tracing::info!(socket = %self.client.socket().display(), "source is back");
@@ -125,7 +126,9 @@ impl ApiSource {
                 self.note(watched.revision);
                 self.delete(resource.key(), events).await
             }
-            WatchLine::Synced { revision } => self.list_ended(revision, events).await,
+            WatchLine::Synced { revision, instance } => {
+                self.list_ended(ResumePoint { instance, revision }, events).await
+            }
         }
     }
 
@@ -165,7 +168,7 @@ impl ApiSource {
 
     async fn list_ended(
         &mut self,
-        revision: u64,
+        point: ResumePoint,
         events: &mpsc::Sender<Event>,
     ) -> Result<(), Unwanted> {
         if let Some(listed) = self.listed.take() {
@@ -175,7 +178,7 @@ impl ApiSource {
                 self.delete(key, events).await?;
             }
         }
-        self.since = Some(revision);
+        self.since = Some(point);
         if !std::mem::replace(&mut self.synced, true) {
             tracing::info!(objects = self.held.len(), "source is in sync");
             send(events, Event::Synced).await?;
@@ -185,8 +188,8 @@ impl ApiSource {
 
     /// During a list the revision is that of the list, which is not complete yet.
     fn note(&mut self, revision: u64) {
-        if self.listed.is_none() {
-            self.since = Some(revision);
+        if let (None, Some(since)) = (&self.listed, &mut self.since) {
+            since.revision = since.revision.max(revision);
         }
     }
 

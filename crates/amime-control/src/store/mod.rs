@@ -4,7 +4,7 @@
 //! follow, and their persistence. What objects mean is left to others.
 //!
 //! Invariants: a whole apply is validated before anything of it is stored; a
-//! revision is used once; what a watcher missed is either replayed in order or
+//! revision is used once by one opened store; what a watcher missed is either replayed in order or
 //! reported as gone, never skipped.
 
 mod addresses;
@@ -24,7 +24,7 @@ use ipnet::Ipv4Net;
 
 pub use apply::{Action, Applied, Apply, Outcome, Rejected, SourceFile};
 pub use journal::JournalError;
-pub use watch::{Change, ChangeType, Gone, Watch};
+pub use watch::{Change, ChangeType, Gone, ResumePoint, Watch};
 
 use addresses::ServiceAddresses;
 use journal::Journal;
@@ -114,6 +114,8 @@ pub struct Store {
     state: Mutex<State>,
     namespaces: Vec<String>,
     clock: fn() -> SystemTime,
+    /// Pods are not kept, so that another run counts some revisions again.
+    instance: String,
 }
 
 impl Store {
@@ -137,8 +139,12 @@ impl Store {
             // A watcher of an earlier run cannot know what has happened since.
             state.log.start_at(state.revision);
         }
-        let store =
-            Self { state: Mutex::new(state), namespaces: options.namespaces, clock: options.clock };
+        let store = Self {
+            state: Mutex::new(state),
+            namespaces: options.namespaces,
+            clock: options.clock,
+            instance: random_uid(),
+        };
         store.create_namespaces()?;
         Ok(store)
     }
@@ -174,13 +180,16 @@ impl Store {
     }
 
     /// Creates or replaces an object with its status, for the platform's own
-    /// objects. Returns it as stored.
+    /// objects; one that is as stored changes nothing. Returns it as stored.
     pub fn put(&self, resource: Resource) -> Result<Arc<Resource>, StoreError> {
         let mut state = self.state();
         let key = resource.key();
         require_namespace(&state.entries, &key)?;
         let mut entry = Entry { resource: Arc::new(resource), applied_labels: BTreeSet::new() };
         if let Some(old) = state.entries.get(&key) {
+            if old.resource == entry.resource {
+                return Ok(old.resource.clone());
+            }
             entry.applied_labels.clone_from(&old.applied_labels);
         }
         self.commit(&mut state, vec![(key.clone(), Some(entry))])?;
@@ -243,12 +252,21 @@ impl Store {
         Ok((entry.resource.clone(), true))
     }
 
-    /// Follows changes: after revision `since` if it is still known, else from
-    /// the present state on.
-    pub fn watch(&self, since: Option<u64>) -> Result<Watch, Gone> {
+    /// Follows changes: after `from` if what came then is still known, else
+    /// from the present state on.
+    pub fn watch(&self, from: Option<&ResumePoint>) -> Result<Watch, Gone> {
         let state = self.state();
+        let since = match from {
+            Some(from) if from.instance != self.instance => return Err(Gone),
+            Some(from) => Some(from.revision),
+            None => None,
+        };
         let present = || state.entries.values().map(|entry| entry.resource.clone());
-        state.log.watch(since, state.revision, present)
+        state.log.watch(since, self.point(state.revision), present)
+    }
+
+    fn point(&self, revision: u64) -> ResumePoint {
+        ResumePoint { instance: self.instance.clone(), revision }
     }
 
     fn create_namespaces(&self) -> Result<(), StoreError> {

@@ -216,26 +216,30 @@ async fn a_watch_lists_then_follows_then_resumes() {
     let seen = change.revision;
     apply(&store, &RULE.replace("host: reviews", "host: ratings"));
     store.delete(&change.resource.key()).expect("deleted");
-    let mut resumed = store.watch(Some(seen)).expect("known");
+    let point = |revision| ResumePoint { instance: watch.point().instance.clone(), revision };
+    let mut resumed = store.watch(Some(&point(seen))).expect("known");
     let types: Vec<ChangeType> =
         resumed.initial().iter().map(|change| change.change_type).collect();
     assert_eq!(types, [ChangeType::Modified, ChangeType::Deleted]);
-    assert_eq!(store.watch(Some(seen + 100)).expect_err("of another store").since, seen + 100);
+    assert!(store.watch(Some(&point(seen + 100))).is_err(), "not yet counted");
+    let elsewhere = memory();
+    apply(&elsewhere, &format!("{RULE}---\n{}", service("a")));
+    assert!(elsewhere.watch(Some(&point(seen))).is_err(), "counted by another store");
 }
 
 #[tokio::test]
 async fn history_and_lag_are_bounded() {
     let store = memory();
-    let start = store.revision();
     let mut slow = store.watch(None).expect("from now");
+    let start = slow.point().clone();
     let service_key = key(Kind::Namespace, "", "default");
     for round in 0..5000 {
         let labels = BTreeMap::from([("round".to_owned(), Some(round.to_string()))]);
         store.label(&service_key, &labels).expect("labelled");
     }
-    let gone = store.watch(Some(start)).expect_err("forgotten");
-    assert!(gone.oldest > start);
-    store.watch(Some(gone.oldest)).expect("the oldest known is known");
+    assert!(store.watch(Some(&start)).is_err(), "forgotten");
+    let recent = ResumePoint { revision: store.revision() - 1, ..start };
+    store.watch(Some(&recent)).expect("what is recent is known");
     assert!(slow.next().await.is_none(), "cut off, not fed for ever");
 }
 

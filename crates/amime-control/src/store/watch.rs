@@ -36,21 +36,25 @@ pub struct Change {
     pub resource: Arc<Resource>,
 }
 
-/// The changes after the asked revision are no longer known: list anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("changes since revision {since} are no longer known; the oldest known is {oldest}")]
-pub struct Gone {
-    /// What was asked for.
-    pub since: u64,
-    /// What could be asked for.
-    pub oldest: u64,
+/// Where a watch may go on: a revision of one opened store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResumePoint {
+    /// Which opened store counted.
+    pub instance: String,
+    /// Last change seen.
+    pub revision: u64,
 }
+
+/// The changes after the point asked for are not known (any more): list anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the changes since then are no longer known; watch from the present on")]
+pub struct Gone;
 
 /// A watch: first [`Watch::initial`], then [`Watch::next`] for ever.
 #[derive(Debug)]
 pub struct Watch {
     initial: Vec<Change>,
-    revision: u64,
+    point: ResumePoint,
     changes: broadcast::Receiver<Change>,
 }
 
@@ -60,9 +64,9 @@ impl Watch {
         std::mem::take(&mut self.initial)
     }
 
-    /// The revision that [`Watch::initial`] leads up to.
-    pub fn revision(&self) -> u64 {
-        self.revision
+    /// What [`Watch::initial`] leads up to.
+    pub fn point(&self) -> &ResumePoint {
+        &self.point
     }
 
     /// The next change; nothing if the watcher fell too far behind or the
@@ -107,20 +111,21 @@ impl ChangeLog {
     pub(crate) fn watch<I: Iterator<Item = Arc<Resource>>>(
         &self,
         since: Option<u64>,
-        revision: u64,
+        now: ResumePoint,
         present: impl FnOnce() -> I,
     ) -> Result<Watch, Gone> {
+        let revision = now.revision;
         let initial = match since {
             None => present()
                 .map(|resource| Change { revision, change_type: ChangeType::Added, resource })
                 .collect(),
             Some(since) if since < self.complete_after || since > revision => {
-                return Err(Gone { since, oldest: self.complete_after });
+                return Err(Gone);
             }
             Some(since) => {
                 self.kept.iter().filter(|change| change.revision > since).cloned().collect()
             }
         };
-        Ok(Watch { initial, revision, changes: self.live.subscribe() })
+        Ok(Watch { initial, point: now, changes: self.live.subscribe() })
     }
 }
