@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Event, Events, QUEUE};
 use crate::metrics::Count;
+use crate::store::{SERVICE_RANGE, ServiceAddresses};
 use crate::validation::Verdict;
 
 /// File of a source directory that holds the mesh-wide settings.
@@ -191,6 +192,7 @@ impl FileSource {
             }
             wanted.insert(key, resource.clone());
         }
+        self.give_addresses(&mut wanted);
         let mut changes: Vec<Change> = self
             .held
             .keys()
@@ -206,6 +208,26 @@ impl FileSource {
         self.held = wanted;
         changes
     }
+
+    /// Gives Services addresses where an API server would have: those written
+    /// down first, then those that are left, the same ones as before.
+    fn give_addresses(&self, wanted: &mut BTreeMap<ObjectKey, Arc<Resource>>) {
+        let mut addresses = ServiceAddresses::new(SERVICE_RANGE);
+        wanted.values().for_each(|resource| addresses.keep(resource));
+        for resource in wanted.values_mut().filter(|resource| needs_address(resource)) {
+            let old = self.held.get(&resource.key()).map(|held| &**held);
+            let mut addressed = (**resource).clone();
+            match addresses.assign(&mut addressed, old) {
+                Ok(()) => *resource = Arc::new(addressed),
+                Err(error) => tracing::warn!(%error, "service stays without an address"),
+            }
+        }
+    }
+}
+
+/// True for Services that an API server would give an address.
+fn needs_address(resource: &Resource) -> bool {
+    matches!(resource, Resource::Service(service) if service.spec.cluster_ip.is_empty())
 }
 
 /// Files have no command line to name a namespace on.

@@ -170,3 +170,31 @@ async fn a_missing_directory_is_an_error_at_the_start() {
     let error = started.expect_err("missing").to_string();
     assert_eq!(error, "cannot read the directory /nonexistent/config");
 }
+
+#[tokio::test]
+async fn services_in_files_get_the_address_that_a_store_would_give() {
+    let service = |name: &str, ip: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n\
+             spec: {{clusterIP: {ip}, ports: [{{port: 80}}]}}\n---\n"
+        )
+    };
+    let store = Store::open(StoreOptions::default()).expect("opens");
+    apply(&store, &service("a", "''"));
+    let want = store.list(amime_api::Kind::Service, None)[0].to_json()["spec"]["clusterIP"].clone();
+
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("a.yaml");
+    fs::write(&path, service("a", "''")).expect("written");
+    let stop = CancellationToken::new();
+    let events = FileSource::start(dir.path().to_owned(), Count::default(), stop.clone());
+    let mut events = events.expect("starts");
+    let first = events.recv().await.expect("open");
+    let Event::Change(Change::Set(resource)) = first else { panic!("unexpected {first:?}") };
+    assert_eq!(resource.to_json()["spec"]["clusterIP"], want);
+    assert_eq!(next(&mut events, 1).await, ["synced"]);
+    // A new neighbour changes nothing about it.
+    fs::write(&path, service("a", "''") + &service("b", "None")).expect("written");
+    assert_eq!(next(&mut events, 1).await, ["set Service default/b"]);
+    stop.cancel();
+}

@@ -83,7 +83,9 @@ impl ServiceAddresses {
         match service.spec.cluster_ip.as_str() {
             "None" => self.release(old),
             "" => {
-                let address = match old.and_then(address_of) {
+                let free =
+                    |address: &Ipv4Addr| self.owners.get(address).is_none_or(|owner| *owner == key);
+                let address = match old.and_then(address_of).filter(free) {
                     Some(address) => address,
                     None => self.free_address(&key)?,
                 };

@@ -26,9 +26,12 @@ pub use apply::{Action, Applied, Apply, Outcome, Rejected, SourceFile};
 pub use journal::JournalError;
 pub use watch::{Change, ChangeType, Gone, ResumePoint, Watch};
 
-use addresses::ServiceAddresses;
+pub(crate) use addresses::ServiceAddresses;
 use journal::Journal;
 use watch::ChangeLog;
+
+/// Addresses given to Services unless another range is asked for.
+pub(crate) const SERVICE_RANGE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16);
 
 /// Settings of a store.
 #[derive(Clone, Debug)]
@@ -47,7 +50,7 @@ impl Default for StoreOptions {
     fn default() -> Self {
         Self {
             dir: None,
-            service_range: Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16),
+            service_range: SERVICE_RANGE,
             namespaces: vec!["default".to_owned(), "istio-system".to_owned()],
             clock: SystemTime::now,
         }
