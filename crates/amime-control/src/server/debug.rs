@@ -203,7 +203,7 @@ pub(crate) struct DumpOf {
     proxy_id: Option<String>,
 }
 
-/// What a connected proxy is sent at present.
+/// What a connected proxy is sent at present, without secrets.
 pub(crate) async fn config_dump(
     State(monitored): State<Monitored>,
     Query(of): Query<DumpOf>,
@@ -248,11 +248,17 @@ fn dump(snapshot: &Snapshot, proxy: &amime_translate::Proxy) -> Result<Value, St
     Ok(json!({"configs": configs}))
 }
 
+/// Each message as Envoy prints an `Any`: its fields beside its type.
 fn all<M: prost::Message + prost::Name>(messages: &[M]) -> Result<Vec<Value>, String> {
-    messages
-        .iter()
-        .map(|message| amime_xds::json::to_json(message).map_err(|error| error.to_string()))
-        .collect()
+    let typed = |message: &M| {
+        let mut json = amime_xds::json::to_json(message).map_err(|error| error.to_string())?;
+        if let Value::Object(fields) = &mut json {
+            let name = format!("type.googleapis.com/{}", M::full_name());
+            fields.insert("@type".to_owned(), name.into());
+        }
+        Ok(json)
+    };
+    messages.iter().map(typed).collect()
 }
 
 fn snapshot(monitored: &Monitored) -> Result<Arc<Snapshot>, Refused> {
@@ -263,4 +269,50 @@ fn snapshot(monitored: &Monitored) -> Result<Arc<Snapshot>, Refused> {
 
 fn rfc3339(time: SystemTime) -> String {
     OffsetDateTime::from(time).format(&Rfc3339).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use amime_translate::Proxy;
+
+    use super::*;
+
+    #[test]
+    fn a_config_dump_has_envoys_shape() {
+        let service = "
+apiVersion: v1
+kind: Service
+metadata: {name: reviews, namespace: default}
+spec: {clusterIP: 10.96.0.9, ports: [{port: 9080, name: http}], selector: {app: reviews}}
+";
+        let decoded = amime_api::decode::decode("s.yaml", service);
+        let resources = decoded.resources.into_iter().map(Arc::new);
+        let snapshot = Snapshot::build(resources, Arc::default(), 1);
+        let proxy = r#"{"type": "sidecar", "ips": ["10.0.0.1"], "id": "app.default",
+            "dns_domain": "default.svc.cluster.local"}"#;
+        let proxy = Proxy::from_json(proxy).expect("a proxy");
+        let dumped = dump(&snapshot, &proxy).expect("prints");
+
+        let types: Vec<&str> = dumped["configs"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(|config| config["@type"].as_str()?.rsplit('.').next())
+            .collect();
+        let want = [
+            "ClustersConfigDump",
+            "ListenersConfigDump",
+            "RoutesConfigDump",
+            "EndpointsConfigDump",
+        ];
+        assert_eq!(types, want);
+        let clusters = dumped["configs"][0]["dynamic_active_clusters"].as_array().expect("a list");
+        let named = |cluster: &&Value| {
+            cluster["cluster"]["name"] == "outbound|9080||reviews.default.svc.cluster.local"
+        };
+        let cluster = &clusters.iter().find(named).expect("the service's")["cluster"];
+        assert_eq!(cluster["@type"], "type.googleapis.com/envoy.config.cluster.v3.Cluster");
+        let listeners = &dumped["configs"][1]["dynamic_listeners"];
+        assert!(listeners[0]["active_state"]["listener"]["name"].is_string());
+    }
 }

@@ -45,7 +45,11 @@ pub async fn serve_tls(
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     let connections = TaskTracker::new();
     while let Some(stream) = accept(&listener, &shutdown).await {
-        let Ok(permit) = handshakes.clone().acquire_owned().await else { break };
+        let permit = tokio::select! {
+            () = shutdown.cancelled() => break,
+            permit = handshakes.clone().acquire_owned() => permit,
+        };
+        let Ok(permit) = permit else { break };
         let (acceptor, auth) = (acceptor.clone(), auth.clone());
         let (routes, shutdown) = (routes.clone(), shutdown.clone());
         connections.spawn(async move {
