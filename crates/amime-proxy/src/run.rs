@@ -6,8 +6,9 @@ use amime_core::log::{LogError, LogFormat, LogHandle, LogOptions};
 use clap::{Args, ValueEnum};
 
 use crate::admin::{CommandLine, log_level};
-use crate::agent::{self, AgentConfig, AgentError, ProxyKind};
+use crate::agent::{self, AgentConfig, AgentError, Outside, ProxyKind};
 use crate::bootstrap::{self, BootstrapRun};
+use crate::json::{self, Converter};
 
 /// Arguments of the proxy.
 ///
@@ -63,7 +64,13 @@ enum Role {
     Sidecar,
     /// A gateway.
     Router,
+    /// Converts configuration for a proxy; see [`crate::json`].
+    #[value(hide = true)]
+    JsonConverter,
 }
+
+/// The hidden role in its spelling on the command line.
+const CONVERTER: &str = "json-converter";
 
 /// What to do with a bootstrap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -87,6 +94,9 @@ pub enum RunError {
     /// The agent's thread.
     #[error("agent cannot start")]
     Start(#[source] std::io::Error),
+    /// The converter's pipes.
+    #[error("configuration cannot be converted")]
+    Convert(#[source] std::io::Error),
     /// Everything else.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -98,6 +108,9 @@ pub enum RunError {
 /// # Errors
 /// When it cannot start.
 pub fn run(args: ProxyArgs) -> Result<(), RunError> {
+    if args.role == Some(Role::JsonConverter) {
+        return json::serve().map_err(RunError::Convert);
+    }
     amime_identity::install_default_provider();
     let log = init_log(&args)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -106,10 +119,14 @@ pub fn run(args: ProxyArgs) -> Result<(), RunError> {
         .thread_stack_size(256 * 1024)
         .build()
         .map_err(RunError::Start)?;
+    let outside = Outside { log, converter: Converter::of_this_program(CONVERTER) };
     let ended = runtime.block_on(async {
         match args.role {
-            Some(role) => agent::run(agent_config(&args, role)?, log).await,
-            None => bootstrap::run(bootstrap_run(args, log)?).await,
+            Some(Role::Router) => {
+                agent::run(agent_config(&args, ProxyKind::Router)?, outside).await
+            }
+            Some(_) => agent::run(agent_config(&args, ProxyKind::Sidecar)?, outside).await,
+            None => bootstrap::run(bootstrap_run(args, outside).await?).await,
         }
     });
     // Blocking work of the last moment must not hold up the end.
@@ -136,11 +153,7 @@ fn init_log(args: &ProxyArgs) -> Result<Option<LogHandle>, RunError> {
     }
 }
 
-fn agent_config(args: &ProxyArgs, role: Role) -> Result<AgentConfig, AgentError> {
-    let kind = match role {
-        Role::Sidecar => ProxyKind::Sidecar,
-        Role::Router => ProxyKind::Router,
-    };
+fn agent_config(args: &ProxyArgs, kind: ProxyKind) -> Result<AgentConfig, AgentError> {
     let vars = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let mut config = AgentConfig::from_env(kind, vars)?;
@@ -150,9 +163,11 @@ fn agent_config(args: &ProxyArgs, role: Role) -> Result<AgentConfig, AgentError>
     Ok(config)
 }
 
-fn bootstrap_run(args: ProxyArgs, log: Option<LogHandle>) -> Result<BootstrapRun, AgentError> {
+async fn bootstrap_run(args: ProxyArgs, outside: Outside) -> Result<BootstrapRun, AgentError> {
+    let Outside { log, converter } = outside;
     let path = args.config_path.as_deref();
-    let mut bootstrap = bootstrap::load(path, args.config_yaml.as_deref())?;
+    let overlay = args.config_yaml.as_deref();
+    let mut bootstrap = bootstrap::load(&converter, path, overlay).await?;
     let node = bootstrap.node.get_or_insert_default();
     if let Some(id) = args.service_node {
         node.id = id;
@@ -176,5 +191,6 @@ fn bootstrap_run(args: ProxyArgs, log: Option<LogHandle>) -> Result<BootstrapRun
         validate: args.mode == Mode::Validate,
         admin_address_path: args.admin_address_path,
         log,
+        converter,
     })
 }

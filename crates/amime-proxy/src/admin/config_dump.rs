@@ -1,18 +1,18 @@
 //! `/config_dump`: everything in force, as proto-JSON.
 //!
-//! The descriptor pool that proto-JSON needs is loaded by the first request
-//! and not before.
+//! The bodies are printed all at once by the [`Converter`](crate::json::Converter).
 
 use std::time::SystemTime;
 
 use ::http::StatusCode;
 use amime_xds::TypeUrl;
-use amime_xds::json::{any_to_json, to_json};
+use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, Secret, TlsCertificate, secret,
 };
-use regex::{Regex, RegexBuilder};
+use prost::{Message, Name};
+use regex::RegexBuilder;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -21,6 +21,7 @@ use super::Context;
 use super::http::{Answer, Query, json as json_answer, text};
 use super::redact::redact;
 use crate::agent::{CERTIFICATE, ROOTS};
+use crate::json::Work;
 use crate::runtime::{ResourceDump, RuntimeDump};
 
 const ADMIN: &str = "type.googleapis.com/envoy.admin.v3.";
@@ -84,7 +85,7 @@ const SECTIONS: [Section; 5] = [
 ];
 
 /// Answers a request for the dump.
-pub(super) fn answer(context: &Context, query: &Query) -> Answer {
+pub(super) async fn answer(context: &Context, query: &Query) -> Answer {
     if query.param("mask").is_some_and(|mask| !mask.is_empty()) {
         return text(StatusCode::BAD_REQUEST, "mask is not supported; use resource\n");
     }
@@ -98,21 +99,13 @@ pub(super) fn answer(context: &Context, query: &Query) -> Answer {
     let resource = query.param("resource").filter(|resource| !resource.is_empty());
     let with_endpoints = query.params.contains_key("include_eds")
         || resource.is_some_and(|resource| resource.ends_with("endpoint_configs"));
-    let mut configs = vec![];
-    match to_json(&context.bootstrap) {
-        Ok(bootstrap) => configs.push(json!({
-            "@type": format!("{ADMIN}BootstrapConfigDump"),
-            "bootstrap": bootstrap,
-        })),
-        Err(error) => tracing::warn!(%error, "bootstrap cannot be printed"),
-    }
     let mut dump = context.runtime.dump();
     dump.resources.extend(own_secrets(context));
-    for section in &SECTIONS {
-        if section.type_url != TypeUrl::Endpoint || with_endpoints {
-            configs.push(section.print(&dump, name.as_ref()));
-        }
-    }
+    dump.resources.retain(|one| {
+        let shown = one.type_url != TypeUrl::Endpoint || with_endpoints;
+        shown && name.as_ref().is_none_or(|regex| regex.is_match(&one.name))
+    });
+    let configs = sections(context, &dump, with_endpoints).await;
     let mut configs = match resource {
         None => Value::Array(configs),
         Some(field) => match pick(&configs, field) {
@@ -125,6 +118,31 @@ pub(super) fn answer(context: &Context, query: &Query) -> Answer {
     };
     redact(&mut configs);
     json_answer(&json!({ "configs": configs }))
+}
+
+/// All sections in Envoy's order.
+async fn sections(context: &Context, dump: &RuntimeDump, with_endpoints: bool) -> Vec<Value> {
+    let mut work = Work::default();
+    work.print(&Bootstrap::type_url(), context.bootstrap.encode_to_vec().into());
+    for resource in &dump.resources {
+        work.print(resource.type_url.as_str(), resource.body.clone());
+    }
+    let mut bodies = context.converter.print(&work).await.into_iter();
+    let mut bootstrap = bodies.next().unwrap_or_default();
+    if let Value::Object(fields) = &mut bootstrap {
+        fields.remove("@type");
+    }
+    let mut configs = vec![json!({
+        "@type": format!("{ADMIN}BootstrapConfigDump"),
+        "bootstrap": bootstrap,
+    })];
+    let printed: Vec<_> = dump.resources.iter().zip(bodies).collect();
+    for section in &SECTIONS {
+        if section.type_url != TypeUrl::Endpoint || with_endpoints {
+            configs.push(section.print(&printed));
+        }
+    }
+    configs
 }
 
 /// The entries of one field, as `?resource=` asks for.
@@ -143,11 +161,10 @@ fn pick(configs: &[Value], field: &str) -> Option<Vec<Value>> {
 }
 
 impl Section {
-    fn print(&self, dump: &RuntimeDump, name: Option<&Regex>) -> Value {
+    fn print(&self, printed: &[(&ResourceDump, Value)]) -> Value {
         let mut section = Map::new();
         section.insert("@type".into(), json!(format!("{ADMIN}{}", self.message)));
-        let of_type = dump.resources.iter().filter(|one| one.type_url == self.type_url);
-        for resource in of_type.filter(|one| name.is_none_or(|regex| regex.is_match(&one.name))) {
+        for (resource, body) in printed.iter().filter(|(one, _)| one.type_url == self.type_url) {
             let field = match (resource.is_static, resource.warming, self.warming) {
                 (true, ..) => self.fixed,
                 (false, true, Some(warming)) => warming,
@@ -155,14 +172,14 @@ impl Section {
             };
             let entries = section.entry(field).or_insert_with(|| json!([]));
             if let Value::Array(entries) = entries {
-                entries.push(self.entry(resource));
+                entries.push(self.entry(resource, body));
             }
         }
         Value::Object(section)
     }
 
-    fn entry(&self, resource: &ResourceDump) -> Value {
-        let state = (!resource.version.is_empty()).then(|| self.state(resource));
+    fn entry(&self, resource: &ResourceDump, body: &Value) -> Value {
+        let state = (!resource.body.is_empty()).then(|| self.state(resource, body));
         let error = resource.rejected.as_ref().map(|rejected| {
             json!({
                 "last_update_attempt": timestamp(rejected.at),
@@ -192,14 +209,12 @@ impl Section {
         Value::Object(entry)
     }
 
-    fn state(&self, resource: &ResourceDump) -> Map<String, Value> {
-        let body = any_to_json(self.type_url.as_str(), &resource.body);
-        let body = body.unwrap_or_else(|error| json!({ "error": error.to_string() }));
+    fn state(&self, resource: &ResourceDump, body: &Value) -> Map<String, Value> {
         let mut state = Map::new();
         if !resource.is_static {
             state.insert("version_info".into(), json!(&*resource.version));
         }
-        state.insert(self.entry.into(), body);
+        state.insert(self.entry.into(), body.clone());
         state.insert("last_updated".into(), json!(timestamp(resource.last_updated)));
         state
     }

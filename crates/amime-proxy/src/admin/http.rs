@@ -48,7 +48,7 @@ pub(crate) struct Query {
 }
 
 impl Query {
-    fn of<B>(request: &http::Request<B>, from: SocketAddr) -> Self {
+    pub(super) fn of<B>(request: &http::Request<B>, from: SocketAddr) -> Self {
         let query = request.uri().query().unwrap_or_default();
         let params = query.split('&').filter(|pair| !pair.is_empty());
         let params = params.map(|pair| {

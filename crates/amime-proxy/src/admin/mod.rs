@@ -32,6 +32,7 @@ use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use tokio::sync::watch;
 
 use crate::agent::{AppMetrics, Identity, Readiness};
+use crate::json::Converter;
 use crate::runtime::Runtime;
 use crate::telemetry::Telemetry;
 
@@ -67,6 +68,8 @@ pub(crate) struct Context {
     pub(crate) options: CommandLine,
     pub(crate) app_metrics: Option<AppMetrics>,
     pub(crate) wish: watch::Sender<Wish>,
+    /// Prints configuration as JSON.
+    pub(crate) converter: Converter,
 }
 
 impl Context {

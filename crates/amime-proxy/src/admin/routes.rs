@@ -47,13 +47,13 @@ pub(super) async fn answer(context: Arc<Context>, query: Query) -> Answer {
         "/certs" => json(&certs::certs(&context)),
         "/clusters" if query.is_json() => json(&clusters::json(&context.runtime.dump())),
         "/clusters" => text(StatusCode::OK, clusters::text(&context.runtime.dump())),
-        "/config_dump" => config_dump::answer(&context, &query),
+        "/config_dump" => config_dump::answer(&context, &query).await,
         "/debug/requests" => json(&context.telemetry.debug_requests()),
         "/listeners" if query.is_json() => json(&listeners::json(&context.runtime.dump())),
         "/listeners" => text(StatusCode::OK, listeners::text(&context.runtime.dump())),
         "/memory" => json(&server_info::memory()),
         "/ready" => ready(&context),
-        "/server_info" => json(&server_info::server_info(&context)),
+        "/server_info" => json(&server_info::server_info(&context).await),
         "/stats" => stats(&context, &query),
         "/stats/prometheus" => prometheus(&context, &query),
         "/logging" if query.method == Method::GET => logging::list(&context),
@@ -101,6 +101,7 @@ pub(super) fn filter(query: &Query) -> Result<StatsFilter, Box<Answer>> {
 }
 
 fn stats(context: &Context, query: &Query) -> Answer {
+    server_info::refresh_gauges(context);
     let filter = match filter(query) {
         Ok(filter) => filter,
         Err(answer) => return *answer,
@@ -119,6 +120,7 @@ fn stats(context: &Context, query: &Query) -> Answer {
 
 /// The proxy's metrics.
 pub(super) fn prometheus(context: &Context, query: &Query) -> Answer {
+    server_info::refresh_gauges(context);
     match filter(query) {
         Ok(filter) => {
             let body = context.telemetry.prometheus(&filter);

@@ -1,9 +1,14 @@
 //! `/server_info` and `/memory`.
 
-use amime_xds::json::to_json;
+use std::time::SystemTime;
+
+use amime_xds::TypeUrl;
+use envoy_types::pb::envoy::config::core::v3::Node;
+use prost::{Message, Name};
 use serde_json::{Value, json};
 
 use super::Context;
+use crate::json::Work;
 
 /// The command line, as Envoy's `CommandLineOptions` shows it.
 #[derive(Clone, Debug, Default)]
@@ -28,11 +33,17 @@ pub(super) fn state(context: &Context) -> &'static str {
 }
 
 /// Envoy's `envoy.admin.v3.ServerInfo`.
-pub(super) fn server_info(context: &Context) -> Value {
+pub(super) async fn server_info(context: &Context) -> Value {
     let options = &context.options;
     let uptime = format!("{}s", context.telemetry.uptime().as_secs());
     let version = amime_core::build::VERSION;
-    let node = context.bootstrap.node.as_ref().and_then(|node| to_json(node).ok());
+    let mut work = Work::default();
+    let node = context.bootstrap.node.clone().unwrap_or_default();
+    work.print(&Node::type_url(), node.encode_to_vec().into());
+    let mut node = context.converter.print(&work).await.pop().unwrap_or_default();
+    if let Value::Object(fields) = &mut node {
+        fields.remove("@type");
+    }
     json!({
         "version": format!("amime/{version}/Clean/RELEASE/aws-lc"),
         "state": state(context),
@@ -52,17 +63,50 @@ pub(super) fn server_info(context: &Context) -> Value {
     })
 }
 
+/// Brings the gauges up to date that nothing counts by itself.
+pub(super) fn refresh_gauges(context: &Context) {
+    let (dump, server) = (context.runtime.dump(), context.telemetry.server());
+    let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    let warming = |type_url| {
+        count(dump.resources.iter().filter(|one| one.type_url == type_url && one.warming).count())
+    };
+    server.cluster_manager_active_clusters.set(count(dump.clusters.len()));
+    server.cluster_manager_warming_clusters.set(warming(TypeUrl::Cluster));
+    server.listener_manager_total_listeners_active.set(count(dump.listeners.len()));
+    server.listener_manager_total_listeners_warming.set(warming(TypeUrl::Listener));
+    server.listener_manager_workers_started.set(1);
+    server.server_concurrency.set(count(context.options.concurrency));
+    server.server_memory_allocated.set(i64::try_from(resident_bytes().1).unwrap_or(i64::MAX));
+    server.server_total_connections.set(count(context.runtime.connections()));
+    server.server_state.set(match state(context) {
+        "LIVE" => 0,
+        "DRAINING" => 1,
+        _ => 3,
+    });
+    let cert = context.identity.as_ref().and_then(|identity| identity.cert.current());
+    if let Some(cert) = cert {
+        let left = cert.not_after().duration_since(SystemTime::now()).unwrap_or_default();
+        let days = i64::try_from(left.as_secs() / 86_400).unwrap_or(i64::MAX);
+        server.server_days_until_first_cert_expiring.set(days);
+    }
+}
+
 /// Envoy's `envoy.admin.v3.Memory`, as far as the kernel tells it.
 pub(super) fn memory() -> Value {
-    // Pages: total, resident, shared, text, lib, data.
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let mut pages = statm.split_whitespace().map(|n| n.parse::<u64>().unwrap_or_default());
-    let mut bytes = || pages.next().unwrap_or_default() * 4096;
-    let (total, resident) = (bytes(), bytes());
+    let (total, resident) = resident_bytes();
     json!({
         "allocated": resident.to_string(),
         "heap_size": resident.to_string(),
         "total_physical_bytes": resident.to_string(),
         "total_virtual_bytes": total.to_string(),
     })
+}
+
+/// Bytes of address space and of resident memory.
+fn resident_bytes() -> (u64, u64) {
+    // Pages: total, resident, shared, text, lib, data.
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let mut pages = statm.split_whitespace().map(|n| n.parse::<u64>().unwrap_or_default());
+    let mut bytes = || pages.next().unwrap_or_default() * 4096;
+    (bytes(), bytes())
 }

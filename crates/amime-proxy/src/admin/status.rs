@@ -6,7 +6,7 @@ use ::http::{Method, StatusCode};
 
 use super::http::{Answer, Query, answer as respond, not_found, post_only, text};
 use super::scrape::scrape;
-use super::{Context, Wish, routes};
+use super::{Context, Wish, routes, server_info};
 use crate::telemetry::StatsFilter;
 
 /// Answers on 15020.
@@ -56,6 +56,7 @@ fn ready(context: &Context) -> Answer {
 
 /// The proxy's metrics with the application's behind them.
 async fn merged(context: &Context) -> Answer {
+    server_info::refresh_gauges(context);
     let mut body = context.telemetry.prometheus(&StatsFilter::default());
     if let Some(app) = &context.app_metrics {
         match scrape(app).await {

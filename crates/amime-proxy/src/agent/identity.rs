@@ -34,14 +34,14 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) enum IssueError {
     #[error("key for {identity} cannot be made")]
     Key {
-        identity: SpiffeId,
+        identity: Box<SpiffeId>,
         #[source]
         source: KeyError,
     },
     #[error("CA cannot be reached")]
     Dial(#[source] DialError),
     #[error("CA refused a certificate for {identity}: {code:?}: {message}")]
-    Refused { identity: SpiffeId, code: tonic::Code, message: String },
+    Refused { identity: Box<SpiffeId>, code: tonic::Code, message: String },
     #[error("CA did not answer within {CALL_TIMEOUT:?}")]
     Timeout,
     #[error("certificate from the CA is not usable")]
@@ -51,7 +51,7 @@ pub(crate) enum IssueError {
     #[error("CA sent an empty chain")]
     Empty,
     #[error("CA certified {got} instead of {identity}")]
-    WrongIdentity { identity: SpiffeId, got: String },
+    WrongIdentity { identity: Box<SpiffeId>, got: String },
 }
 
 /// The workload's live certificate and roots.
@@ -157,7 +157,7 @@ impl Renewal {
     }
 
     async fn issue(&self) -> Result<(WorkloadCert, TrustBundle), IssueError> {
-        let identity = || self.spiffe_id.clone();
+        let identity = || Box::new(self.spiffe_id.clone());
         let request = new_key_and_csr(&self.spiffe_id)
             .map_err(|source| IssueError::Key { identity: identity(), source })?;
         let channel = self.dialer.dial().await.map_err(IssueError::Dial)?;

@@ -27,6 +27,7 @@ use crate::admin::{
 };
 use crate::bootstrap::BootstrapError;
 use crate::dns::{DnsError, DnsOptions, DnsProxy, Upstreams};
+use crate::json::Converter;
 use crate::runtime::{Runtime, RuntimeOptions};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 
@@ -77,6 +78,13 @@ pub(crate) struct Agent {
     _tasks: JoinSet<()>,
 }
 
+/// What the program around the agent gives it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outside {
+    pub(crate) log: Option<LogHandle>,
+    pub(crate) converter: Converter,
+}
+
 /// The agent's HTTP servers.
 pub(crate) struct Servers {
     pub(crate) admin: Server,
@@ -89,16 +97,13 @@ pub(crate) struct Servers {
 ///
 /// # Errors
 /// When it cannot start; later faults are retried for ever.
-pub async fn run(config: AgentConfig, log: Option<LogHandle>) -> Result<(), AgentError> {
-    let agent = Agent::start(config, log).await?;
+pub(crate) async fn run(config: AgentConfig, outside: Outside) -> Result<(), AgentError> {
+    let agent = Agent::start(config, outside).await?;
     until_end(&agent.context, agent.drain).await
 }
 
 impl Agent {
-    pub(crate) async fn start(
-        config: AgentConfig,
-        log: Option<LogHandle>,
-    ) -> Result<Self, AgentError> {
+    pub(crate) async fn start(config: AgentConfig, outside: Outside) -> Result<Self, AgentError> {
         let handover = config.identity_fd.map(Handover::inherit).transpose();
         let identity = Identity::empty();
         let resolv_conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
@@ -135,7 +140,7 @@ impl Agent {
         })
         .map_err(AgentError::Runtime)?;
         let dns = start_dns(&config, &upstreams, &resolv_conf).await?;
-        let context = Arc::new(context(&config, log, telemetry, runtime, identity));
+        let context = Arc::new(context(&config, outside, telemetry, runtime, identity));
         let servers = Servers::start(&config, &context)?;
         let mut tasks = JoinSet::new();
         tasks.spawn(renewal.run());
@@ -184,7 +189,7 @@ fn any_ip() -> std::net::IpAddr {
 
 fn context(
     config: &AgentConfig,
-    log: Option<LogHandle>,
+    Outside { log, converter }: Outside,
     telemetry: Arc<Telemetry>,
     runtime: Arc<Runtime>,
     identity: Arc<Identity>,
@@ -209,6 +214,7 @@ fn context(
         options,
         app_metrics: config.app_metrics.clone(),
         wish: watch::Sender::new(Wish::Run),
+        converter,
     }
 }
 

@@ -18,12 +18,12 @@ mod node;
 mod ready;
 
 pub use env::{AgentConfig, AgentPorts, AppMetrics, EnvError, HostPort, ProxyKind};
-pub use lifecycle::{AgentError, run};
+pub use lifecycle::AgentError;
 
 pub(crate) use channel::Dialer;
 pub(crate) use handler::DiscoveryHandler;
 pub(crate) use identity::{CERTIFICATE, Identity, ROOTS};
-pub(crate) use lifecycle::until_end;
+pub(crate) use lifecycle::{Outside, run, until_end};
 pub(crate) use node::server_info_node;
 pub(crate) use ready::{Others, Readiness};
 

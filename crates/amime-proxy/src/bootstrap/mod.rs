@@ -14,10 +14,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use amime_xds::Resource;
-use amime_xds::json::{JsonError, from_json, from_yaml, to_json};
+use amime_xds::json::JsonError;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::core::v3::{Address, address, socket_address::PortSpecifier};
-use prost::Message;
+use prost::{Message, Name};
+
+use crate::json::{Converter, Work};
 
 /// Fields of a bootstrap that are acted on.
 const HONOURED: [&str; 4] = ["node", "static_resources", "dynamic_resources", "admin"];
@@ -72,16 +74,24 @@ pub enum BootstrapError {
 }
 
 /// Reads a bootstrap; `overlay` is merged over the file.
-pub(crate) fn load(
+pub(crate) async fn load(
+    converter: &Converter,
     path: Option<&Path>,
     overlay: Option<&str>,
 ) -> Result<Bootstrap, BootstrapError> {
-    let mut bootstrap = match path {
-        None => None,
-        Some(path) => Some(load_file(path)?),
+    let parse = async |origin: String, text: &str, is_json| {
+        let parsed = converter.parse(text, is_json).await;
+        parsed.map_err(|source| BootstrapError::Parse { origin, source })
     };
+    let mut bootstrap = None;
+    if let Some(path) = path {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| BootstrapError::Read { path: path.to_owned(), source })?;
+        let is_json = path.extension().is_some_and(|extension| extension == "json");
+        bootstrap = Some(parse(path.display().to_string(), &text, is_json).await?);
+    }
     if let Some(text) = overlay {
-        let overlay = parse("--config-yaml", text, from_yaml)?;
+        let overlay: Bootstrap = parse("--config-yaml".to_owned(), text, false).await?;
         let merged = bootstrap.get_or_insert_default();
         // Protobuf's own merge: single fields replace, lists append.
         merged.merge(overlay.encode_to_vec().as_slice()).expect("an encoded message decodes");
@@ -89,26 +99,16 @@ pub(crate) fn load(
     bootstrap.ok_or(BootstrapError::Missing)
 }
 
-fn load_file(path: &Path) -> Result<Bootstrap, BootstrapError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| BootstrapError::Read { path: path.to_owned(), source })?;
-    let is_json = path.extension().is_some_and(|extension| extension == "json");
-    parse(&path.display().to_string(), &text, if is_json { from_json } else { from_yaml })
-}
-
-fn parse(
-    origin: &str,
-    text: &str,
-    read: fn(&str) -> Result<Bootstrap, JsonError>,
-) -> Result<Bootstrap, BootstrapError> {
-    read(text).map_err(|source| BootstrapError::Parse { origin: origin.to_owned(), source })
-}
-
 /// Top-level fields that are set and have no effect here.
-pub(crate) fn unsupported(bootstrap: &Bootstrap) -> Vec<String> {
-    match to_json(bootstrap) {
-        Ok(serde_json::Value::Object(fields)) => {
-            fields.keys().filter(|name| !HONOURED.contains(&name.as_str())).cloned().collect()
+pub(crate) async fn unsupported(converter: &Converter, bootstrap: &Bootstrap) -> Vec<String> {
+    // The static resources are the bulk of it and are looked at elsewhere.
+    let shell = Bootstrap { static_resources: None, ..bootstrap.clone() };
+    let mut work = Work::default();
+    work.print(&Bootstrap::type_url(), shell.encode_to_vec().into());
+    match converter.print(&work).await.pop() {
+        Some(serde_json::Value::Object(fields)) => {
+            let names = fields.keys().filter(|name| *name != "@type");
+            names.filter(|name| !HONOURED.contains(&name.as_str())).cloned().collect()
         }
         _ => vec![],
     }
@@ -146,6 +146,10 @@ fn socket_address(address: &Address) -> Option<SocketAddr> {
 mod tests {
     use super::*;
 
+    fn here() -> Converter {
+        Converter::default()
+    }
+
     const BOOTSTRAP: &str = "
 node: {id: n, cluster: c}
 admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}
@@ -158,29 +162,29 @@ static_resources:
   - address: {socket_address: {address: 127.0.0.1, port_value: 80}}
 ";
 
-    #[test]
-    fn a_bootstrap_is_read_merged_and_split_into_updates() {
+    #[tokio::test]
+    async fn a_bootstrap_is_read_merged_and_split_into_updates() {
         let dir = tempfile::tempdir().expect("directory");
         let file = dir.path().join("envoy.yaml");
         std::fs::write(&file, BOOTSTRAP).expect("written");
         let overlay = "{node: {id: other}, static_resources: {clusters: [{name: more}]}}";
-        let bootstrap = load(Some(&file), Some(overlay)).expect("valid");
+        let bootstrap = load(&here(), Some(&file), Some(overlay)).await.expect("valid");
         assert_eq!(bootstrap.node.as_ref().expect("node").id, "other");
         let resources = static_resources(&bootstrap);
         let names: Vec<_> = resources.iter().map(|one| one.name.as_str()).collect();
         assert_eq!(names, ["app", "more", "listener_0"]);
         let admin = admin_address(&bootstrap).expect("valid").expect("set");
         assert_eq!(admin.to_string(), "127.0.0.1:0");
-        assert_eq!(unsupported(&bootstrap), ["stats_flush_interval"]);
+        assert_eq!(unsupported(&here(), &bootstrap).await, ["stats_flush_interval"]);
     }
 
-    #[test]
-    fn faults_name_the_file_and_the_position() {
+    #[tokio::test]
+    async fn faults_name_the_file_and_the_position() {
         let dir = tempfile::tempdir().expect("directory");
         let file = dir.path().join("bad.yaml");
         std::fs::write(&file, "node:\n  idd: x\n").expect("written");
-        let error = load(Some(&file), None).expect_err("invalid").to_string();
+        let error = load(&here(), Some(&file), None).await.expect_err("invalid").to_string();
         assert!(error.contains("bad.yaml:") && error.contains("idd"), "{error}");
-        assert!(matches!(load(None, None), Err(BootstrapError::Missing)));
+        assert!(matches!(load(&here(), None, None).await, Err(BootstrapError::Missing)));
     }
 }

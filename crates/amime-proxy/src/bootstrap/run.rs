@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use super::{BootstrapError, admin_address, ads, static_resources, unsupported};
 use crate::admin::{CommandLine, Context, Wish, serve_admin};
 use crate::agent::{AgentError, DiscoveryHandler, Readiness, server_info_node, until_end};
+use crate::json::Converter;
 use crate::runtime::{Runtime, RuntimeOptions};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use crate::tls::NoSecrets;
@@ -27,11 +28,12 @@ pub(crate) struct BootstrapRun {
     pub(crate) validate: bool,
     pub(crate) admin_address_path: Option<PathBuf>,
     pub(crate) log: Option<LogHandle>,
+    pub(crate) converter: Converter,
 }
 
 /// Serves until asked to end.
 pub(crate) async fn run(mut run: BootstrapRun) -> Result<(), AgentError> {
-    let mut ignored = unsupported(&run.bootstrap);
+    let mut ignored = unsupported(&run.converter, &run.bootstrap).await;
     run.bootstrap.node = Some(server_info_node(run.bootstrap.node.take().unwrap_or_default()));
     let dialer = ads::dialer(&run.bootstrap)?;
     let telemetry =
@@ -83,6 +85,7 @@ async fn serve(
         options: run.options,
         app_metrics: None,
         wish: watch::Sender::new(Wish::Run),
+        converter: run.converter,
     });
     let _server = match admin {
         None => None,

@@ -228,7 +228,9 @@ impl Telemetry {
             });
         }
         for (block, values) in merged {
-            for (name, value) in values {
+            // Single codes are counted for clusters only.
+            let shown = |name: &StatName| scope.prefix == "cluster" || !name.is_code();
+            for (name, value) in values.into_iter().filter(|(name, _)| shown(name)) {
                 stats.push(self.block_stat::<T>(scope, &block, name, value));
             }
         }

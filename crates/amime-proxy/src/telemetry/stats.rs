@@ -190,6 +190,12 @@ pub(crate) enum StatName {
     Code(u16),
 }
 
+impl StatName {
+    pub(crate) fn is_code(self) -> bool {
+        matches!(self, Self::Code(_))
+    }
+}
+
 /// One stat's value as read.
 #[derive(Debug)]
 pub(crate) enum StatRef<'a> {

@@ -61,7 +61,7 @@ fn names() -> NameTable {
 async fn a_sidecar_gets_identity_configuration_and_names() {
     let control = Control::start().await;
     control.serve_bookinfo();
-    let agent = Agent::start(control.agent_config(), None).await.expect("starts");
+    let agent = Agent::start(control.agent_config(), Outside::default()).await.expect("starts");
     until_ready(&agent).await;
 
     let admin = agent.servers.admin.address().port();
@@ -97,7 +97,7 @@ async fn without_a_certificate_it_is_not_ready_and_says_so() {
     let control = Control::start().await;
     control.serve_bookinfo();
     control.refuse_certificates(true);
-    let agent = Agent::start(control.agent_config(), None).await.expect("starts");
+    let agent = Agent::start(control.agent_config(), Outside::default()).await.expect("starts");
     let port = agent.servers.status.address().port();
     let reason = async || get(port, "/healthz/ready").await.1;
     until("only the certificate is missing", async || {
@@ -114,7 +114,7 @@ async fn the_certificate_is_renewed_before_it_ends() {
     control.serve_bookinfo();
     let mut config = control.agent_config();
     config.secret_ttl = Duration::from_secs(3);
-    let agent = Agent::start(config, None).await.expect("starts");
+    let agent = Agent::start(config, Outside::default()).await.expect("starts");
     until_ready(&agent).await;
     let identity = agent.context.identity.clone().expect("identity");
     let serial = || identity.cert.current().expect("certificate").details().serial.clone();
@@ -137,7 +137,7 @@ async fn a_restart_without_a_control_plane_serves_the_last_good_configuration() 
     let mut config = control.agent_config();
     config.state_dir = Some(dir.path().to_owned());
     config.identity_fd = inherit();
-    let first = Agent::start(config.clone(), None).await.expect("starts");
+    let first = Agent::start(config.clone(), Outside::default()).await.expect("starts");
     until_ready(&first).await;
     let saved = dir.path().join("last-good.pb");
     until("saved", async || saved.exists()).await;
@@ -145,7 +145,7 @@ async fn a_restart_without_a_control_plane_serves_the_last_good_configuration() 
     control.stop();
 
     config.identity_fd = inherit();
-    let second = Agent::start(config, None).await.expect("starts");
+    let second = Agent::start(config, Outside::default()).await.expect("starts");
     until_ready(&second).await;
     assert!(second.dns.as_ref().is_some_and(|dns| dns.is_synced()));
     let resources = second.context.runtime.dump().resources;
@@ -157,7 +157,7 @@ async fn a_restart_without_a_control_plane_serves_the_last_good_configuration() 
 #[tokio::test]
 async fn an_operators_wish_to_quit_ends_the_process() {
     let control = Control::start().await;
-    let agent = Agent::start(control.agent_config(), None).await.expect("starts");
+    let agent = Agent::start(control.agent_config(), Outside::default()).await.expect("starts");
     let (admin, status) =
         (agent.servers.admin.address().port(), agent.servers.status.address().port());
     let context = agent.context.clone();
