@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use amime_api::Resource;
 use amime_api::decode::{DecodeError, decode};
 use amime_api::mesh::{MeshConfig, decode_mesh_config};
 use amime_model::Snapshot;
@@ -63,9 +64,17 @@ pub fn translate(
     let mut skipped = Vec::new();
     for NamedText { name, text } in files {
         let decoded = decode(name, text);
-        resources.extend(decoded.resources.into_iter().map(Arc::new));
+        resources.extend(decoded.resources.into_iter().map(placed));
         skipped.extend(decoded.errors);
     }
     let snapshot = Snapshot::build(resources, Arc::new(mesh), 1);
     Ok(Translated { dump: crate::dump(&snapshot, &proxy), skipped })
+}
+
+/// Objects that name no namespace are in the default one, as when applied.
+fn placed(mut resource: Resource) -> Arc<Resource> {
+    if resource.kind().is_namespaced() && resource.namespace().is_empty() {
+        "default".clone_into(&mut resource.metadata_mut().namespace);
+    }
+    Arc::new(resource)
 }

@@ -51,9 +51,9 @@ pub(crate) fn bool_value(value: bool) -> Option<BoolValue> {
     Some(BoolValue { value })
 }
 
-/// A span of time; spans beyond protobuf's range are cut to it.
+/// A span of time; spans beyond what Envoy accepts are cut to it.
 pub(crate) fn duration(span: std::time::Duration) -> Duration {
-    const MAX_SECONDS: i64 = 315_576_000_000;
+    const MAX_SECONDS: i64 = 9_223_372_035;
     let seconds = i64::try_from(span.as_secs()).unwrap_or(MAX_SECONDS).min(MAX_SECONDS);
     Duration { seconds, nanos: i32::try_from(span.subsec_nanos()).unwrap_or_default() }
 }

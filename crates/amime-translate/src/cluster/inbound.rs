@@ -26,7 +26,7 @@ use crate::proto::{address, list_value};
 use crate::proxy::Interception;
 
 /// Cleanup of original destinations, as good as never.
-const NEVER_SECONDS: i64 = 315_576_000_000;
+const NEVER_SECONDS: i64 = 9_223_372_035;
 
 /// One inbound cluster in the making.
 struct Inbound<'a> {

@@ -1,0 +1,6 @@
+//! Behaviour of the translation as a whole.
+
+mod bookinfo;
+mod generate;
+mod golden;
+mod support;
