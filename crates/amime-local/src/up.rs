@@ -240,7 +240,7 @@ fn start(options: &UpOptions, state: &StateDir, handover: Handover) -> Result<Su
     let config_fd =
         sealed_memfd(c"amime-config", &text).map_err(system("hand over the configuration"))?;
     let log = std::fs::File::create(state.supervisor_log()).map_err(system("create the log"))?;
-    let command = IsolatedCommand {
+    let mut command = IsolatedCommand {
         program: self_exe,
         args: vec![SUBCOMMAND.into(), config_fd.as_raw_fd().to_string().into()],
         env: std::env::vars_os().collect(),
@@ -258,7 +258,13 @@ fn start(options: &UpOptions, state: &StateDir, handover: Handover) -> Result<Su
     // The supervisor dies with the thread that started it, which therefore
     // has to be one that lives as long as this process.
     let parent = move || {
-        let child = match spawn_isolated(&command) {
+        let mut spawned = spawn_isolated(&command);
+        if !command.user_namespace && matches!(spawned, Err(SpawnError::Denied(_))) {
+            // Root of a container, without the capability that root has.
+            command.user_namespace = true;
+            spawned = spawn_isolated(&command);
+        }
+        let child = match spawned {
             Ok(child) => std::sync::Arc::new(child),
             Err(error) => return drop(sender.send(Err(error))),
         };
@@ -359,4 +365,27 @@ pub async fn down(dir: Option<&Path>) -> Result<Down, UpError> {
     }
     state.clean_stale()?;
     Ok(Down::Stopped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn denied_namespaces_name_the_sysctl_that_forbids_them() {
+        let text = namespaces_denied(&["kernel.apparmor_restrict_unprivileged_userns"]);
+        assert!(text.ends_with("sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"));
+        let text = namespaces_denied(&["user.max_user_namespaces"]);
+        assert!(text.ends_with("sysctl -w user.max_user_namespaces=15000"), "{text}");
+        let text = namespaces_denied(&[]);
+        assert!(text.contains("kernel.unprivileged_userns_clone"), "{text}");
+    }
+
+    #[test]
+    fn the_holder_of_a_port_is_named() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let port = listener.local_addr().expect("bound").port();
+        let holder = holder(port).expect("this process");
+        assert!(holder.contains(&std::process::id().to_string()), "{holder}");
+    }
 }

@@ -40,7 +40,7 @@ struct PodView<'a> {
 
 /// Plans the next steps. `suffix` makes the random end of pod names.
 pub(crate) fn plan(objects: &[Arc<Resource>], mut suffix: impl FnMut() -> String) -> Plan {
-    let pods: Vec<_> = objects.iter().filter_map(|object| PodView::of(object)).collect();
+    let pods: Vec<_> = objects.iter().filter_map(PodView::of).collect();
     let workloads: Vec<_> = objects.iter().filter_map(|object| Workload::of(object)).collect();
     let mut plan = Plan::default();
     for workload in &workloads {

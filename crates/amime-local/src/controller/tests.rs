@@ -58,7 +58,7 @@ impl World {
     }
 
     fn ready(&self) -> usize {
-        self.objects.iter().filter_map(|o| PodView::of(o)).filter(|pod| pod.ready).count()
+        self.objects.iter().filter_map(PodView::of).filter(|pod| pod.ready).count()
     }
 
     fn set_phase(&mut self, name: &str, phase: &str, ready: bool) {
@@ -73,7 +73,7 @@ impl World {
 
     /// Makes one more pod ready; false if all are.
     fn one_more_ready(&mut self) -> bool {
-        let views = self.objects.iter().filter_map(|object| PodView::of(object));
+        let views = self.objects.iter().filter_map(PodView::of);
         let next = views.filter(|pod| !pod.ready).map(|p| p.object.metadata.name.clone()).next();
         next.is_some_and(|name| {
             self.set_phase(&name, "Running", true);
