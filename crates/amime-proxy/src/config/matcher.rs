@@ -181,37 +181,49 @@ impl HeaderMatcher {
     }
 
     pub(crate) fn matches(&self, head: &RequestHead) -> bool {
-        self.matches_value(self.source.value(head))
+        match &self.source {
+            HeaderSource::Header(name) => self.matches_any(&head.headers, name),
+            source => self.matches_value(source.value(head).as_deref()),
+        }
     }
 
     /// As `matches`, for response headers.
     pub(crate) fn matches_headers(&self, headers: &http::HeaderMap) -> bool {
         match &self.source {
-            HeaderSource::Header(name) => self.matches_value(joined(headers, name)),
+            HeaderSource::Header(name) => self.matches_any(headers, name),
             _ => false,
         }
     }
 
-    fn matches_value(&self, value: Option<Cow<'_, [u8]>>) -> bool {
-        if let HeaderTest::Present(present) = self.test {
-            let there = value.is_some() || self.missing_is_empty;
-            return (there == present) != self.invert;
-        }
-        let value = match value {
-            Some(value) => value,
-            None if self.missing_is_empty => Cow::Borrowed(&b""[..]),
+    /// Of several headers of one name, one that passes is enough.
+    fn matches_any(&self, headers: &http::HeaderMap, name: &HeaderName) -> bool {
+        let mut values = headers.get_all(name).iter();
+        let Some(first) = values.next() else { return self.matches_value(None) };
+        let hit = |value: &http::HeaderValue| self.test(value.as_bytes());
+        (hit(first) || values.any(hit)) != self.invert
+    }
+
+    fn matches_value(&self, value: Option<&[u8]>) -> bool {
+        match (value, &self.test) {
+            (Some(value), _) => self.test(value) != self.invert,
+            (None, HeaderTest::Present(present)) => {
+                (self.missing_is_empty == *present) != self.invert
+            }
+            (None, _) if self.missing_is_empty => self.test(b"") != self.invert,
             // An absent header matches nothing, inverted or not.
-            None => return false,
-        };
-        let hit = match &self.test {
-            HeaderTest::Present(_) => true,
-            HeaderTest::Range(start, end) => std::str::from_utf8(&value)
+            (None, _) => false,
+        }
+    }
+
+    fn test(&self, value: &[u8]) -> bool {
+        match &self.test {
+            HeaderTest::Present(present) => *present,
+            HeaderTest::Range(start, end) => std::str::from_utf8(value)
                 .ok()
                 .and_then(|text| text.parse::<i64>().ok())
                 .is_some_and(|number| (*start..*end).contains(&number)),
-            HeaderTest::Text(text) => text.matches(&value),
-        };
-        hit != self.invert
+            HeaderTest::Text(text) => text.matches(value),
+        }
     }
 }
 

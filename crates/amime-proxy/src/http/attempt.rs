@@ -162,6 +162,9 @@ impl Request<'_> {
                     self.exchange.log.borrow_mut().response_after =
                         Some(self.exchange.begun.elapsed());
                     let (parts, incoming) = response.into_parts();
+                    if has_forbidden_body(&parts) {
+                        return Err(Failure::Protocol("body on 204".to_owned()));
+                    }
                     return Ok((parts, incoming, Attempt { lease, flight }));
                 }
                 Err(error) => error,
@@ -302,10 +305,23 @@ async fn exchange_messages(
     }
 }
 
-/// Servers of HTTP/1 want to be told that a method that has a body has none.
+/// A 204 has no body; bytes that follow one would be taken for the next
+/// response on the connection.
+fn has_forbidden_body(parts: &http::response::Parts) -> bool {
+    parts.status == http::StatusCode::NO_CONTENT
+        && (parts.headers.contains_key(header::TRANSFER_ENCODING)
+            || parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0"))
+}
+
+/// Servers of HTTP/1 want to be told that a method that may have a body has
+/// none; the codec wants to be told that one that rarely has a body has one.
 fn add_length(method: &Method, headers: &mut HeaderMap, body: &RequestBody) {
-    let expects = matches!(*method, Method::POST | Method::PUT | Method::PATCH);
-    if expects && body.is_end_stream() && !headers.contains_key(header::CONTENT_LENGTH) {
+    if headers.contains_key(header::CONTENT_LENGTH) {
+        return;
+    }
+    if !body.is_end_stream() {
+        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    } else if !matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE) {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
     }
 }

@@ -17,6 +17,8 @@ use crate::upstream::connect::ConnectError;
 pub(crate) enum ProxyError {
     /// The request is not well formed; the text is Envoy's detail.
     BadRequest(&'static str),
+    /// As `BadRequest`, without a body.
+    Refused(&'static str),
     MissingHost,
     /// The request target is neither a path nor absolute.
     NotRelativePath,
@@ -117,6 +119,7 @@ impl ProxyError {
             Self::BadRequest(details) => {
                 reply(Code::BAD_REQUEST, ResponseFlags::DPE, details, "Bad Request")
             }
+            Self::Refused(details) => reply(Code::BAD_REQUEST, none, details, ""),
             Self::MissingHost => {
                 reply(Code::BAD_REQUEST, ResponseFlags::NONE, "missing_host_header", "")
             }
@@ -124,7 +127,9 @@ impl ProxyError {
             Self::NormalizedRedirect(_) => {
                 reply(Code::TEMPORARY_REDIRECT, none, "path_normalization_redirect", "")
             }
-            Self::Http10 => reply(Code::UPGRADE_REQUIRED, ResponseFlags::DPE, "low_version", ""),
+            Self::Http10 => {
+                reply(Code::UPGRADE_REQUIRED, ResponseFlags::DPE, "low_version", "Upgrade Required")
+            }
             Self::RequestTimeout => {
                 reply(Code::REQUEST_TIMEOUT, none, "request_overall_timeout", "request timeout")
             }
@@ -147,7 +152,7 @@ impl ProxyError {
             ),
             Self::Connect { error, retried } => connect_reply(error, *retried),
             Self::Reset { reason, retried } => LocalReply {
-                body: reset_body(*retried, reason.text(), None).into(),
+                body: reset_body(*retried, reason.text()).into(),
                 ..reply(Code::SERVICE_UNAVAILABLE, reset_flag(*reason), reason.details(), "")
             },
             Self::ResponseTimeout => reply(
@@ -183,7 +188,7 @@ impl ProxyError {
                 ..reply(Code::FORBIDDEN, none, "", "RBAC: access denied")
             },
             Self::UpstreamProtocol(reason) => LocalReply {
-                body: reset_body(false, "protocol error", None).into(),
+                body: reset_body(false, "protocol error").into(),
                 details: format!(
                     "upstream_reset_before_response_started{{protocol_error|{reason}}}"
                 )
@@ -224,19 +229,15 @@ fn connect_reply(error: &ConnectError, retried: bool) -> LocalReply {
         status: StatusCode::SERVICE_UNAVAILABLE,
         flags: ResponseFlags::UF,
         details: details.into(),
-        body: reset_body(retried, name, reason.as_deref()).into(),
+        body: reset_body(retried, name).into(),
         grpc: None,
     }
 }
 
-fn reset_body(retried: bool, name: &str, transport: Option<&str>) -> String {
+fn reset_body(retried: bool, name: &str) -> String {
     let mut body = "upstream connect error or disconnect/reset before headers. ".to_owned();
     body.push_str(if retried { "retried and the latest reset reason: " } else { "reset reason: " });
     body.push_str(name);
-    if let Some(reason) = transport {
-        body.push_str(", transport failure reason: ");
-        body.push_str(reason);
-    }
     body
 }
 
@@ -249,6 +250,21 @@ fn denied_details(policy: Option<&str>) -> String {
     format!("rbac_access_denied_matched_policy[{name}]")
 }
 
+impl ProxyError {
+    /// True if the connection cannot be trusted with another request.
+    pub(crate) fn closes(&self) -> bool {
+        matches!(
+            self,
+            Self::BadRequest(_)
+                | Self::Refused(_)
+                | Self::MissingHost
+                | Self::Http10
+                | Self::UpgradeRefused
+                | Self::RequestTimeout
+        )
+    }
+}
+
 impl LocalReply {
     /// Status and headers for a client; a gRPC one gets its status in
     /// headers and no body.
@@ -258,6 +274,7 @@ impl LocalReply {
             let code = self.grpc.unwrap_or_else(|| grpc_status(self.status));
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             headers.insert("grpc-status", HeaderValue::from(code));
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
             if !self.body.is_empty()
                 && let Ok(message) = HeaderValue::from_str(&percent_encode(&self.body))
             {

@@ -103,6 +103,11 @@ impl Exchange {
         }
     }
 
+    /// The request has no body: all of it has come.
+    pub(crate) fn request_is_bodiless(&self) {
+        self.received_after.set(Some(Duration::ZERO));
+    }
+
     /// When the request had been read.
     pub(crate) fn completed_at(&self) -> Option<Instant> {
         self.received_after.get().map(|after| self.begun + after)
@@ -154,7 +159,7 @@ impl Exchange {
         record.downstream.peer = log.downstream_peer.as_ref();
         record.upstream = log.upstream();
         connection.worker.telemetry.http(&record);
-        connection.count_end(log, total);
+        connection.count_end(log, self.begun + total, total);
     }
 }
 

@@ -330,6 +330,11 @@ fn rewrite_host(plan: &Plan<'_>, weighted: Option<&WeightedCluster>, head: &mut 
         };
     let Some(new) = new.filter(|host| !host.is_empty()) else { return };
     let old = head.headers.insert(header::HOST, new);
+    if !plan.exchange.connection.config.suppress_envoy_headers
+        && let Some(old) = &old
+    {
+        head.headers.insert(names::ORIGINAL_HOST, old.clone());
+    }
     if plan.action.append_forwarded_host
         && let Some(old) = old
     {
@@ -365,7 +370,7 @@ pub(super) enum PreparedBody {
 impl PreparedBody {
     fn of(plan: &Plan<'_>, body: Incoming) -> Self {
         if body.is_end_stream() {
-            plan.exchange.request_received();
+            plan.exchange.request_is_bodiless();
             return Self::Empty;
         }
         if plan.action.retry.is_none() && plan.action.mirrors.is_empty() {

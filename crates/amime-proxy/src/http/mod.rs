@@ -17,6 +17,7 @@ pub(crate) mod head;
 mod mirror;
 mod names;
 mod path;
+mod refusal;
 mod request;
 mod response;
 mod retry;

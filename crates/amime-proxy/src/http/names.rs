@@ -24,6 +24,7 @@ names! {
     RETRY_GRPC_ON = "x-envoy-retry-grpc-on";
     MAX_RETRIES = "x-envoy-max-retries";
     ATTEMPT_COUNT = "x-envoy-attempt-count";
+    ORIGINAL_HOST = "x-envoy-original-host";
     ORIGINAL_PATH = "x-envoy-original-path";
     UPSTREAM_SERVICE_TIME = "x-envoy-upstream-service-time";
     PEER_METADATA = "x-envoy-peer-metadata";

@@ -23,7 +23,7 @@ pub(super) fn normalize(
     if rules.escaped_slashes != EscapedSlashes::Keep && has_escaped_slash(path) {
         match rules.escaped_slashes {
             EscapedSlashes::Reject => {
-                return Err(ProxyError::BadRequest("path_normalization_failed"));
+                return Err(ProxyError::Refused("path_normalization_failed"));
             }
             EscapedSlashes::Redirect => {
                 return Err(ProxyError::NormalizedRedirect(unescape_slashes(target)));
@@ -35,7 +35,7 @@ pub(super) fn normalize(
         let path = new.as_deref().unwrap_or(path);
         if needs_normalizing(path) {
             let normal =
-                dot_segments(path).ok_or(ProxyError::BadRequest("path_normalization_failed"))?;
+                dot_segments(path).ok_or(ProxyError::Refused("path_normalization_failed"))?;
             new = Some(normal);
         }
     }
@@ -46,8 +46,7 @@ pub(super) fn normalize(
         }
     }
     if let Some(path) = new {
-        replace_path(head, &path)
-            .map_err(|()| ProxyError::BadRequest("path_normalization_failed"))?;
+        replace_path(head, &path).map_err(|()| ProxyError::Refused("path_normalization_failed"))?;
     }
     Ok(())
 }
@@ -117,18 +116,20 @@ fn unescape_unreserved(path: &str) -> Option<String> {
             b'\\' => out.push(b'/'),
             b'%' => {
                 let digit = |index: usize| char::from(*bytes.get(index)?).to_digit(16);
-                let (high, low) = (digit(at + 1)?, digit(at + 2)?);
-                let byte = u8::try_from(high * 16 + low).ok()?;
-                if byte == 0 {
-                    return None;
+                match digit(at + 1).zip(digit(at + 2)) {
+                    Some((0, 0)) => return None,
+                    Some((high, low)) => {
+                        let byte = u8::try_from(high * 16 + low).ok()?;
+                        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+                            out.push(byte);
+                        } else {
+                            out.extend(&bytes[at..at + 3]);
+                        }
+                        at += 2;
+                    }
+                    // Not an escape: left for the server to judge.
+                    None => out.push(b'%'),
                 }
-                if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-                    out.push(byte);
-                } else {
-                    out.push(b'%');
-                    out.extend(bytes[at + 1..at + 3].to_ascii_uppercase());
-                }
-                at += 2;
             }
             byte => out.push(byte),
         }

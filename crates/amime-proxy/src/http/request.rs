@@ -17,6 +17,7 @@ use super::names;
 use super::path;
 use super::serve::HttpConnection;
 use crate::config::hcm::{ForwardClientCert, HttpConfig, StripPort, Underscores};
+use crate::config::matcher::joined;
 
 /// What one pass over the header names has seen.
 #[derive(Default)]
@@ -62,12 +63,63 @@ impl RequestHead {
             None if tls => Scheme::Https,
             None => Scheme::Http,
         };
-        // Tunnels are not served: no route can match a CONNECT request.
-        let valid = if parts.method == Method::CONNECT { Err(ProxyError::NoRoute) } else { Ok(()) };
+        let bad = Err(ProxyError::BadRequest("http1.codec_error"));
+        let valid = match (&parts.method, &uri.authority, &uri.path_and_query) {
+            // Tunnels are not served: no route can match a CONNECT request.
+            (&Method::CONNECT, Some(_), None) => Err(ProxyError::NoRoute),
+            (&Method::CONNECT, ..) if parts.version != Version::HTTP_2 => bad,
+            (method, _, Some(path)) if path == "*" && *method != Method::OPTIONS => bad,
+            (_, _, None) => bad,
+            (method, ..) if parts.version != Version::HTTP_2 && !known(method) => bad,
+            _ => Ok(()),
+        };
         let path = uri.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
         let version = parts.version;
         (Self { method: parts.method, path, headers, version, scheme }, body, valid)
     }
+}
+
+/// Methods that Envoy's HTTP/1 codec takes.
+fn known(method: &Method) -> bool {
+    const EXTENSIONS: [&str; 26] = [
+        "ACL",
+        "BIND",
+        "CHECKOUT",
+        "COPY",
+        "LINK",
+        "LOCK",
+        "MERGE",
+        "MKACTIVITY",
+        "MKCALENDAR",
+        "MKCOL",
+        "MOVE",
+        "MSEARCH",
+        "NOTIFY",
+        "PROPFIND",
+        "PROPPATCH",
+        "PURGE",
+        "REBIND",
+        "REPORT",
+        "SEARCH",
+        "SOURCE",
+        "SUBSCRIBE",
+        "UNBIND",
+        "UNLINK",
+        "UNLOCK",
+        "UNSUBSCRIBE",
+        "PATCH",
+    ];
+    matches!(
+        *method,
+        Method::GET
+            | Method::POST
+            | Method::PUT
+            | Method::DELETE
+            | Method::HEAD
+            | Method::OPTIONS
+            | Method::CONNECT
+            | Method::TRACE
+    ) || EXTENSIONS.contains(&method.as_str())
 }
 
 /// Checks and edits a request as the connection manager of Envoy does.
@@ -121,8 +173,9 @@ fn survey(headers: &HeaderMap) -> Survey {
     for name in headers.keys() {
         let name = name.as_str();
         match name {
-            "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding"
-            | "http2-settings" => found.hop_by_hop = true,
+            "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "expect" => {
+                found.hop_by_hop = true;
+            }
             "upgrade" => {
                 found.hop_by_hop = true;
                 found.upgrade = true;
@@ -155,8 +208,13 @@ fn check_version_and_host(config: &HttpConfig, head: &mut RequestHead) -> Result
     }
     match head.headers.get(header::HOST) {
         None => Err(ProxyError::MissingHost),
-        Some(_) if head.version != Version::HTTP_2 && several_hosts(&head.headers) => {
-            Err(ProxyError::BadRequest("http1.codec_error"))
+        Some(_) if several_hosts(&head.headers) => {
+            // As one value that no virtual host has by accident.
+            let joined = joined(&head.headers, &header::HOST).unwrap_or_default().into_owned();
+            let value = HeaderValue::from_bytes(&joined);
+            let value = value.map_err(|_| ProxyError::BadRequest("http.invalid_authority"))?;
+            head.headers.insert(header::HOST, value);
+            Ok(())
         }
         Some(host) if !valid_authority(host.as_bytes()) => {
             Err(ProxyError::BadRequest("http.invalid_authority"))
@@ -227,6 +285,8 @@ fn host(config: &HttpConfig, port: u16, head: &mut RequestHead) {
 
 fn is_upgrade(head: &RequestHead) -> bool {
     head.version == Version::HTTP_11
+        // Upgrading to HTTP/2 in the clear is obsolete; it is ignored.
+        && head.headers.get(header::UPGRADE).is_some_and(|value| value != "h2c")
         && head.headers.get(header::CONNECTION).is_some_and(|value| {
             value.to_str().is_ok_and(|text| {
                 text.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
@@ -242,8 +302,9 @@ fn remove_hop_by_hop(head: &mut RequestHead, upgrade: bool) -> Result<(), ProxyE
     if !upgrade {
         headers.remove(header::CONNECTION);
         headers.remove(header::UPGRADE);
-        headers.remove("http2-settings");
     }
+    // The codec has said 100 itself.
+    headers.remove(header::EXPECT);
     headers.remove(names::KEEP_ALIVE);
     headers.remove(names::PROXY_CONNECTION);
     headers.remove(header::TRANSFER_ENCODING);
@@ -257,13 +318,12 @@ fn remove_nominated(headers: &mut HeaderMap, connection: &HeaderValue) -> Result
     for token in text.split(',').map(str::trim) {
         let lower = token.to_ascii_lowercase();
         match lower.as_str() {
-            "" | "close" | "keep-alive" | "upgrade" | "te" => {}
-            "host" | "content-length" | "x-forwarded-for" | "x-forwarded-host"
-            | "x-forwarded-proto" => {
-                return Err(ProxyError::BadRequest("http1.connection_header_rejected"));
+            "" | "close" | "keep-alive" | "upgrade" | "te" | "content-length" => {}
+            "host" | "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto" => {
+                return Err(ProxyError::Refused("http1.connection_header_rejected"));
             }
             name if name.starts_with(':') => {
-                return Err(ProxyError::BadRequest("http1.connection_header_rejected"));
+                return Err(ProxyError::Refused("http1.connection_header_rejected"));
             }
             name => {
                 headers.remove(name);

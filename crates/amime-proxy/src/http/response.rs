@@ -146,7 +146,11 @@ pub(super) fn local(guard: ExchangeGuard, error: &ProxyError) -> Response<Respon
         return own(guard, Own { status: reply.status, headers, ..Own::new(reply, false) });
     }
     let grpc = guard.exchange().log.borrow().grpc;
-    own(guard, Own::new(reply, grpc))
+    let mut answer = Own::new(reply, grpc);
+    if error.closes() && guard.exchange().head.borrow().version != http::Version::HTTP_2 {
+        answer.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    own(guard, answer)
 }
 
 /// A response that the proxy makes itself.
@@ -159,7 +163,7 @@ pub(super) struct Own {
 }
 
 impl Own {
-    fn new(reply: LocalReply, grpc: bool) -> Self {
+    pub(super) fn new(reply: LocalReply, grpc: bool) -> Self {
         let (flags, details) = (reply.flags, reply.details.clone());
         let (status, headers, body) = reply.into_parts(grpc);
         Self { status, headers, body, flags, details }

@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
 use super::body::ResponseBody;
-use super::error::ProxyError;
+use super::error::{LocalReply, ProxyError};
 use super::exchange::{Exchange, ExchangeGuard};
 use super::head::{RequestHead, Scheme};
 use super::request::Admitted;
@@ -70,6 +70,16 @@ pub(super) async fn route(
         }
         Action::Direct { status, body } => {
             exchange.connection.stats.rq_direct_response.inc();
+            if exchange.head.borrow().is_grpc() {
+                let reply = LocalReply {
+                    status: *status,
+                    flags: ResponseFlags::NONE,
+                    details: "direct_response".into(),
+                    body: String::from_utf8_lossy(body).into_owned().into(),
+                    grpc: None,
+                };
+                return answer(guard, Own::new(reply, true), Some(&route));
+            }
             let mut headers = HeaderMap::with_capacity(6);
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
             if !body.is_empty() {

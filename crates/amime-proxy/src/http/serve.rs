@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use http::{Request, Response, header};
@@ -14,6 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use super::body::{BodyError, ResponseBody};
 use super::exchange::{Exchange, ExchangeGuard, Log};
 use super::head::RequestHead;
+use super::refusal::Refusals;
 use super::{request, response, router};
 use crate::config::hcm::{Codec, HttpConfig, RouteSource};
 use crate::config::route::LocalTable;
@@ -31,6 +33,8 @@ pub(crate) struct HttpConnection {
     inline_routes: Option<Rc<LocalTable>>,
     requests: Cell<u32>,
     active: Cell<u32>,
+    /// True from a request's head until its response is recorded.
+    serving: Arc<AtomicBool>,
     last_used: Cell<Instant>,
     opened: Instant,
 }
@@ -57,6 +61,7 @@ impl HttpConnection {
             inline_routes,
             requests: Cell::new(0),
             active: Cell::new(0),
+            serving: Arc::default(),
             last_used: Cell::new(now),
             opened: now,
         })
@@ -82,6 +87,7 @@ impl HttpConnection {
     fn begin(&self, http2: bool) {
         self.requests.set(self.requests.get().saturating_add(1));
         self.active.set(self.active.get() + 1);
+        self.serving.store(true, Ordering::Relaxed);
         self.stats.downstream_rq_total.inc();
         self.stats.downstream_rq_active.inc();
         if http2 {
@@ -92,9 +98,10 @@ impl HttpConnection {
     }
 
     /// Counts the end of a request.
-    pub(super) fn count_end(&self, log: &Log, total: Duration) {
+    pub(super) fn count_end(&self, log: &Log, now: Instant, total: Duration) {
         self.active.set(self.active.get().saturating_sub(1));
-        self.last_used.set(Instant::now());
+        self.serving.store(self.active.get() > 0, Ordering::Relaxed);
+        self.last_used.set(now);
         let stats = &self.stats;
         stats.downstream_rq_active.dec();
         stats.downstream_rq_completed.inc();
@@ -144,6 +151,7 @@ async fn serve_http1(connection: Rc<HttpConnection>, io: DownstreamIo) {
     }
     let service_connection = connection.clone();
     let service = service_fn(move |request| handle(service_connection.clone(), request));
+    let io = Refusals::new(io, connection.serving.clone(), config.server_name.clone());
     let served = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
     let mut served = std::pin::pin!(served);
     tokio::select! {
