@@ -95,21 +95,33 @@ pub(crate) enum Command {
     Completion(commands::completion::CompletionArgs),
     /// Print versions
     Version(commands::version::VersionArgs),
-    /// Be one of the sample's services
-    #[command(hide = true)]
+}
+
+/// What the program is when it runs as a part of its own mesh.
+///
+/// A parser of its own: a sidecar should not pay for the arguments of all
+/// commands.
+#[derive(Debug, Parser)]
+#[command(name = "amime")]
+pub(crate) enum Part {
+    /// One of the sample's services
     Bookinfo(bookinfo::Args),
-    /// Be a proxy
-    #[command(hide = true)]
+    /// A proxy
     Proxy(amime_proxy::ProxyArgs),
-    /// Be the control plane
-    #[command(hide = true)]
+    /// The control plane
     ControlPlane(commands::internal::EmbeddedControlPlane),
-    /// Be the supervisor of a local mesh; started by `up` only
-    #[command(hide = true)]
+    /// The supervisor of a local mesh; started by `up` only
     LocalSupervisor {
         /// Number of the descriptor with the configuration
         args: Vec<String>,
     },
+}
+
+impl Part {
+    /// Whether a first argument asks for a part.
+    pub(crate) fn is_named(name: &str) -> bool {
+        matches!(name, "bookinfo" | "proxy" | "control-plane" | "local-supervisor")
+    }
 }
 
 /// How a list is printed.
@@ -137,6 +149,14 @@ mod tests {
     #[test]
     fn the_arguments_are_consistent() {
         Cli::command().debug_assert();
+        Part::command().debug_assert();
+    }
+
+    #[test]
+    fn every_part_is_known_by_its_name() {
+        for part in Part::command().get_subcommands() {
+            assert!(Part::is_named(part.get_name()), "{}", part.get_name());
+        }
     }
 
     #[test]

@@ -19,10 +19,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::Cli;
+use args::{Cli, Part};
 
 fn main() -> ExitCode {
-    match commands::run(Cli::parse()) {
+    let is_part = std::env::args().nth(1).is_some_and(|name| Part::is_named(&name));
+    let done =
+        if is_part { commands::run_part(Part::parse()) } else { commands::run(Cli::parse()) };
+    match done {
         Ok(code) => code,
         Err(error) => {
             output::error(&error);

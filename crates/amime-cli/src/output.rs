@@ -1,6 +1,7 @@
 //! How documents are printed: JSON and YAML, and what a terminal adds.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
+use std::io::{ErrorKind, Write as _};
 
 use anstyle::{AnsiColor, Style};
 use anyhow::Context;
@@ -42,6 +43,21 @@ pub(crate) fn yaml(value: &Value) -> anyhow::Result<String> {
         text.push('\n');
     }
     Ok(text)
+}
+
+/// Prints text as it is. A reader that has gone, as in `amime get pods | head
+/// -1`, ends the program quietly.
+pub(crate) fn print(text: impl Display) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match write!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        written => written.context("standard output cannot be written"),
+    }
+}
+
+/// Prints a line; see [`print`].
+pub(crate) fn line(text: impl Display) -> anyhow::Result<()> {
+    print(format_args!("{text}\n"))
 }
 
 /// Prints an error and its causes once, in the manner of kubectl.

@@ -50,7 +50,7 @@ pub(crate) async fn apply(globals: &Globals, args: ApplyArgs) -> anyhow::Result<
         Ok(applied) => {
             applied.warnings.iter().for_each(|warning| output::warning(warning));
             for result in &applied.results {
-                println!("{} {}", result.object, word(result.action));
+                output::line(format_args!("{} {}", result.object, word(result.action)))?;
             }
             ensure!(!applied.results.is_empty(), "no objects passed to apply");
             Ok(())
@@ -86,7 +86,7 @@ pub(crate) async fn delete(globals: &Globals, args: DeleteArgs) -> anyhow::Resul
         let Doomed { kind, namespace, name } = &doomed;
         let namespace = kind.is_namespaced().then_some(namespace.as_str());
         match session.api().delete(kind.plural(), namespace, name).await {
-            Ok(_) => println!("{} \"{name}\" deleted", qualified(*kind)),
+            Ok(_) => output::line(format_args!("{} \"{name}\" deleted", qualified(*kind)))?,
             Err(ClientError::Refused { status, .. }) if status == 404 => {
                 if !args.ignore_not_found {
                     faults.push(format!("{} \"{name}\" not found", qualified(*kind)));

@@ -9,6 +9,7 @@ use clap::Args;
 
 use super::apply::qualified;
 use crate::args::Globals;
+use crate::output;
 use crate::session::Session;
 use crate::target;
 
@@ -62,7 +63,7 @@ pub(crate) async fn label(globals: &Globals, args: LabelArgs) -> anyhow::Result<
         (true, true) => "unlabeled",
         (true, false) => "labeled",
     };
-    println!("{}/{} {done}", qualified(kind), args.name);
+    output::line(format_args!("{}/{} {done}", qualified(kind), args.name))?;
     Ok(())
 }
 
@@ -98,7 +99,7 @@ pub(crate) async fn scale(globals: &Globals, args: ScaleArgs) -> anyhow::Result<
         ensure!(!selection.names.is_empty(), "the name of a {} is needed", kind.singular());
         for name in selection.names {
             session.scale(&name, globals.namespace(), args.replicas).await?;
-            println!("{}/{name} scaled", qualified(kind));
+            output::line(format_args!("{}/{name} scaled", qualified(kind)))?;
         }
     }
     Ok(())

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use tokio::net::TcpListener;
 
 use crate::args::Globals;
+use crate::output;
 use crate::session::Session;
 
 /// Port of a proxy's admin pages.
@@ -59,7 +60,7 @@ pub(crate) async fn run(globals: &Globals, args: DashboardArgs) -> anyhow::Resul
         .await
         .with_context(|| format!("cannot listen on port {}", args.port))?;
     let url = format!("http://localhost:{}{path}", listener.local_addr()?.port());
-    println!("{url}");
+    output::line(format_args!("{url}"))?;
     if args.browser {
         open(&url);
     }

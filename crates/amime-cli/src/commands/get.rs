@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::apply::qualified;
 use crate::args::{Globals, Output};
-use crate::output::Document;
+use crate::output::{self, Document};
 use crate::session::Session;
 use crate::table::Table;
 use crate::target::{self, Selection};
@@ -56,9 +56,9 @@ pub(crate) async fn run(globals: &Globals, args: GetArgs) -> anyhow::Result<()> 
         found.push((selection.kind, objects));
     }
     match args.output {
-        Some(Output::Json) => print!("{}", document(Document::Json, found, one)?),
-        Some(Output::Yaml) => print!("{}", document(Document::Yaml, found, one)?),
-        Some(Output::Name) => names(&found),
+        Some(Output::Json) => output::print(document(Document::Json, found, one)?)?,
+        Some(Output::Yaml) => output::print(document(Document::Yaml, found, one)?)?,
+        Some(Output::Name) => names(&found)?,
         _ => tables(&args, namespace, &selections, &found)?,
     }
     ensure!(faults.is_empty(), "{}", faults.join("\n"));
@@ -104,12 +104,13 @@ fn document(
     document.render(&list)
 }
 
-fn names(found: &[(Kind, Vec<Value>)]) {
+fn names(found: &[(Kind, Vec<Value>)]) -> anyhow::Result<()> {
     for (kind, objects) in found {
         for object in objects {
-            println!("{}/{}", qualified(*kind), field(object, "name"));
+            output::line(format_args!("{}/{}", qualified(*kind), field(object, "name")))?;
         }
     }
+    Ok(())
 }
 
 fn tables(
@@ -133,7 +134,7 @@ fn tables(
             with_kind: several,
             headers: !args.no_headers,
         };
-        print!("{}", shape.table(*kind, objects, SystemTime::now())?);
+        output::print(shape.table(*kind, objects, SystemTime::now())?)?;
     }
     if first && !args.watch && !named {
         match namespace {
@@ -225,7 +226,7 @@ async fn watch(
                 with_kind: selections.len() > 1,
                 headers: false,
             };
-            print!("{}", shape.table(selection.kind, &[object], SystemTime::now())?);
+            output::print(shape.table(selection.kind, &[object], SystemTime::now())?)?;
         }
     }
     Ok(())

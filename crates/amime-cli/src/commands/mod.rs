@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::args::{Cli, Command, Globals};
+use crate::args::{Cli, Command, Globals, Part};
 
 /// Runs the command that was given.
 pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -27,11 +27,6 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match command {
         Command::Completion(args) => completion::run(&args),
         Command::XdsDump(args) => xds_dump::run(&args)?,
-        Command::Bookinfo(args) => runtime()?.block_on(bookinfo::run(args))?,
-        // Those two build the runtimes that fit them.
-        Command::Proxy(args) => amime_proxy::run(args)?,
-        Command::ControlPlane(args) => internal::control_plane(args)?,
-        Command::LocalSupervisor { args } => amime_local::supervisor::main(&args)?,
         command => {
             let runtime = runtime()?;
             let code = runtime.block_on(talk(&globals, command));
@@ -39,6 +34,18 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             runtime.shutdown_background();
             return code;
         }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs the part of the mesh that was asked for.
+pub(crate) fn run_part(part: Part) -> anyhow::Result<ExitCode> {
+    match part {
+        Part::Bookinfo(args) => runtime()?.block_on(bookinfo::run(args))?,
+        // The others build the runtimes that fit them.
+        Part::Proxy(args) => amime_proxy::run(args)?,
+        Part::ControlPlane(args) => internal::control_plane(args)?,
+        Part::LocalSupervisor { args } => amime_local::supervisor::main(&args)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -60,12 +67,7 @@ async fn talk(globals: &Globals, command: Command) -> anyhow::Result<ExitCode> {
         Command::ProxyConfig(args) => proxy_config::run(globals, args).await?,
         Command::Dashboard(args) => dashboard::run(globals, args).await?,
         Command::Version(args) => version::run(globals, &args).await?,
-        Command::Completion(_)
-        | Command::XdsDump(_)
-        | Command::Bookinfo(_)
-        | Command::Proxy(_)
-        | Command::ControlPlane(_)
-        | Command::LocalSupervisor { .. } => unreachable!("handled without a mesh"),
+        Command::Completion(_) | Command::XdsDump(_) => unreachable!("handled without a mesh"),
     }
     Ok(ExitCode::SUCCESS)
 }

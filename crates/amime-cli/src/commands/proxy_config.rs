@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
 use crate::args::{Globals, Output};
-use crate::output::Document;
+use crate::output::{self, Document};
 use crate::proxy_config::dump::ConfigDump;
 use crate::proxy_config::{self, ClusterFilter, EndpointFilter, ListenerFilter, RouteFilter, View};
 use crate::session::Session;
@@ -172,7 +172,7 @@ const CLUSTERS: &str = "/clusters?format=json";
 
 /// Prints one part of a proxy's configuration.
 pub(crate) async fn run(globals: &Globals, args: ProxyConfigArgs) -> anyhow::Result<()> {
-    print!("{}", text(globals, args.section).await?);
+    output::print(text(globals, args.section).await?)?;
     Ok(())
 }
 

@@ -45,13 +45,13 @@ pub(crate) async fn run(globals: &Globals, args: ProxyStatusArgs) -> anyhow::Res
     let namespace = globals.namespace.as_deref().filter(|_| args.pod.is_none());
     let all = || answers.iter().flat_map(|answer| answer.statuses.clone()).collect::<Value>();
     match args.output {
-        Some(Output::Json) => print!("{}", Document::Json.render(&all())?),
-        Some(Output::Yaml) => print!("{}", Document::Yaml.render(&all())?),
+        Some(Output::Json) => output::print(Document::Json.render(&all())?)?,
+        Some(Output::Yaml) => output::print(Document::Yaml.render(&all())?)?,
         Some(Output::Name) => bail!("output format \"name\" not supported"),
         _ if args.verbosity > 0 || args.pod.is_some() => {
-            print!("{}", proxy_status::verbose(&answers, namespace, OffsetDateTime::now_utc()));
+            output::print(proxy_status::verbose(&answers, namespace, OffsetDateTime::now_utc()))?;
         }
-        _ => print!("{}", proxy_status::short(&answers, namespace)),
+        _ => output::print(proxy_status::short(&answers, namespace))?,
     }
     for error in proxy_status::errors(&answers, namespace) {
         output::warning(&error);

@@ -5,7 +5,7 @@ use clap::Args;
 use serde_json::to_value;
 
 use crate::args::{Globals, Output};
-use crate::output::Document;
+use crate::output::{self, Document};
 use crate::session::Session;
 use crate::table::Table;
 
@@ -23,9 +23,9 @@ pub(crate) struct StatusArgs {
 pub(crate) async fn run(globals: &Globals, args: &StatusArgs) -> anyhow::Result<()> {
     let mesh = Session::of(globals)?.status().await?;
     match args.output {
-        Some(Output::Json) => print!("{}", Document::Json.render(&to_value(&mesh)?)?),
-        Some(Output::Yaml) => print!("{}", Document::Yaml.render(&to_value(&mesh)?)?),
-        _ => print!("{}", text(&mesh)),
+        Some(Output::Json) => output::print(Document::Json.render(&to_value(&mesh)?)?)?,
+        Some(Output::Yaml) => output::print(Document::Yaml.render(&to_value(&mesh)?)?)?,
+        _ => output::print(text(&mesh))?,
     }
     Ok(())
 }

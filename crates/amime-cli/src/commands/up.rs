@@ -69,9 +69,9 @@ pub(crate) async fn up(globals: &Globals, args: UpArgs) -> anyhow::Result<()> {
 pub(crate) async fn down(globals: &Globals) -> anyhow::Result<()> {
     let dir = session::state_dir(globals)?;
     match amime_local::down(Some(&dir)).await? {
-        Down::Stopped => println!("the mesh has stopped"),
-        Down::Cleaned => println!("no mesh was running; removed what a killed one had left"),
-        Down::NothingThere => println!("no mesh was running"),
+        Down::Stopped => output::line("the mesh has stopped")?,
+        Down::Cleaned => output::line("no mesh was running; removed what a killed one had left")?,
+        Down::NothingThere => output::line("no mesh was running")?,
     }
     Ok(())
 }

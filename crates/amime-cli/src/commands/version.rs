@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::args::{Globals, Output};
-use crate::output::Document;
+use crate::output::{self, Document};
 use crate::session::Session;
 
 /// Arguments of `version`.
@@ -29,10 +29,10 @@ pub(crate) async fn run(globals: &Globals, args: &VersionArgs) -> anyhow::Result
     // No mesh is a usual state, not a failure.
     let mesh = if args.remote { Session::of(globals)?.status().await.ok() } else { None };
     match args.output {
-        Some(Output::Json) => print!("{}", Document::Json.render(&document(mesh.as_ref()))?),
-        Some(Output::Yaml) => print!("{}", Document::Yaml.render(&document(mesh.as_ref()))?),
-        _ if mesh.is_none() && args.short => println!("{}", build::VERSION),
-        _ => print!("{}", text(mesh.as_ref())),
+        Some(Output::Json) => output::print(Document::Json.render(&document(mesh.as_ref()))?)?,
+        Some(Output::Yaml) => output::print(Document::Yaml.render(&document(mesh.as_ref()))?)?,
+        _ if mesh.is_none() && args.short => output::line(format_args!("{}", build::VERSION))?,
+        _ => output::print(text(mesh.as_ref()))?,
     }
     Ok(())
 }

@@ -44,7 +44,7 @@ pub(crate) fn run(args: &XdsDumpArgs) -> anyhow::Result<()> {
     ensure!(skipped.is_empty() || !args.strict, "{}", skipped.join("\n"));
     // The control plane leaves such objects out as well, and goes on.
     skipped.iter().for_each(|fault| output::warning(fault));
-    print!("{}", output::json(&document(&translated.dump)?)?);
+    output::print(output::json(&document(&translated.dump)?)?)?;
     Ok(())
 }
 

@@ -105,8 +105,9 @@ pub(crate) fn number(value: &Value, name: &str) -> u64 {
 pub(crate) fn origin(resource: &Value) -> String {
     let path = ["metadata", "filter_metadata", "istio", "config"];
     let config = at(resource, &path).as_str().unwrap_or_default();
+    // What no rule of the user's decided comes from the service itself.
     if !config.starts_with("/apis/networking.istio.io/") {
-        return if config.is_empty() { String::new() } else { "<unknown>".to_owned() };
+        return String::new();
     }
     match config.split('/').collect::<Vec<_>>()[..] {
         [_, _, _, _, _, namespace, _, name] => format!("{name}.{namespace}"),
