@@ -37,12 +37,12 @@ pub enum BootstrapError {
         source: std::io::Error,
     },
     /// The text is not a bootstrap.
-    #[error("{origin}:{source}")]
+    #[error("{origin}:{fault}")]
     Parse {
         /// File name or option.
         origin: String,
         /// Where and why; its text starts with the position.
-        source: JsonError,
+        fault: JsonError,
     },
     /// Nothing to run.
     #[error("neither a configuration file nor --config-yaml is given")]
@@ -81,7 +81,7 @@ pub(crate) async fn load(
 ) -> Result<Bootstrap, BootstrapError> {
     let parse = async |origin: String, text: &str, is_json| {
         let parsed = converter.parse(text, is_json).await;
-        parsed.map_err(|source| BootstrapError::Parse { origin, source })
+        parsed.map_err(|fault| BootstrapError::Parse { origin, fault })
     };
     let mut bootstrap = None;
     if let Some(path) = path {
