@@ -48,7 +48,8 @@ impl Envoy {
     /// The end of its log, for failures.
     pub(crate) fn log(&self) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<_> = text.lines().collect();
+        let news = |line: &&str| !line.contains("Deprecated field");
+        let lines: Vec<_> = text.lines().filter(news).collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 

@@ -212,7 +212,12 @@ impl Mesh {
             if sync.snapshot_version >= version && self.role.types.iter().all(synced) {
                 return Ok(());
             }
-            Err(format!("{:#?}", sync.types))
+            let states = sync.types.iter().map(|(t, s)| format!("{t} {:?}", s.state()));
+            Err(format!(
+                "version {}: {}",
+                sync.snapshot_version,
+                states.collect::<Vec<_>>().join(", ")
+            ))
         })
         .await;
     }
