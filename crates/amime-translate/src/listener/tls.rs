@@ -56,7 +56,7 @@ pub(crate) fn mesh_mutual(
         cipher_suites: ciphers.unwrap_or_else(|| owned(&MESH_CIPHERS)),
         ..Default::default()
     };
-    let mut common = identity(context, CertificateValidationContext::default(), trusted(context));
+    let mut common = identity(CertificateValidationContext::default(), trusted(context));
     common.tls_params = Some(parameters);
     // The mesh's own ALPN picks the chain; it must not be negotiated as well.
     common.alpn_protocols = if http { owned(&ALPN_HTTP) } else { owned(&ALPN_TCP) };
@@ -77,7 +77,7 @@ pub(crate) fn server(
 ) -> DownstreamTlsContext {
     let mutual = matches!(settings.mode, ServerTlsMode::Mutual | ServerTlsMode::IstioMutual);
     let mut common = match settings.mode {
-        ServerTlsMode::IstioMutual => identity(context, validation(settings), Vec::new()),
+        ServerTlsMode::IstioMutual => identity(validation(settings), Vec::new()),
         _ if !settings.credential_name.is_empty() || !settings.credential_names.is_empty() => {
             from_credentials(settings)
         }
@@ -112,7 +112,6 @@ fn trusted(context: &Context<'_>) -> Vec<String> {
 /// The workload's own certificate, peers checked against the mesh's roots.
 #[expect(deprecated, reason = "matches any kind of name, which the typed matchers cannot")]
 fn identity(
-    _context: &Context<'_>,
     mut validation: CertificateValidationContext,
     trust_domains: Vec<String>,
 ) -> CommonTlsContext {
