@@ -1,5 +1,12 @@
 //! The data path over loopback sockets, between small backends and raw
 //! clients.
 
+mod balancing;
+mod filters;
 mod forwarding;
 mod harness;
+mod listeners;
+mod retries;
+mod routing;
+mod tls;
+mod updates;

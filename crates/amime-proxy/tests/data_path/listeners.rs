@@ -1,0 +1,121 @@
+//! Listeners: filter chains, TCP, server-first protocols.
+
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::harness::{Backend, Proxy, Reply, listener, raw, static_cluster};
+
+const TCP: &str = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+const HCM: &str = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+
+fn sniffing_listener() -> amime_xds::Resource {
+    listener(&format!(
+        r#"name: http
+address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
+listener_filters_timeout: 0s
+continue_on_listener_filters_timeout: true
+listener_filters:
+- name: envoy.filters.listener.tls_inspector
+  typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}
+- name: envoy.filters.listener.http_inspector
+  typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.listener.http_inspector.v3.HttpInspector}}
+filter_chains:
+- filter_chain_match: {{application_protocols: [http/1.1, h2c]}}
+  filters:
+  - name: hcm
+    typed_config:
+      "@type": {HCM}
+      stat_prefix: sniffed
+      route_config:
+        name: r
+        virtual_hosts: [{{name: v, domains: ["*"], routes: [{{match: {{prefix: /}}, direct_response: {{status: 200, body: {{inline_string: http}}}}}}]}}]
+      http_filters:
+      - name: router
+        typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+default_filter_chain:
+  filters:
+  - name: tcp
+    typed_config: {{"@type": {TCP}, stat_prefix: tcp, cluster: t}}"#
+    ))
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_first_is_not_kept_waiting() {
+    let server = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = server.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = server.accept().await {
+            tokio::spawn(async move {
+                stream.write_all(b"220 hello\r\n").await.expect("the proxy reads");
+                let mut rest = Vec::new();
+                stream.read_to_end(&mut rest).await.expect("half-close arrives");
+                stream.write_all(&rest).await.expect("the proxy still reads");
+            });
+        }
+    });
+    let proxy = Proxy::with(vec![sniffing_listener(), static_cluster("t", address, "")]).await;
+    let begun = Instant::now();
+    let mut client = TcpStream::connect(proxy.address()).await.expect("the proxy accepts");
+    let mut greeting = [0; 11];
+    client.read_exact(&mut greeting).await.expect("a greeting");
+    assert_eq!(&greeting, b"220 hello\r\n");
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    client.write_all(b"QUIT\r\n").await.expect("the proxy reads");
+    client.shutdown().await.expect("half-close");
+    let mut rest = String::new();
+    client.read_to_string(&mut rest).await.expect("the echo");
+    assert_eq!(rest, "QUIT\r\n");
+}
+
+#[tokio::test]
+async fn http_is_told_from_other_protocols_by_its_first_line() {
+    let backend = Backend::named("tcp").await;
+    let proxy =
+        Proxy::with(vec![sniffing_listener(), static_cluster("t", backend.address, "")]).await;
+    let http = Reply::parse(
+        &raw(proxy.address(), "GET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").await,
+    );
+    assert_eq!(http.body, "http");
+    // HTTP/1.0 is not among the chain's protocols, so its bytes pass as they are.
+    let tcp = Reply::parse(&raw(proxy.address(), "GET / HTTP/1.0\r\nhost: h\r\n\r\n").await);
+    assert_eq!(tcp.body, "tcp");
+}
+
+#[tokio::test]
+async fn a_websocket_passes_both_ways() {
+    let server = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = server.local_addr().expect("an address");
+    tokio::spawn(async move {
+        let (mut stream, _) = server.accept().await.expect("the proxy connects");
+        let mut head = vec![0; 2048];
+        let mut read = 0;
+        while !head[..read].ends_with(b"\r\n\r\n") {
+            read += stream.read(&mut head[read..]).await.expect("a request");
+        }
+        let answer =
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
+        stream.write_all(answer.as_bytes()).await.expect("the proxy reads");
+        let mut ping = [0; 4];
+        stream.read_exact(&mut ping).await.expect("a frame");
+        stream.write_all(b"pong").await.expect("the proxy reads");
+    });
+    let hcm = crate::harness::routes("- match: {prefix: /}\n  route: {cluster: a}");
+    let hcm = format!("{hcm}upgrade_configs: [{{upgrade_type: websocket}}]\n");
+    let proxy = Proxy::http(&hcm, &[("a", address)]).await;
+    let mut client = TcpStream::connect(proxy.address()).await.expect("the proxy accepts");
+    let request =
+        "GET /chat HTTP/1.1\r\nhost: h\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
+    client.write_all(request.as_bytes()).await.expect("the proxy reads");
+    let mut head = vec![0; 2048];
+    let mut read = 0;
+    while !head[..read].ends_with(b"\r\n\r\n") {
+        read += client.read(&mut head[read..]).await.expect("a response");
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101"));
+    client.write_all(b"ping").await.expect("the proxy reads");
+    let mut pong = [0; 4];
+    client.read_exact(&mut pong).await.expect("a frame");
+    assert_eq!(&pong, b"pong");
+}

@@ -1,0 +1,119 @@
+//! Retries, timeouts and failures of upstreams.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use http_body_util::Full;
+use tokio::net::TcpListener;
+
+use crate::harness::{Backend, Proxy, http_listener, routes, static_cluster};
+
+fn status(code: u16) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from("body"));
+    *response.status_mut() = StatusCode::from_u16(code).expect("a status");
+    response
+}
+
+const RETRY: &str = "retry_back_off: {base_interval: 0.001s, max_interval: 0.002s}";
+
+#[tokio::test]
+async fn a_failed_request_is_sent_again_with_its_body() {
+    let count = std::sync::atomic::AtomicUsize::new(0);
+    let backend = Backend::start(move |_| {
+        let before = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        status(if before < 2 { 503 } else { 200 })
+    })
+    .await;
+    let hcm = routes(&format!(
+        "- match: {{prefix: /}}\n  route: {{cluster: a, retry_policy: {{retry_on: 5xx, num_retries: 2, {RETRY}}}}}"
+    ));
+    let proxy = Proxy::http(&hcm, &[("a", backend.address)]).await;
+    let head = "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello";
+    assert!(proxy.raw(head).await.starts_with("HTTP/1.1 200"));
+    let seen = backend.seen.lock().expect("not poisoned");
+    assert_eq!(seen.len(), 3);
+    assert!(seen.iter().all(|request| request.body == "hello"));
+}
+
+#[tokio::test]
+async fn the_last_failure_is_passed_on_when_retries_are_spent() {
+    let backend = Backend::start(|_| status(503)).await;
+    let hcm = routes(&format!(
+        "- match: {{prefix: /}}\n  route: {{cluster: a, retry_policy: {{retry_on: gateway-error, num_retries: 1, {RETRY}}}}}"
+    ));
+    let proxy = Proxy::http(&hcm, &[("a", backend.address)]).await;
+    assert_eq!(proxy.get("h", "/").await.status, 503);
+    assert_eq!(backend.count(), 2);
+}
+
+#[tokio::test]
+async fn a_503_is_not_retried_without_being_asked_to() {
+    let backend = Backend::start(|_| status(503)).await;
+    let hcm = routes(
+        "- match: {prefix: /}\n  route: {cluster: a, retry_policy: {retry_on: 'connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes', num_retries: 2}}",
+    );
+    let proxy = Proxy::http(&hcm, &[("a", backend.address)]).await;
+    assert_eq!(proxy.get("h", "/").await.status, 503);
+    assert_eq!(backend.count(), 1);
+}
+
+#[tokio::test]
+async fn a_slow_upstream_meets_the_routes_timeout() {
+    let backend = Backend::start_async(|_| async {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        status(200)
+    })
+    .await;
+    let hcm = routes("- match: {prefix: /}\n  route: {cluster: a, timeout: 0.05s}");
+    let proxy = Proxy::http(&hcm, &[("a", backend.address)]).await;
+    let reply = proxy.get("h", "/").await;
+    assert_eq!((reply.status, reply.body.as_str()), (504, "upstream request timeout"));
+}
+
+#[tokio::test]
+async fn unreachable_and_missing_upstreams_have_their_own_answers() {
+    let unused = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("it");
+    let hcm = routes(
+        "- match: {prefix: /dead}\n  route: {cluster: dead}\n- match: {prefix: /empty}\n  route: {cluster: empty}\n- match: {prefix: /none}\n  route: {cluster: none, cluster_not_found_response_code: INTERNAL_SERVER_ERROR}",
+    );
+    let empty = crate::harness::cluster(
+        "name: empty\ntype: STATIC\nload_assignment: {cluster_name: empty}",
+    );
+    let proxy =
+        Proxy::with(vec![http_listener(&hcm), static_cluster("dead", unused, ""), empty]).await;
+    let dead = proxy.get("h", "/dead").await;
+    assert_eq!(dead.status, 503);
+    assert!(dead.body.contains("reset reason: remote connection failure"), "{}", dead.body);
+    let empty = proxy.get("h", "/empty").await;
+    assert_eq!((empty.status, empty.body.as_str()), (503, "no healthy upstream"));
+    assert_eq!(proxy.get("h", "/none").await.status, 500);
+}
+
+#[tokio::test]
+async fn a_circuit_breaker_refuses_what_is_over_its_limit() {
+    let gate = std::sync::Arc::new(tokio::sync::Notify::new());
+    let held = gate.clone();
+    let backend = Backend::start_async(move |_| {
+        let held = held.clone();
+        async move {
+            held.notified().await;
+            status(200)
+        }
+    })
+    .await;
+    let limits = "circuit_breakers: {thresholds: [{max_requests: 1}]}";
+    let hcm = routes("- match: {prefix: /}\n  route: {cluster: a}");
+    let resources = vec![http_listener(&hcm), static_cluster("a", backend.address, limits)];
+    let proxy = std::sync::Arc::new(Proxy::with(resources).await);
+    let first = proxy.clone();
+    let first = tokio::spawn(async move { first.get("h", "/").await });
+    while backend.count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let refused = proxy.get("h", "/").await;
+    assert_eq!(refused.status, 503);
+    assert!(refused.body.ends_with("reset reason: overflow"), "{}", refused.body);
+    gate.notify_one();
+    assert_eq!(first.await.expect("the task ends").status, 200);
+}
