@@ -45,17 +45,19 @@ enum Page {
 /// Forwards the page until interrupted.
 pub(crate) async fn run(globals: &Globals, args: DashboardArgs) -> anyhow::Result<()> {
     let session = Session::of(globals)?;
-    let (pod, port, path) = match &args.page {
-        Page::Envoy { pod } => (session.pod(globals.namespace(), pod).await?, ADMIN_PORT, "/"),
+    let (pod, port, path, probe) = match &args.page {
+        Page::Envoy { pod } => {
+            (session.pod(globals.namespace(), pod).await?, ADMIN_PORT, "/", "/server_info")
+        }
         Page::IstiodDebug => {
             let planes = session.control_planes(&globals.istio_namespace).await?;
             let first = planes.into_iter().next();
-            (first.context("no control plane is ready")?, DEBUG_PORT, "/debug")
+            (first.context("no control plane is ready")?, DEBUG_PORT, "/debug", "/version")
         }
     };
     // Asked once first, so that a pod without proxy is told here and not by a
     // browser's empty page.
-    session.http_get(&pod, port, path).await?;
+    session.http_get(&pod, port, probe).await?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, args.port))
         .await
         .with_context(|| format!("cannot listen on port {}", args.port))?;
