@@ -149,7 +149,10 @@ impl Default for MeshConfig {
             enable_envoy_access_log_service: false,
             disable_envoy_listener_log: false,
             default_config: ProxyConfig::default(),
-            outbound_traffic_policy: MeshOutboundTrafficPolicy::default(),
+            outbound_traffic_policy: MeshOutboundTrafficPolicy {
+                mode: MeshOutboundTrafficMode::AllowAny,
+                tls: None,
+            },
             inbound_traffic_policy: InboundTrafficPolicy::default(),
             config_sources: Vec::new(),
             enable_auto_mtls: Some(true),
@@ -203,7 +206,7 @@ messages! {
 
     /// Treatment of unknown destinations.
     pub struct MeshOutboundTrafficPolicy {
-        /// Allow or not; allow.
+        /// Allow or not; only the registry if the policy names no mode.
         pub mode: MeshOutboundTrafficMode,
         /// TLS towards unknown destinations.
         pub tls: Option<ClientTlsSettings>,
@@ -333,11 +336,12 @@ values! {
 
     /// Whether unknown destinations are allowed.
     pub enum MeshOutboundTrafficMode {
-        /// Everything.
+        /// Only services in the registry: the value of a policy that is given
+        /// without a mode.
         #[default]
-        AllowAny,
-        /// Only services in the registry.
         RegistryOnly,
+        /// Everything: the value while no policy is given.
+        AllowAny,
         /// Everything, resolved by name in the proxy.
         AllowAnyDynamicDns,
     }
