@@ -240,7 +240,7 @@ fn start(options: &UpOptions, state: &StateDir, handover: Handover) -> Result<Su
     let config_fd =
         sealed_memfd(c"amime-config", &text).map_err(system("hand over the configuration"))?;
     let log = std::fs::File::create(state.supervisor_log()).map_err(system("create the log"))?;
-    let mut command = IsolatedCommand {
+    let command = IsolatedCommand {
         program: self_exe,
         args: vec![SUBCOMMAND.into(), config_fd.as_raw_fd().to_string().into()],
         env: std::env::vars_os().collect(),
@@ -253,10 +253,18 @@ fn start(options: &UpOptions, state: &StateDir, handover: Handover) -> Result<Su
         user_namespace: !nix::unistd::Uid::effective().is_root(),
         die_with_parent_thread: true,
     };
+    run(command, lock, (lock_fd, to_supervisor, config_fd, listener))
+}
+
+/// Starts the supervisor on a thread that stays until it ends: it dies with
+/// the thread that started it.
+fn run<H: Send + 'static>(
+    mut command: IsolatedCommand,
+    lock: StateLock,
+    handed_over: H,
+) -> Result<Supervisor, UpError> {
     let (sender, started) = std::sync::mpsc::channel();
     let (exited, ended) = oneshot::channel();
-    // The supervisor dies with the thread that started it, which therefore
-    // has to be one that lives as long as this process.
     let parent = move || {
         let mut spawned = spawn_isolated(&command);
         if !command.user_namespace && matches!(spawned, Err(SpawnError::Denied(_))) {
@@ -268,8 +276,8 @@ fn start(options: &UpOptions, state: &StateDir, handover: Handover) -> Result<Su
             Ok(child) => std::sync::Arc::new(child),
             Err(error) => return drop(sender.send(Err(error))),
         };
-        // They belong to the supervisor alone from here on.
-        drop((lock_fd, to_supervisor, config_fd, listener));
+        // The supervisor's alone from here on.
+        drop(handed_over);
         let _ = sender.send(Ok(std::sync::Arc::clone(&child)));
         let code = child.wait().unwrap_or(128);
         // The lock of this process outlives the supervisor, so that nobody

@@ -1,3 +1,5 @@
+//! Plans for workloads whose pods come and go.
+
 use super::*;
 
 /// Plays the plan against the objects until it is empty; pods become ready

@@ -1,3 +1,5 @@
+//! Encoding without a kernel; `tests/namespaces.rs` has the one with it.
+
 use super::*;
 
 #[test]
