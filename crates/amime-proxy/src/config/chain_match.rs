@@ -173,3 +173,83 @@ fn application(wanted: &[Vec<u8>], offered: &[Vec<u8>]) -> Option<usize> {
 fn is_local(input: &ChainInput<'_>) -> bool {
     input.source.ip() == input.destination.ip() || input.source.ip().is_loopback()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::listener::Terminal;
+
+    fn chain(matcher: ChainMatch) -> Arc<FilterChain> {
+        Arc::new(FilterChain {
+            matcher,
+            tls: None,
+            handshake_timeout: None,
+            rbac: Vec::new(),
+            terminal: Terminal::Close,
+            origin: None,
+        })
+    }
+
+    /// Index of the chain chosen for a connection to `10.0.0.5:80`.
+    fn chosen(
+        chains: Vec<ChainMatch>,
+        name: &str,
+        transport: &str,
+        alpn: &[&str],
+    ) -> Option<usize> {
+        let chains: Vec<_> = chains.into_iter().map(chain).collect();
+        let application: Vec<Vec<u8>> = alpn.iter().map(|name| (*name).into()).collect();
+        let input = ChainInput {
+            destination: "10.0.0.5:80".parse().expect("an address"),
+            source: "10.0.0.9:4000".parse().expect("an address"),
+            direct_source: "10.0.0.9".parse().expect("an address"),
+            server_name: name,
+            transport,
+            application: &application,
+        };
+        let found = choose(&chains, &input)?;
+        chains.iter().position(|chain| Arc::ptr_eq(chain, found))
+    }
+
+    fn names(list: &[&str]) -> ChainMatch {
+        let server_names = list.iter().map(|name| (*name).to_owned()).collect();
+        ChainMatch { server_names, ..ChainMatch::default() }
+    }
+
+    #[test]
+    fn server_names_go_from_exact_to_wildcard_to_none() {
+        let chains = || vec![names(&[]), names(&["*.example.com"]), names(&["a.example.com"])];
+        assert_eq!(chosen(chains(), "a.example.com", "tls", &[]), Some(2));
+        assert_eq!(chosen(chains(), "b.example.com", "tls", &[]), Some(1));
+        assert_eq!(chosen(chains(), "example.com", "tls", &[]), Some(0));
+    }
+
+    #[test]
+    fn a_chain_for_the_port_hides_the_others_even_if_it_fails_later() {
+        let for_port = ChainMatch {
+            destination_port: Some(80),
+            transport: "tls".to_owned(),
+            ..ChainMatch::default()
+        };
+        let chains = vec![ChainMatch::default(), for_port];
+        assert_eq!(chosen(chains, "", "raw_buffer", &[]), None);
+    }
+
+    #[test]
+    fn the_longest_prefix_and_the_protocols_decide() {
+        let prefix = |net: &str| ChainMatch {
+            prefixes: vec![net.parse().expect("a range")],
+            ..ChainMatch::default()
+        };
+        assert_eq!(chosen(vec![prefix("10.0.0.0/8"), prefix("10.0.0.0/24")], "", "", &[]), Some(1));
+        let istio = ChainMatch { application: vec![b"istio".to_vec()], ..ChainMatch::default() };
+        let chains = || {
+            vec![
+                ChainMatch { application: istio.application.clone(), ..ChainMatch::default() },
+                ChainMatch::default(),
+            ]
+        };
+        assert_eq!(chosen(chains(), "", "tls", &["istio-peer-exchange", "istio"]), Some(0));
+        assert_eq!(chosen(chains(), "", "tls", &["h2"]), Some(1));
+    }
+}

@@ -390,7 +390,7 @@ impl FilterChain {
     }
 
     fn add_passive(&mut self, any: &Any, optional: bool, faults: &mut Faults) {
-        let name = typed_struct_name(any).unwrap_or_else(|| type_name(any).to_owned());
+        let name = config_type(any);
         match name.as_str() {
             "stats.PluginConfig" => self.istio_stats = Some(istio_stats(any)),
             "io.istio.http.peer_metadata.Config" => self.exchange_metadata = true,
@@ -400,6 +400,12 @@ impl FilterChain {
             name => faults.reject("typed_config", format!("{name} is not supported")),
         }
     }
+}
+
+/// The message type that an extension is configured with, also inside of a
+/// `TypedStruct`.
+pub(super) fn config_type(any: &Any) -> String {
+    typed_struct_name(any).unwrap_or_else(|| type_name(any).to_owned())
 }
 
 /// The message type inside of a `TypedStruct`.

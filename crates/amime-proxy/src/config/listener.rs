@@ -18,7 +18,7 @@ use envoy_types::pb::google::protobuf::Any;
 use super::Compiler;
 use super::chain_match::ChainMatch;
 use super::cluster::{Keepalive, keepalive};
-use super::hcm::HttpConfig;
+use super::hcm::{HttpConfig, config_type};
 use super::rbac::{Rbac, Rules};
 use super::tcp::TcpConfig;
 use super::tls::{DownstreamTls, downstream_transport};
@@ -194,6 +194,10 @@ impl Parent<'_, '_> {
     fn filters(&mut self, chain: &pb::FilterChain) -> (Vec<Rbac>, Option<Terminal>) {
         let mut rbac = Vec::new();
         let mut terminal = None;
+        let names: Vec<String> = chain.filters.iter().filter_map(filter_type).collect();
+        // They stand before the proxy whose settings they are.
+        self.compiler.tcp_stats = names.iter().any(|name| name == "stats.PluginConfig");
+        self.compiler.sni_cluster = names.iter().any(|name| name == SNI_CLUSTER);
         for (index, filter) in chain.filters.iter().enumerate() {
             self.compiler.faults.enter(format!("filters[{index}]({})", filter.name));
             match filter.config_type.as_ref() {
@@ -242,7 +246,8 @@ impl Parent<'_, '_> {
                 }
             }));
         } else {
-            match type_name(any) {
+            match config_type(any).as_str() {
+                SNI_CLUSTER => {}
                 // Telemetry and metadata exchange of Istio over TCP; the
                 // exchange is optional for the peer.
                 "stats.PluginConfig" | "envoy.tcp.metadataexchange.config.MetadataExchange" => {}
@@ -266,6 +271,16 @@ impl Parent<'_, '_> {
             direction,
             ..ListenerTelemetry::default()
         }
+    }
+}
+
+/// The cluster is the one that the server name names.
+const SNI_CLUSTER: &str = "envoy.extensions.filters.network.sni_cluster.v3.SniCluster";
+
+fn filter_type(filter: &pb::Filter) -> Option<String> {
+    match filter.config_type.as_ref() {
+        Some(pb::filter::ConfigType::TypedConfig(any)) => Some(config_type(any)),
+        _ => None,
     }
 }
 

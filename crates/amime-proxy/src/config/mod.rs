@@ -67,6 +67,8 @@ pub(crate) struct Compiler<'a> {
     pub(crate) gateway: bool,
     /// The filter chain being compiled has Istio's TCP metrics.
     pub(crate) tcp_stats: bool,
+    /// The filter chain being compiled routes by server name.
+    pub(crate) sni_cluster: bool,
 }
 
 impl<'a> Compiler<'a> {
@@ -84,6 +86,7 @@ impl<'a> Compiler<'a> {
             required: Required::default(),
             gateway,
             tcp_stats: false,
+            sni_cluster: false,
         }
     }
 

@@ -22,6 +22,8 @@ pub(crate) struct TcpConfig {
     pub(crate) connect_attempts: u32,
     pub(crate) telemetry: ListenerTelemetry,
     pub(crate) hash_source_ip: bool,
+    /// The cluster is the one that the server name names.
+    pub(crate) by_server_name: bool,
 }
 
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -66,6 +68,7 @@ impl TcpConfig {
             connect_attempts: values::u32_or(value.max_connect_attempts.as_ref(), 1).max(1),
             telemetry,
             hash_source_ip: !value.hash_policy.is_empty(),
+            by_server_name: compiler.sni_cluster,
         })
     }
 

@@ -91,3 +91,30 @@ fn version2(bytes: &[u8]) -> Header {
         _ => Header::Present { length, addresses: None },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_versions_tell_source_and_destination() {
+        let text = b"PROXY TCP4 1.2.3.4 5.6.7.8 1000 80\r\nGET";
+        let addresses =
+            Some(("1.2.3.4:1000".parse().expect("it"), "5.6.7.8:80".parse().expect("it")));
+        assert_eq!(read(text), Header::Present { length: 36, addresses });
+        let mut binary = SIGNATURE.to_vec();
+        binary.extend([0x21, 0x11, 0, 12, 1, 2, 3, 4, 5, 6, 7, 8, 3, 232, 0, 80]);
+        assert_eq!(read(&binary), Header::Present { length: 28, addresses });
+        for length in 0..28 {
+            assert_eq!(read(&binary[..length]), Header::NeedMore, "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn what_is_no_header_is_told_from_what_is_a_bad_one() {
+        assert_eq!(read(b"GET / HTTP/1.1"), Header::Absent);
+        assert_eq!(read(b"PROXY TCP4 nonsense\r\n"), Header::Malformed);
+        assert_eq!(read(b"PROXY UNKNOWN\r\n"), Header::Present { length: 15, addresses: None });
+        assert_eq!(read(&[b"PROXY ".as_slice(), &[b'x'; 200]].concat()), Header::Malformed);
+    }
+}

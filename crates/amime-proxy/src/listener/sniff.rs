@@ -194,3 +194,75 @@ pub(super) fn http(bytes: &[u8]) -> Http {
         Http::Other
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn client_hello(name: &'static str, alpn: &[&[u8]]) -> Vec<u8> {
+        let mut config = rustls::ClientConfig::builder_with_provider(amime_identity::provider())
+            .with_safe_default_protocol_versions()
+            .expect("default versions")
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        let name = name.try_into().expect("a name");
+        let mut client = rustls::ClientConnection::new(Arc::new(config), name).expect("a client");
+        let mut bytes = Vec::new();
+        client.write_tls(&mut bytes).expect("a vector takes all");
+        bytes
+    }
+
+    #[test]
+    fn a_client_hello_tells_name_and_protocols() {
+        let bytes = client_hello("outbound_.9080_._.reviews.svc", &[b"istio", b"h2"]);
+        let want = Tls::Hello {
+            server_name: Some("outbound_.9080_._.reviews.svc".to_owned()),
+            alpn: vec![b"istio".to_vec(), b"h2".to_vec()],
+        };
+        assert_eq!(tls(&bytes), want);
+        for length in 1..bytes.len() {
+            assert_eq!(tls(&bytes[..length]), Tls::NeedMore, "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_client_hello_may_span_records() {
+        let bytes = client_hello("a.example", &[]);
+        let (first, second) = bytes[5..].split_at(40);
+        let mut split = Vec::new();
+        for part in [first, second] {
+            split.extend([22, 3, 1]);
+            split.extend(u16::try_from(part.len()).expect("short").to_be_bytes());
+            split.extend(part);
+        }
+        assert!(matches!(tls(&split), Tls::Hello { server_name: Some(_), .. }));
+    }
+
+    #[test]
+    fn broken_bytes_never_panic() {
+        let bytes = client_hello("a.example", &[b"h2"]);
+        for at in 0..bytes.len() {
+            for value in [0, 1, 0x7f, 0xff] {
+                let mut broken = bytes.clone();
+                broken[at] = value;
+                let _ = tls(&broken);
+                let _ = http(&broken);
+            }
+        }
+    }
+
+    #[test]
+    fn http_is_known_by_its_first_line() {
+        assert_eq!(http(b"GET / HTTP/1.1\r\n"), Http::Http11);
+        assert_eq!(http(b"GET / HTTP/1.0\r\n"), Http::Http10);
+        assert_eq!(http(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), Http::Http2);
+        assert_eq!(http(b"PRI * HTTP"), Http::NeedMore);
+        assert_eq!(http(b"GET /"), Http::NeedMore);
+        assert_eq!(http(b"220 hello"), Http::Other);
+        assert_eq!(http(b"\x16\x03"), Http::Other);
+        assert_eq!(http(b"GET / FTP/1.1\r\n"), Http::Other);
+    }
+}

@@ -134,7 +134,10 @@ async fn dial(
         cluster: cluster.cloned(),
         host: None,
     };
-    let cluster = worker.snapshot().cluster(config.cluster());
+    let cluster = match connection.sni.as_deref() {
+        Some(name) if config.by_server_name => worker.snapshot().cluster_by_name(name),
+        _ => worker.snapshot().cluster(config.cluster()),
+    };
     let Some(cluster) = cluster else { return Err(failure(ResponseFlags::NC, None)) };
     let mut last = failure(ResponseFlags::UH, Some(&cluster));
     for _ in 0..config.connect_attempts {
