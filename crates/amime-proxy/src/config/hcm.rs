@@ -199,17 +199,7 @@ impl HttpConfig {
             filters: chain.filters,
             telemetry,
             server_name: server_name(&value.server_name, faults)?,
-            server_header: match value.server_header_transformation() {
-                pb::http_connection_manager::ServerHeaderTransformation::Overwrite => {
-                    ServerHeader::Overwrite
-                }
-                pb::http_connection_manager::ServerHeaderTransformation::AppendIfAbsent => {
-                    ServerHeader::AppendIfAbsent
-                }
-                pb::http_connection_manager::ServerHeaderTransformation::PassThrough => {
-                    ServerHeader::PassThrough
-                }
-            },
+            server_header: server_header(value),
             remote: remote_address(value, faults),
             request_id: RequestId {
                 generate: bool_or(value.generate_request_id.as_ref(), true),
@@ -223,17 +213,7 @@ impl HttpConfig {
             h2: H2Settings::compile(value.http2_protocol_options.as_ref()),
             max_headers_kb: u32_or(value.max_request_headers_kb.as_ref(), 60).min(8192),
             max_headers: u32_or(common.max_headers_count.as_ref(), 100) as usize,
-            underscores: match common.headers_with_underscores_action() {
-                core::http_protocol_options::HeadersWithUnderscoresAction::Allow => {
-                    Underscores::Allow
-                }
-                core::http_protocol_options::HeadersWithUnderscoresAction::RejectRequest => {
-                    Underscores::Reject
-                }
-                core::http_protocol_options::HeadersWithUnderscoresAction::DropHeader => {
-                    Underscores::Drop
-                }
-            },
+            underscores: underscores(&common),
             timeouts: timeouts(value, &common),
             max_requests_per_connection: common
                 .max_requests_per_connection
@@ -245,13 +225,7 @@ impl HttpConfig {
                 .filter(|upgrade| bool_or(upgrade.enabled.as_ref(), true))
                 .map(|upgrade| upgrade.upgrade_type.to_ascii_lowercase())
                 .collect(),
-            strip_port: match value.strip_port_mode.as_ref() {
-                Some(pb::http_connection_manager::StripPortMode::StripAnyHostPort(true)) => {
-                    StripPort::Any
-                }
-                _ if value.strip_matching_host_port => StripPort::Matching,
-                _ => StripPort::No,
-            },
+            strip_port: strip_port(value),
             strip_trailing_dot: value.strip_trailing_host_dot,
             suppress_envoy_headers: chain.suppress_envoy_headers,
             append_forwarded_port: value.append_x_forwarded_port,
@@ -259,6 +233,33 @@ impl HttpConfig {
             exchange_metadata: chain.exchange_metadata,
             istio_alpn: chain.istio_alpn,
         })
+    }
+}
+
+fn server_header(value: &pb::HttpConnectionManager) -> ServerHeader {
+    use pb::http_connection_manager::ServerHeaderTransformation as Transformation;
+    match value.server_header_transformation() {
+        Transformation::Overwrite => ServerHeader::Overwrite,
+        Transformation::AppendIfAbsent => ServerHeader::AppendIfAbsent,
+        Transformation::PassThrough => ServerHeader::PassThrough,
+    }
+}
+
+fn underscores(common: &core::HttpProtocolOptions) -> Underscores {
+    use core::http_protocol_options::HeadersWithUnderscoresAction as Action;
+    match common.headers_with_underscores_action() {
+        Action::Allow => Underscores::Allow,
+        Action::RejectRequest => Underscores::Reject,
+        Action::DropHeader => Underscores::Drop,
+    }
+}
+
+fn strip_port(value: &pb::HttpConnectionManager) -> StripPort {
+    use pb::http_connection_manager::StripPortMode;
+    match value.strip_port_mode.as_ref() {
+        Some(StripPortMode::StripAnyHostPort(true)) => StripPort::Any,
+        _ if value.strip_matching_host_port => StripPort::Matching,
+        _ => StripPort::No,
     }
 }
 

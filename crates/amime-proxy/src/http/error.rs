@@ -106,97 +106,63 @@ pub(crate) struct LocalReply {
 impl ProxyError {
     /// What the client and the access log are told.
     pub(crate) fn reply(&self) -> LocalReply {
-        use StatusCode as Code;
-        let reply = |status, flags, details: &'static str, body: &'static str| LocalReply {
-            status,
-            flags,
-            details: Cow::Borrowed(details),
-            body: Cow::Borrowed(body),
-            grpc: None,
+        use ResponseFlags as F;
+        const TIMEOUT: &str = "upstream request timeout";
+        const OVERFLOW: &str = "upstream_reset_before_response_started{overflow}";
+        const LIFE: &str = "upstream_max_stream_duration_reached";
+        let (status, flags, details, body) = match self {
+            Self::Connect { error, retried } => return connect_reply(error, *retried),
+            Self::Reset { reason, retried } => return reset_reply(*reason, *retried),
+            Self::FaultAbort { status, grpc } => return fault_reply(*status, *grpc),
+            Self::Denied { policy } => return denied_reply(policy.as_deref()),
+            Self::UpstreamProtocol(reason) => return protocol_reply(reason),
+            Self::ClusterNotFound(status) => (status.as_u16(), F::NC, "cluster_not_found", ""),
+            Self::BadRequest(details) => (400, F::DPE, *details, "Bad Request"),
+            Self::Refused(details) => (400, F::NONE, *details, ""),
+            Self::MissingHost => (400, F::NONE, "missing_host_header", ""),
+            Self::NotRelativePath => (404, F::NONE, "absolute_path_rejected", ""),
+            Self::NormalizedRedirect(_) => (307, F::NONE, "path_normalization_redirect", ""),
+            Self::Http10 => (426, F::DPE, "low_version", "Upgrade Required"),
+            Self::RequestTimeout => (408, F::NONE, "request_overall_timeout", "request timeout"),
+            Self::NoRoute => (404, F::NR, "route_not_found", ""),
+            Self::UpgradeRefused => (403, F::NONE, "upgrade_failed", ""),
+            Self::NoHealthyUpstream => (503, F::UH, "no_healthy_upstream", "no healthy upstream"),
+            Self::Overflow => return reply(503, F::UO, OVERFLOW, reset_body(false, "overflow")),
+            Self::ResponseTimeout => (504, F::UT, "response_timeout", TIMEOUT),
+            Self::PerTryTimeout => (504, F::UT, "upstream_per_try_timeout", TIMEOUT),
+            Self::StreamIdle => (504, F::SI, "stream_idle_timeout", "stream timeout"),
+            Self::StreamDuration => (504, F::UMSDR, LIFE, "upstream max stream duration reached"),
         };
-        let none = ResponseFlags::NONE;
-        match self {
-            Self::BadRequest(details) => {
-                reply(Code::BAD_REQUEST, ResponseFlags::DPE, details, "Bad Request")
-            }
-            Self::Refused(details) => reply(Code::BAD_REQUEST, none, details, ""),
-            Self::MissingHost => {
-                reply(Code::BAD_REQUEST, ResponseFlags::NONE, "missing_host_header", "")
-            }
-            Self::NotRelativePath => reply(Code::NOT_FOUND, none, "absolute_path_rejected", ""),
-            Self::NormalizedRedirect(_) => {
-                reply(Code::TEMPORARY_REDIRECT, none, "path_normalization_redirect", "")
-            }
-            Self::Http10 => {
-                reply(Code::UPGRADE_REQUIRED, ResponseFlags::DPE, "low_version", "Upgrade Required")
-            }
-            Self::RequestTimeout => {
-                reply(Code::REQUEST_TIMEOUT, none, "request_overall_timeout", "request timeout")
-            }
-            Self::NoRoute => reply(Code::NOT_FOUND, ResponseFlags::NR, "route_not_found", ""),
-            Self::ClusterNotFound(status) => {
-                reply(*status, ResponseFlags::NC, "cluster_not_found", "")
-            }
-            Self::UpgradeRefused => reply(Code::FORBIDDEN, none, "upgrade_failed", ""),
-            Self::NoHealthyUpstream => reply(
-                Code::SERVICE_UNAVAILABLE,
-                ResponseFlags::UH,
-                "no_healthy_upstream",
-                "no healthy upstream",
-            ),
-            Self::Overflow => reply(
-                Code::SERVICE_UNAVAILABLE,
-                ResponseFlags::UO,
-                "upstream_reset_before_response_started{overflow}",
-                "upstream connect error or disconnect/reset before headers. reset reason: overflow",
-            ),
-            Self::Connect { error, retried } => connect_reply(error, *retried),
-            Self::Reset { reason, retried } => LocalReply {
-                body: reset_body(*retried, reason.text()).into(),
-                ..reply(Code::SERVICE_UNAVAILABLE, reset_flag(*reason), reason.details(), "")
-            },
-            Self::ResponseTimeout => reply(
-                Code::GATEWAY_TIMEOUT,
-                ResponseFlags::UT,
-                "response_timeout",
-                "upstream request timeout",
-            ),
-            Self::PerTryTimeout => reply(
-                Code::GATEWAY_TIMEOUT,
-                ResponseFlags::UT,
-                "upstream_per_try_timeout",
-                "upstream request timeout",
-            ),
-            Self::StreamIdle => reply(
-                Code::GATEWAY_TIMEOUT,
-                ResponseFlags::SI,
-                "stream_idle_timeout",
-                "stream timeout",
-            ),
-            Self::StreamDuration => reply(
-                Code::GATEWAY_TIMEOUT,
-                ResponseFlags::UMSDR,
-                "upstream_max_stream_duration_reached",
-                "upstream max stream duration reached",
-            ),
-            Self::FaultAbort { status, grpc } => LocalReply {
-                grpc: *grpc,
-                ..reply(*status, ResponseFlags::FI, "fault_filter_abort", "fault filter abort")
-            },
-            Self::Denied { policy } => LocalReply {
-                details: denied_details(policy.as_deref()).into(),
-                ..reply(Code::FORBIDDEN, none, "", "RBAC: access denied")
-            },
-            Self::UpstreamProtocol(reason) => LocalReply {
-                body: reset_body(false, "protocol error").into(),
-                details: format!(
-                    "upstream_reset_before_response_started{{protocol_error|{reason}}}"
-                )
-                .into(),
-                ..reply(Code::BAD_GATEWAY, ResponseFlags::UPE, "", "")
-            },
-        }
+        reply(status, flags, details, body)
     }
+}
+
+fn reply(
+    status: u16,
+    flags: ResponseFlags,
+    details: impl Into<Cow<'static, str>>,
+    body: impl Into<Cow<'static, str>>,
+) -> LocalReply {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    LocalReply { status, flags, details: details.into(), body: body.into(), grpc: None }
+}
+
+fn reset_reply(reason: ResetReason, retried: bool) -> LocalReply {
+    reply(503, reset_flag(reason), reason.details(), reset_body(retried, reason.text()))
+}
+
+fn fault_reply(status: StatusCode, grpc: Option<u32>) -> LocalReply {
+    let flags = ResponseFlags::FI;
+    LocalReply { grpc, ..reply(status.as_u16(), flags, "fault_filter_abort", "fault filter abort") }
+}
+
+fn denied_reply(policy: Option<&str>) -> LocalReply {
+    reply(403, ResponseFlags::NONE, denied_details(policy), "RBAC: access denied")
+}
+
+fn protocol_reply(reason: &str) -> LocalReply {
+    let details = format!("upstream_reset_before_response_started{{protocol_error|{reason}}}");
+    reply(502, ResponseFlags::UPE, details, reset_body(false, "protocol error"))
 }
 
 fn reset_flag(reason: ResetReason) -> ResponseFlags {

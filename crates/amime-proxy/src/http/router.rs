@@ -70,26 +70,31 @@ pub(super) async fn route(
         }
         Action::Direct { status, body } => {
             exchange.connection.stats.rq_direct_response.inc();
-            if exchange.head.borrow().is_grpc() {
-                let reply = LocalReply {
-                    status: *status,
-                    flags: ResponseFlags::NONE,
-                    details: "direct_response".into(),
-                    body: String::from_utf8_lossy(body).into_owned().into(),
-                    grpc: None,
-                };
-                return answer(guard, Own::new(reply, true), Some(&route));
-            }
-            let mut headers = HeaderMap::with_capacity(6);
-            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-            if !body.is_empty() {
-                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-            }
-            let own = Own { body: body.clone(), ..simple(*status, headers, "direct_response") };
+            let own = direct(&exchange, *status, body);
             answer(guard, own, Some(&route))
         }
         Action::NonForwarding => response::local(guard, &ProxyError::NoRoute),
     }
+}
+
+/// A response that the route holds ready; gRPC clients get it as a status.
+fn direct(exchange: &Exchange, status: StatusCode, body: &bytes::Bytes) -> Own {
+    if exchange.head.borrow().is_grpc() {
+        let reply = LocalReply {
+            status,
+            flags: ResponseFlags::NONE,
+            details: "direct_response".into(),
+            body: String::from_utf8_lossy(body).into_owned().into(),
+            grpc: None,
+        };
+        return Own::new(reply, true);
+    }
+    let mut headers = HeaderMap::with_capacity(6);
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    if !body.is_empty() {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
+    Own { body: body.clone(), ..simple(status, headers, "direct_response") }
 }
 
 /// The route, or a redirect to https where the virtual host demands it.

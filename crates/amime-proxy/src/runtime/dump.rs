@@ -7,6 +7,9 @@ use std::time::SystemTime;
 use amime_xds::TypeUrl;
 use bytes::Bytes;
 
+use crate::config::endpoint::Endpoint;
+use crate::upstream::{ClusterSpec, EndpointShard};
+
 /// A copy of the runtime's state.
 #[derive(Clone, Debug, Default)]
 pub struct RuntimeDump {
@@ -110,4 +113,53 @@ pub struct EndpointDump {
     pub rq_error: u64,
     /// Requests that timed out.
     pub rq_timeout: u64,
+}
+
+impl ClusterDump {
+    /// A cluster as it is now.
+    pub(super) fn of(spec: &ClusterSpec, added_via_api: bool) -> Self {
+        let limits = &spec.config.limits[0];
+        let mut endpoints = Vec::new();
+        for (priority, groups) in spec.endpoints.priorities.iter().enumerate() {
+            let priority = u32::try_from(priority).unwrap_or(u32::MAX);
+            for group in groups {
+                let locality = [0, 1, 2].map(|part| group.locality[part].to_string());
+                let dump = |endpoint: &Arc<Endpoint>| {
+                    EndpointDump::of(endpoint, locality.clone(), priority)
+                };
+                endpoints.extend(group.endpoints.iter().map(dump));
+            }
+        }
+        Self {
+            name: spec.config.name.to_string(),
+            added_via_api,
+            limits: [limits.connections, limits.pending, limits.requests, limits.retries],
+            endpoints,
+        }
+    }
+}
+
+impl EndpointDump {
+    fn of(endpoint: &Endpoint, locality: [String; 3], priority: u32) -> Self {
+        let sum =
+            |pick: &dyn Fn(&EndpointShard) -> u64| endpoint.state.shards.iter().map(pick).sum();
+        let gauge = |value: i64| u64::try_from(value).unwrap_or(0);
+        Self {
+            address: endpoint.address,
+            hostname: endpoint.hostname.to_string(),
+            locality,
+            weight: endpoint.weight,
+            priority,
+            eds_healthy: endpoint.healthy,
+            ejected: endpoint.state.ejected(),
+            cx_active: sum(&|shard| gauge(shard.cx_active.value())),
+            cx_total: sum(&|shard| shard.cx_total.value()),
+            cx_connect_fail: sum(&|shard| shard.cx_connect_fail.value()),
+            rq_active: sum(&|shard| gauge(shard.rq_active.value())),
+            rq_total: sum(&|shard| shard.rq_total.value()),
+            rq_success: sum(&|shard| shard.rq_success.value()),
+            rq_error: sum(&|shard| shard.rq_error.value()),
+            rq_timeout: sum(&|shard| shard.rq_timeout.value()),
+        }
+    }
 }

@@ -7,6 +7,7 @@
 
 mod dns;
 mod dump;
+mod held;
 mod state;
 
 use std::io;

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use amime_xds::client::{Rejection, Update};
 use amime_xds::{Resource, TypeUrl, XdsMessage};
@@ -18,9 +18,8 @@ use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{Secret, secret};
 
-use super::dump::{
-    ClusterDump, EndpointDump, ListenerDump, RejectedDump, ResourceDump, RuntimeDump,
-};
+use super::dump::{ClusterDump, ListenerDump, RuntimeDump};
+use super::held::Held;
 use super::{Fault, RuntimeOptions};
 use crate::config::cluster::{ClusterConfig, Discovery};
 use crate::config::endpoint::{AssignmentSpec, Resolved};
@@ -34,15 +33,6 @@ use crate::telemetry::Telemetry;
 use crate::tls::SecretStore;
 use crate::upstream::{ClusterSpec, ClusterState};
 use crate::worker::{Published, SocketSet};
-
-/// A resource as received.
-struct Held {
-    resource: Option<Resource>,
-    is_static: bool,
-    last_updated: SystemTime,
-    ignored: Vec<Fault>,
-    rejected: Option<RejectedDump>,
-}
 
 struct ListenerEntry {
     config: Arc<ListenerConfig>,
@@ -494,43 +484,9 @@ impl State {
     }
 
     fn dump_cluster(&self, entry: &ClusterEntry) -> ClusterDump {
-        let limits = &entry.config.limits[0];
-        let mut endpoints = Vec::new();
-        for (priority, groups) in entry.spec.endpoints.priorities.iter().enumerate() {
-            for group in groups {
-                let locality = [0, 1, 2].map(|part| group.locality[part].to_string());
-                for endpoint in &group.endpoints {
-                    let sum = |pick: &dyn Fn(&crate::upstream::EndpointShard) -> u64| {
-                        endpoint.state.shards.iter().map(pick).sum()
-                    };
-                    let gauge = |value: i64| u64::try_from(value).unwrap_or(0);
-                    endpoints.push(EndpointDump {
-                        address: endpoint.address,
-                        hostname: endpoint.hostname.to_string(),
-                        locality: locality.clone(),
-                        weight: endpoint.weight,
-                        priority: u32::try_from(priority).unwrap_or(u32::MAX),
-                        eds_healthy: endpoint.healthy,
-                        ejected: endpoint.state.ejected(),
-                        cx_active: sum(&|shard| gauge(shard.cx_active.value())),
-                        cx_total: sum(&|shard| shard.cx_total.value()),
-                        cx_connect_fail: sum(&|shard| shard.cx_connect_fail.value()),
-                        rq_active: sum(&|shard| gauge(shard.rq_active.value())),
-                        rq_total: sum(&|shard| shard.rq_total.value()),
-                        rq_success: sum(&|shard| shard.rq_success.value()),
-                        rq_error: sum(&|shard| shard.rq_error.value()),
-                        rq_timeout: sum(&|shard| shard.rq_timeout.value()),
-                    });
-                }
-            }
-        }
         let key = (TypeUrl::Cluster.push_rank(), entry.config.name.to_string());
-        ClusterDump {
-            name: entry.config.name.to_string(),
-            added_via_api: self.held.get(&key).is_some_and(|held| !held.is_static),
-            limits: [limits.connections, limits.pending, limits.requests, limits.retries],
-            endpoints,
-        }
+        let added_via_api = self.held.get(&key).is_some_and(|held| !held.is_static);
+        ClusterDump::of(&entry.spec, added_via_api)
     }
 }
 
@@ -603,51 +559,4 @@ fn bind_all(config: &ListenerConfig, workers: usize) -> std::io::Result<Arc<Sock
         sockets.push(socket);
     }
     Ok(SocketSet::new(address, sockets))
-}
-
-impl Held {
-    fn new(is_static: bool) -> Self {
-        Self {
-            resource: None,
-            is_static,
-            last_updated: SystemTime::now(),
-            ignored: Vec::new(),
-            rejected: None,
-        }
-    }
-
-    fn accept(&mut self, resource: &Resource, ignored: Vec<Fault>) {
-        for fault in &ignored {
-            tracing::debug!(kind = resource.type_url.short(), name = %resource.name, %fault, "field has no effect");
-        }
-        self.resource = Some(resource.clone());
-        self.last_updated = SystemTime::now();
-        self.ignored = ignored;
-        self.rejected = None;
-    }
-
-    fn refuse(&mut self, resource: &Resource, error: &str) {
-        tracing::warn!(kind = resource.type_url.short(), name = %resource.name, error, "resource refused");
-        self.rejected = Some(RejectedDump {
-            version: resource.version.clone(),
-            error: error.to_owned(),
-            at: SystemTime::now(),
-        });
-    }
-
-    fn dump(&self, name: &str, warming: bool) -> Option<ResourceDump> {
-        let resource = self.resource.as_ref();
-        let type_url = resource.map(|resource| resource.type_url)?;
-        Some(ResourceDump {
-            type_url,
-            name: name.to_owned(),
-            version: resource.map(|resource| resource.version.clone()).unwrap_or_default(),
-            body: resource.map(|resource| resource.body.clone()).unwrap_or_default(),
-            last_updated: self.last_updated,
-            is_static: self.is_static,
-            warming,
-            ignored_fields: self.ignored.iter().map(ToString::to_string).collect(),
-            rejected: self.rejected.clone(),
-        })
-    }
 }
