@@ -219,12 +219,9 @@ impl Snapshot {
         self.indexes.virtual_services.for_gateway(namespace, gateway)
     }
 
-    /// Gateways that select a workload with these labels, the oldest first.
-    pub fn gateways<'a>(
-        &'a self,
-        labels: &'a Labels,
-    ) -> impl Iterator<Item = &'a Arc<Config<Gateway>>> {
-        self.indexes.gateways.iter().filter(|gateway| selects(&gateway.spec.selector, labels))
+    /// Gateways, the oldest first, whatever workload they select.
+    pub fn gateways(&self) -> impl Iterator<Item = &Arc<Config<Gateway>>> {
+        self.indexes.gateways.iter()
     }
 
     /// Peer authentication policies.

@@ -60,7 +60,9 @@ impl<'a> Context<'a> {
     /// Service ports that the workload serves.
     pub(crate) fn targets(&self) -> &[ServiceTarget] {
         self.targets.get_or_init(|| {
-            self.snapshot.service_targets(&self.proxy.namespace, &self.proxy.ips, &self.labels)
+            // Where it runs counts, not whose configuration it follows.
+            let namespace = self.source_namespace();
+            self.snapshot.service_targets(namespace, &self.proxy.ips, &self.labels)
         })
     }
 

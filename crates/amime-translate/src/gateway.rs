@@ -7,10 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use amime_api::networking::{Gateway, Server, ServerTlsMode};
 use amime_core::{Hostname, NamespacedName, Protocol};
-use amime_model::{Config, ServiceTarget};
+use amime_model::{Config, ServiceTarget, selects};
 
 use crate::context::Context;
 
+/// Annotation of a gateway that is bound to services instead of to labels.
+const SERVICES: &str = "internal.istio.io/gateway-service";
 /// Label of a service whose ports gateways do not translate.
 const NO_PORT_TRANSLATION: &str = "experimental.istio.io/disable-gateway-port-translation";
 
@@ -115,11 +117,13 @@ pub(crate) struct MergedGateway {
 impl MergedGateway {
     pub(crate) fn build(context: &Context<'_>) -> Self {
         let mut merging = Merging::default();
-        for gateway in context.snapshot.gateways(&context.labels) {
+        for gateway in context.snapshot.gateways() {
+            let Some(binding) = Binding::of(context, gateway) else { continue };
             for (index, server) in gateway.spec.servers.iter().enumerate() {
                 let Some(port) = &server.port else { continue };
-                let number = resolve_port(port.number, context.targets());
-                merging.add(gateway_server(gateway, index, server, number), number);
+                for number in binding.ports(port.number) {
+                    merging.add(gateway_server(gateway, index, server, number), number);
+                }
             }
         }
         merging.gateway
@@ -148,6 +152,51 @@ impl MergedGateway {
     /// True if some server picks clusters by SNI on its own.
     pub(crate) fn auto_passthrough(&self) -> bool {
         self.auto_passthrough
+    }
+}
+
+/// How a gateway and a workload belong together.
+enum Binding<'t> {
+    /// By the workload's labels.
+    Labels(&'t [ServiceTarget]),
+    /// By services of the gateway's namespace that the workload serves.
+    Services(Vec<&'t ServiceTarget>),
+}
+
+impl<'t> Binding<'t> {
+    /// `None` if the workload does not run the gateway.
+    fn of(context: &'t Context<'_>, gateway: &Config<Gateway>) -> Option<Self> {
+        let Some(services) = gateway.annotations.get(SERVICES) else {
+            let own = selects(&gateway.spec.selector, &context.labels);
+            return own.then(|| Self::Labels(context.targets()));
+        };
+        let named = |target: &&ServiceTarget| {
+            target.service.namespace == gateway.namespace()
+                && services.split(',').any(|host| host == target.service.hostname.as_str())
+        };
+        let targets: Vec<&ServiceTarget> = context.targets().iter().filter(named).collect();
+        (!targets.is_empty()).then_some(Self::Services(targets))
+    }
+
+    /// Ports that the workload listens on for a server's port.
+    ///
+    /// A gateway that is bound by labels may name either port, so a number that
+    /// no service has stands for itself; services are named for their ports.
+    fn ports(&self, number: u32) -> Vec<u32> {
+        match self {
+            Self::Labels(targets) => {
+                let translates =
+                    |t: &&ServiceTarget| !t.service.labels.contains_key(NO_PORT_TRANSLATION);
+                let mut own = targets.iter().filter(translates);
+                let own = own.find(|target| target.port.number == number);
+                vec![own.map_or(number, |target| target.target_port)]
+            }
+            Self::Services(targets) => {
+                let own = targets.iter().filter(|target| target.port.number == number);
+                let ports: BTreeSet<u32> = own.map(|target| target.target_port).collect();
+                ports.into_iter().collect()
+            }
+        }
     }
 }
 
@@ -181,14 +230,6 @@ fn gateway_server(
         name: gateway.name.clone(),
         index,
     }
-}
-
-/// The port that the workload listens on: the target of the service port of
-/// that number, if one of its services has it.
-fn resolve_port(number: u32, targets: &[ServiceTarget]) -> u32 {
-    let translates = |t: &&ServiceTarget| !t.service.labels.contains_key(NO_PORT_TRANSLATION);
-    let mut own = targets.iter().filter(translates);
-    own.find(|target| target.port.number == number).map_or(number, |target| target.target_port)
 }
 
 /// Plaintext servers share a configuration a port; each HTTPS server has its own.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use amime_api::networking::{RouteDestination, ServerTlsMode};
+use amime_api::networking::{RouteDestination, ServerTlsMode, TlsMatchAttributes};
 use amime_core::{Hostname, Protocol};
 use amime_model::{RoutedService, selects};
 use envoy_types::pb::envoy::config::listener::v3::Filter;
@@ -17,6 +17,9 @@ use crate::listener::chain::{ChainBody, ChainOptions, MTLS_ALL, owned};
 use crate::listener::{tcp, tls};
 use crate::names::outbound_sni;
 use crate::origin::{OriginKind, config_path, origin, service_path};
+
+/// Annotation of rules that stand for objects of another API.
+const PARENTS: &str = "internal.istio.io/parents";
 
 /// Chains of a server that does not route HTTP.
 pub(super) fn chains(
@@ -72,8 +75,26 @@ impl Opaque<'_, '_> {
                     return Some((filters, rule, format!("tcp[{index}]")));
                 }
             }
+            if let Some((filters, name)) = self.ended_tls(&rule) {
+                return Some((filters, rule, name));
+            }
         }
         None
+    }
+
+    /// Filters of a TLSRoute, which means TLS that ends here as well.
+    fn ended_tls(&self, rule: &RoutedService) -> Option<(Vec<Filter>, String)> {
+        let from_route =
+            rule.config.annotations.get(PARENTS).is_some_and(|p| p.starts_with("TLSRoute/"));
+        if !from_route || self.server.passes_tls() {
+            return None;
+        }
+        let applies = |condition: &TlsMatchAttributes| {
+            self.applies(condition.port, &condition.gateways, &condition.source_labels)
+        };
+        let mut rules = rule.spec().tls.iter().enumerate();
+        let (index, tls) = rules.find(|(_, tls)| tls.r#match.iter().any(applies))?;
+        Some((self.filters(rule, &tls.route), format!("tls[{index}]")))
     }
 
     fn filters(&self, rule: &RoutedService, routes: &[RouteDestination]) -> Vec<Filter> {

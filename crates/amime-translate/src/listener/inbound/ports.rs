@@ -89,22 +89,22 @@ fn declared(context: &Context<'_>, listener: &IstioIngressListener) -> Option<In
     if binds && port.number < 1024 && context.proxy.is_unprivileged() {
         return None;
     }
-    let binds_at = match listener.bind.as_str() {
-        "" if none => own_address(context).into_iter().collect(),
-        "" => context.proxy.wildcards(),
-        own => vec![own.to_owned()],
-    };
-    let anywhere = binds_at.first().is_none_or(|bind| *bind == context.wildcard());
+    let anywhere = listener.bind.is_empty() || listener.bind == context.wildcard();
     if anywhere && is_reserved(context, port.number, true) {
         return None;
     }
+    let binds_at = match listener.bind.as_str() {
+        "" => own_addresses(context),
+        own => vec![own.to_owned()],
+    };
+    let protocol = port.protocol.parse().unwrap_or(Protocol::Auto);
     let target = context.targets().iter().find(|t| t.target_port == port.number);
     let sidecar = context.scope.sidecar.as_ref();
     Some(InboundPort {
         number: port.number,
         service_port: port.number,
         host: target.map_or(String::new(), |t| t.service.hostname.as_str().to_owned()),
-        protocol: port.protocol.parse().unwrap_or(Protocol::Auto),
+        protocol: if listener.tls.is_some() { inside_tls(protocol) } else { protocol },
         cluster: inbound_cluster(port.number),
         tls: listener.tls.clone(),
         binds_at,
@@ -114,12 +114,22 @@ fn declared(context: &Context<'_>, listener: &IstioIngressListener) -> Option<In
     })
 }
 
-/// The first address that others can reach the workload at.
-fn own_address(context: &Context<'_>) -> Option<String> {
+/// What is left of a protocol where its TLS ends.
+fn inside_tls(protocol: Protocol) -> Protocol {
+    match protocol {
+        Protocol::Https => Protocol::Http,
+        Protocol::Tls => Protocol::Tcp,
+        other => other,
+    }
+}
+
+/// The first address that others can reach the workload at, else any.
+fn own_addresses(context: &Context<'_>) -> Vec<String> {
     let reachable = |ip: &&String| {
         ip.parse::<IpAddr>().is_ok_and(|ip| !ip.is_loopback() && !ip.is_unspecified())
     };
-    context.proxy.ips.iter().find(reachable).cloned().or_else(|| Some(context.wildcard()))
+    let own = context.proxy.ips.iter().find(reachable);
+    own.map_or_else(|| context.proxy.wildcards(), |ip| vec![ip.clone()])
 }
 
 /// Everything else, and the undeclared ports whose mutual TLS mode differs.
