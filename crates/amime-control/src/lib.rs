@@ -12,6 +12,7 @@ pub mod api;
 pub mod ca;
 pub mod config;
 pub mod discovery;
+mod mesh;
 pub mod metrics;
 pub mod run;
 pub mod server;

@@ -2,6 +2,9 @@
 
 use amime_analysis::{Delegates, Severity, validate_with};
 use amime_api::Resource;
+use amime_api::honoured::unhonoured_mesh;
+
+use crate::mesh::mesh_of;
 
 /// What speaks against an object, with the place it was read at.
 #[derive(Debug, Default)]
@@ -25,7 +28,22 @@ impl Verdict {
             let (start, message) = (located(resource), &problem.message);
             list.push(format!("{start}{path}{}: {message} [{}]", problem.path, problem.code));
         }
+        verdict.judge_mesh_settings(resource);
         verdict
+    }
+
+    /// Mesh settings are text inside a ConfigMap, so no schema has seen them.
+    fn judge_mesh_settings(&mut self, resource: &Resource) {
+        match mesh_of(resource) {
+            None => {}
+            Some(Err(errors)) => {
+                self.errors.extend(errors.iter().map(|e| format!("{}: {e}", located(resource))));
+            }
+            Some(Ok(mesh)) => {
+                let warnings = unhonoured_mesh(&mesh).into_iter();
+                self.warnings.extend(warnings.map(|w| format!("{}: {w}", located(resource))));
+            }
+        }
     }
 }
 

@@ -23,6 +23,7 @@ use amime_model::{Change, ChangeScope, Snapshot};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::mesh;
 use crate::metrics::{TypeLabel, XdsMetrics};
 use crate::source::{Event, Events};
 
@@ -140,6 +141,8 @@ struct Builder {
     discovery: Discovery,
     debounce: Debounce,
     mesh: Arc<MeshConfig>,
+    /// Settings given at the start, in force while no object holds any.
+    mesh_at_start: Arc<MeshConfig>,
     mesh_pending: bool,
     /// Objects of the initial list, before the first snapshot.
     initial: BTreeMap<ObjectKey, Arc<Resource>>,
@@ -154,6 +157,7 @@ impl Builder {
         Self {
             discovery,
             debounce,
+            mesh_at_start: Arc::clone(&mesh),
             mesh,
             mesh_pending: false,
             initial: BTreeMap::new(),
@@ -205,6 +209,10 @@ impl Builder {
             return;
         }
         let started = Instant::now();
+        let settings = self.initial.iter().find(|(key, _)| mesh::is_mesh_object(key));
+        if let Some((_, resource)) = settings {
+            self.mesh = mesh::settings_after(Some(resource), &self.mesh, &self.mesh_at_start);
+        }
         let resources = std::mem::take(&mut self.initial).into_values();
         let snapshot = Snapshot::build(resources, Arc::clone(&self.mesh), 1);
         self.discovery.metrics.snapshot_seconds.observe(started.elapsed().as_secs_f64());
@@ -215,6 +223,13 @@ impl Builder {
     fn sort(&mut self, batch: BTreeMap<ObjectKey, Change>) {
         if batch.is_empty() {
             return;
+        }
+        if let Some(change) = batch.iter().find_map(|(k, c)| mesh::is_mesh_object(k).then_some(c)) {
+            let resource = match change {
+                Change::Set(resource) => Some(&**resource),
+                Change::Delete(_) => None,
+            };
+            self.mesh_changed(mesh::settings_after(resource, &self.mesh, &self.mesh_at_start));
         }
         if batch.keys().all(changes::may_be_endpoints) {
             let current = self.discovery.snapshot();
