@@ -171,6 +171,7 @@ fn mesh_table(kind: Kind) -> &'static [Column] {
             }
         }
         Kind::WorkloadEntry => const { &[AGE, path("ADDRESS", "spec.address")] },
+        Kind::HTTPRoute => const { &[path("HOSTNAMES", "spec.hostnames"), AGE] },
         Kind::AuthorizationPolicy => const { &[path("ACTION", "spec.action"), AGE] },
         Kind::PeerAuthentication => const { &[path("MODE", "spec.mtls.mode"), AGE] },
         _ => const { &[AGE] },

@@ -42,7 +42,15 @@ const UNHONOURED: &[(Kind, &str, &str)] = &[
     (Kind::TrafficExtension, "spec", "extensions are not run yet"),
     (Kind::ProxyConfig, "spec", "proxies take their settings from the mesh configuration only"),
     (Kind::WorkloadGroup, "spec", "workloads do not register themselves yet"),
-    (Kind::Ingress, "spec", "ingresses are not served yet; use a Gateway and a VirtualService"),
+    // Ingress.
+    (Kind::Ingress, "spec.defaultBackend", DEFAULT_BACKEND),
+    (Kind::Ingress, "spec.backend", DEFAULT_BACKEND),
+    (Kind::Ingress, "spec.rules.[].http.paths.[].backend.resource", "backends are services only"),
+    // HTTPRoute.
+    (Kind::HTTPRoute, "spec.hostnames", "only gateways read them, and routes have services yet"),
+    (Kind::HTTPRoute, "spec.rules.[].sessionPersistence", "sessions do not stick yet"),
+    (Kind::HTTPRoute, "spec.rules.[].filters.[].cors", "use a VirtualService for it"),
+    (Kind::HTTPRoute, "spec.rules.[].filters.[].extensionRef", "there are no such extensions"),
     // VirtualService.
     (Kind::VirtualService, "spec.http.[].match.[].headers.@request.auth.*", TOKENS),
     (Kind::VirtualService, "spec.http.[].match.[].withoutHeaders.@request.auth.*", TOKENS),
@@ -103,6 +111,7 @@ const UNHONOURED: &[(Kind, &str, &str)] = &[
     ),
 ];
 
+const DEFAULT_BACKEND: &str = "only rules count; upstream ignores it too";
 const TOKENS: &str = "request tokens are not verified yet, so no request matches";
 const TUNNEL: &str = "connections are not tunnelled yet, and the route is not installed";
 const PROXY_PROTOCOL: &str =
@@ -129,7 +138,6 @@ const UNHONOURED_MESH: &[(&str, &str)] = &[
     ("hboneIdleTimeout", "there is no ambient mode yet"),
     ("zoneAwareLbSetting", "only localityLbSetting prefers near endpoints yet"),
     ("serviceEntryVisibility", "exportTo alone decides who sees a service entry"),
-    ("ingressControllerMode", "ingresses are not served yet"),
     ("certificates", "certificates are for workloads only"),
     ("defaultConfig.privateKeyProvider", "keys are used in software only"),
     ("defaultConfig.image", "there is one image only"),
@@ -147,16 +155,30 @@ pub fn unhonoured(resource: &Resource) -> Vec<FieldWarning> {
         namespace => format!("{} {}.{namespace}", resource.kind(), resource.name()),
     };
     let entries = UNHONOURED.iter().filter(|(kind, ..)| *kind == resource.kind());
-    entries
-        .flat_map(|(_, pattern, reason)| {
-            let (path, value) =
-                pattern.split_once('=').map_or((*pattern, None), |(p, v)| (p, Some(v)));
-            let segments: Vec<&str> = path.split('.').collect();
-            let mut found = Vec::new();
-            descend(resource.raw(), "", &Pattern { segments: &segments, value }, &mut found);
-            found.into_iter().map(|path| FieldWarning { object: object.clone(), path, reason })
-        })
-        .collect()
+    let parents = foreign_parents(resource).map(|path| FieldWarning {
+        object: object.clone(),
+        path,
+        reason: "routes are attached to services only yet",
+    });
+    let fields = entries.flat_map(|(_, pattern, reason)| {
+        let (path, value) = pattern.split_once('=').map_or((*pattern, None), |(p, v)| (p, Some(v)));
+        let segments: Vec<&str> = path.split('.').collect();
+        let mut found = Vec::new();
+        descend(resource.raw(), "", &Pattern { segments: &segments, value }, &mut found);
+        found.into_iter().map(|path| FieldWarning { object: object.clone(), path, reason })
+    });
+    fields.chain(parents).collect()
+}
+
+/// Parents of a route that are no services; mostly the kind that is meant by
+/// default, which no field names.
+fn foreign_parents(resource: &Resource) -> impl Iterator<Item = String> {
+    let parents = match resource {
+        Resource::HTTPRoute(route) => route.spec.parent_refs.as_slice(),
+        _ => &[],
+    };
+    let foreign = parents.iter().enumerate().filter(|(_, parent)| !parent.is_service());
+    foreign.map(|(index, _)| format!("spec.parentRefs[{index}]"))
 }
 
 /// Fields of the mesh configuration that differ from their default and are not acted on.
@@ -230,7 +252,6 @@ fn walk(value: &Value, path: String, pattern: &Pattern<'_>, found: &mut Vec<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesh::IngressControllerMode;
 
     #[track_caller]
     fn check(text: &str, want: &[&str]) {
@@ -313,13 +334,25 @@ spec: {}
     }
 
     #[test]
+    fn routes_have_services_as_parents() {
+        check(
+            "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: a}
+spec:
+  parentRefs: [{group: '', kind: Service, name: web}, {name: edge}]
+  rules: [{matches: [{path: {type: Exact, value: /}}], backendRefs: [{name: web, port: 80}]}]
+",
+            &["spec.parentRefs[1]"],
+        );
+    }
+
+    #[test]
     fn mesh_settings_are_reported_when_they_differ_from_the_default() {
         assert_eq!(unhonoured_mesh(&MeshConfig::default()), []);
-        let config = MeshConfig {
-            ingress_controller_mode: IngressControllerMode::Off,
-            ..Default::default()
-        };
+        let config = MeshConfig { enable_envoy_access_log_service: true, ..Default::default() };
         let paths: Vec<_> = unhonoured_mesh(&config).into_iter().map(|w| w.path).collect();
-        assert_eq!(paths, ["ingressControllerMode"]);
+        assert_eq!(paths, ["enableEnvoyAccessLogService"]);
     }
 }

@@ -87,6 +87,7 @@ kinds! {
         &[("telemetry.istio.io", &["v1", "v1alpha1"])], true;
     WasmPlugin "wasmplugins" [] EXTENSIONS, true;
     TrafficExtension "trafficextensions" [] EXTENSIONS, true;
+    HTTPRoute "httproutes" [] &[(crate::gateway_api::GROUP, &["v1", "v1beta1"])], true;
 }
 
 /// A text that names no kind.
@@ -157,7 +158,7 @@ impl Kind {
 
     /// True for kinds of the mesh's own API, false for those of the platform.
     pub fn is_mesh_config(self) -> bool {
-        self.group().ends_with(".istio.io")
+        self.group().ends_with(".istio.io") || self.group() == crate::gateway_api::GROUP
     }
 
     /// The kind with this `apiVersion` and `kind`.

@@ -30,6 +30,7 @@ mod macros;
 pub mod columns;
 pub mod decode;
 pub mod extensions;
+pub mod gateway_api;
 pub mod honoured;
 pub mod k8s;
 mod kind;

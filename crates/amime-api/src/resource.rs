@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use crate::decode::{Failed, NodeDeserializer};
 use crate::kind::Kind;
 use crate::meta::ObjectMeta;
-use crate::{extensions, k8s, networking, security, telemetry};
+use crate::{extensions, gateway_api, k8s, networking, security, telemetry};
 
 /// Where an object was read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -193,6 +193,7 @@ resources! {
     Telemetry(telemetry::Telemetry, Field),
     WasmPlugin(extensions::WasmPlugin, Field),
     TrafficExtension(extensions::TrafficExtension, Field),
+    HTTPRoute(gateway_api::HttpRouteSpec, Field),
 }
 
 /// Where a kind keeps its content.

@@ -19,6 +19,8 @@ mod config;
 mod delegate;
 mod destination_rule;
 mod endpoints;
+mod http_route;
+mod ingress;
 mod kube;
 mod names;
 mod registry;
@@ -43,4 +45,4 @@ pub use service::{
     UNSPECIFIED_V4, UNSPECIFIED_V6, selects,
 };
 pub use snapshot::{Change, ChangeScope, Snapshot};
-pub use virtual_service::{RoutedService, VirtualServiceIndex};
+pub use virtual_service::{RouteSemantics, RoutedService, VirtualServiceIndex};

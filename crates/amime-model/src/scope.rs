@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::names::MESH_GATEWAY;
 use crate::registry::ServiceIndex;
 use crate::service::{Port, Registry, Service};
-use crate::virtual_service::{RoutedService, VirtualServiceIndex, destinations};
+use crate::virtual_service::{RouteSemantics, RoutedService, VirtualServiceIndex, destinations};
 
 /// Services and rules behind one egress listener.
 #[derive(Debug)]
@@ -333,7 +333,10 @@ impl Imports {
             let owner = rule.config.namespace();
             let mut hosts = rule.spec().hosts.iter().map(|host| Hostname::new(host.as_str()));
             let imported = hosts.any(|host| {
-                let overlaps = self.sets(owner).any(|set| set.overlaps(&host));
+                let overlaps = self.sets(owner).any(|set| match rule.semantics {
+                    RouteSemantics::Gateway => set.covers(&host),
+                    _ => set.overlaps(&host),
+                });
                 overlaps && !self.excludes(owner, &host)
             });
             imported && seen.insert(rule.config.name.clone())

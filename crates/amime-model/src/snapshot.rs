@@ -24,7 +24,7 @@ use crate::registry::ServiceIndex;
 use crate::scope::{ScopeInputs, SidecarScope};
 use crate::service::{Endpoint, Labels, Resolution, Service, ServiceKey, selects};
 use crate::virtual_service::{RoutedService, VirtualServiceIndex};
-use crate::{kube, service_entry};
+use crate::{http_route, ingress, kube, service_entry};
 
 /// One change to the resources.
 #[derive(Clone, Debug)]
@@ -357,6 +357,23 @@ fn is_endpoint_change(kind: Kind, old: Option<&Resource>, change: &Change) -> bo
     }
 }
 
+/// What the ingresses of the mesh mean.
+fn ingresses(resources: &Resources, mesh: &MeshConfig) -> ingress::Derived {
+    let objects = of_kind(resources, Kind::Ingress).filter_map(|resource| match resource {
+        Resource::Ingress(object) => Some(object),
+        _ => None,
+    });
+    let port_number = |service: &NamespacedName, name: &str| {
+        let NamespacedName { namespace, name: service } = service.clone();
+        let key = ObjectKey { kind: Kind::Service, namespace, name: service };
+        let Some(Resource::Service(object)) = resources.get(&key).map(AsRef::as_ref) else {
+            return None;
+        };
+        object.spec.ports.iter().find(|port| port.name == name).map(|port| u32::from(port.port))
+    };
+    ingress::derive(objects, mesh, &port_number)
+}
+
 impl Indexes {
     fn build(resources: &Resources, mesh: &MeshConfig) -> Self {
         let mut services = Vec::new();
@@ -382,8 +399,17 @@ impl Indexes {
                     .collect::<Vec<_>>()
             };
         }
+        let ingress = ingresses(resources, mesh);
         let mut gateways = configs!(Gateway);
+        gateways.extend(ingress.gateways.into_iter().map(Arc::new));
         sort_by_age(&mut gateways);
+        let mut derived = ingress.virtual_services;
+        derived.extend(http_route::routed(of_kind(resources, Kind::HTTPRoute).filter_map(
+            |resource| match resource {
+                Resource::HTTPRoute(object) => Some(object),
+                _ => None,
+            },
+        )));
         let mut sidecars: BTreeMap<String, Vec<Arc<Config<Sidecar>>>> = BTreeMap::new();
         let mut sorted = configs!(Sidecar);
         sort_by_age(&mut sorted);
@@ -395,6 +421,7 @@ impl Indexes {
             services: ServiceIndex::build(services, &mesh.default_service_export_to),
             virtual_services: VirtualServiceIndex::build(
                 configs!(VirtualService),
+                derived,
                 &mesh.default_virtual_service_export_to,
             ),
             destination_rules: DestinationRuleIndex::build(

@@ -6,9 +6,35 @@ use std::sync::Arc;
 use amime_api::networking::{Destination, HttpRoute, VirtualService};
 use amime_core::NamespacedName;
 
-use crate::config::{Config, sort_by_age};
+use crate::config::Config;
 use crate::delegate::merge_route;
 use crate::names::{MESH_GATEWAY, resolve_gateway, resolve_host};
+
+/// Annotation that says whose rules a virtual service stands for.
+const SEMANTICS: &str = "internal.istio.io/route-semantics";
+
+/// Whose rules hold for a virtual service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RouteSemantics {
+    /// Its own.
+    #[default]
+    VirtualService,
+    /// The Gateway API's: prefixes end at a slash, a rule counts for clients of
+    /// its own namespace before others, or for services of its own namespace.
+    Gateway,
+    /// An Ingress's: prefixes end at a slash.
+    Ingress,
+}
+
+impl RouteSemantics {
+    fn of(config: &Config<VirtualService>) -> Self {
+        match config.annotations.get(SEMANTICS).map(String::as_str) {
+            Some("gateway") => Self::Gateway,
+            Some("ingress") => Self::Ingress,
+            _ => Self::VirtualService,
+        }
+    }
+}
 
 /// A virtual service that is ready to be translated.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +43,8 @@ pub struct RoutedService {
     pub config: Config<VirtualService>,
     /// Where each HTTP route was written, `http[1]`; parallel to `spec.http`.
     pub http_rules: Vec<String>,
+    /// Whose rules hold for it.
+    pub semantics: RouteSemantics,
 }
 
 impl RoutedService {
@@ -35,22 +63,29 @@ pub struct VirtualServiceIndex {
 }
 
 impl VirtualServiceIndex {
-    /// Indexes `configs`; `default_export_to` holds for those that name none.
+    /// Indexes `configs` and what was derived from objects of other kinds;
+    /// `default_export_to` holds for those that name none.
     pub(crate) fn build(
-        mut configs: Vec<Arc<Config<VirtualService>>>,
+        configs: Vec<Arc<Config<VirtualService>>>,
+        derived: Vec<RoutedService>,
         default_export_to: &[String],
     ) -> Self {
-        sort_by_age(&mut configs);
         let delegates = configs
             .iter()
             .filter(|config| config.spec.hosts.is_empty())
             .map(|config| (config.name.clone(), resolved(config)))
             .collect::<BTreeMap<_, _>>();
+        let roots = configs.iter().filter(|config| !config.spec.hosts.is_empty());
+        let mut all = derived;
+        all.extend(
+            roots.map(|root| merge_delegates(resolved(root), &delegates, default_export_to)),
+        );
+        all.sort_by(|a, b| a.config.age_key().cmp(&b.config.age_key()));
         let mut index = Self::default();
-        for config in configs.iter().filter(|config| !config.spec.hosts.is_empty()) {
-            let visible = export_to(&config.spec.export_to, default_export_to, config.namespace());
-            let merged = merge_delegates(resolved(config), &delegates, default_export_to);
-            index.insert(Arc::new(merged), &visible);
+        for service in all {
+            let written = &service.spec().export_to;
+            let visible = export_to(written, default_export_to, service.config.namespace());
+            index.insert(Arc::new(service), &visible);
         }
         index
     }
@@ -76,13 +111,18 @@ impl VirtualServiceIndex {
     }
 
     /// Those bound to `gateway` that `namespace` may use: private ones first,
-    /// then those exported to it by name, then public ones, each by age.
+    /// then those exported to it by name, then public ones, each by age. Of
+    /// the public ones, the namespace's own routes of the Gateway API are first.
     pub fn for_gateway(&self, namespace: &str, gateway: &str) -> Vec<Arc<RoutedService>> {
         let key = (namespace.to_owned(), gateway.to_owned());
         let private = self.private.get(&key).into_iter().flatten();
         let exported = self.exported.get(&key).into_iter().flatten();
         let public = self.public.get(gateway).into_iter().flatten();
-        private.chain(exported).chain(public).cloned().collect()
+        let consumes = |service: &&Arc<RoutedService>| {
+            service.semantics == RouteSemantics::Gateway && service.config.namespace() == namespace
+        };
+        let (own, others): (Vec<_>, Vec<_>) = public.partition(consumes);
+        private.chain(exported).chain(own).chain(others).cloned().collect()
     }
 }
 
@@ -122,8 +162,9 @@ fn resolved(config: &Config<VirtualService>) -> RoutedService {
         route.route.iter_mut().for_each(|r| resolve_destination(&mut r.destination, namespace));
     }
     let http_rules = (0..spec.http.len()).map(|i| format!("http[{i}]")).collect();
+    let semantics = RouteSemantics::of(config);
     let config = Config { spec, ..config.clone() };
-    RoutedService { config, http_rules }
+    RoutedService { config, http_rules, semantics }
 }
 
 fn resolve_http(route: &mut HttpRoute, namespace: &str) {

@@ -7,7 +7,7 @@ use amime_api::networking::{
     HttpRoute, HttpRouteDestination,
 };
 use amime_core::Protocol;
-use amime_model::{RoutedService, Service, selects};
+use amime_model::{RouteSemantics, RoutedService, Service, selects};
 use base64::Engine;
 use envoy_types::pb::envoy::config::core::v3::DataSource;
 use envoy_types::pb::envoy::config::route::v3::redirect_action::{
@@ -15,12 +15,13 @@ use envoy_types::pb::envoy::config::route::v3::redirect_action::{
 };
 use envoy_types::pb::envoy::config::route::v3::route::Action;
 use envoy_types::pb::envoy::config::route::v3::route_action::{
-    ClusterSpecifier, HostRewriteSpecifier, MaxStreamDuration,
+    ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier, MaxStreamDuration,
 };
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::{ClusterWeight, cluster_weight};
 use envoy_types::pb::envoy::config::route::v3::{
-    Decorator, DirectResponseAction, RedirectAction, Route, RouteAction, WeightedCluster,
+    Decorator, DirectResponseAction, RedirectAction, Route, RouteAction, RouteMatch,
+    WeightedCluster,
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use envoy_types::pb::google::protobuf::{Any, Duration};
@@ -97,6 +98,21 @@ pub(crate) fn destination_cluster(
     outbound_cluster(port, &destination.subset, &hostname)
 }
 
+/// Takes the matched prefix away; the slash stays where nothing else does.
+fn without_prefix(matched: Option<&RouteMatch>) -> RegexMatchAndSubstitute {
+    let prefix = match matched.and_then(|matched| matched.path_specifier.as_ref()) {
+        Some(PathSpecifier::PathSeparatedPrefix(prefix)) => prefix.as_str(),
+        _ => "",
+    };
+    let special = |c: char| !c.is_ascii_alphanumeric() && c.is_ascii() && c != '/' && c != '_';
+    let escape = |c: char| if special(c) { format!("\\{c}") } else { c.to_string() };
+    let quoted: String = prefix.chars().map(escape).collect();
+    RegexMatchAndSubstitute {
+        pattern: Some(regex(&format!("^{quoted}(/?)(.*)"))),
+        substitution: "/\\2".to_owned(),
+    }
+}
+
 struct Builder<'b, 'c> {
     context: &'b Context<'c>,
     rule: &'b RoutedService,
@@ -114,7 +130,10 @@ impl Builder<'_, '_> {
         let changes = HeaderChanges::new(self.http.headers.as_ref());
         let mut route = Route {
             name: self.route_name(condition),
-            r#match: Some(route_match(condition)),
+            r#match: Some(route_match(
+                condition,
+                self.rule.semantics != RouteSemantics::VirtualService,
+            )),
             metadata: origin(
                 config_path(OriginKind::VirtualService, &self.rule.config.name),
                 Some(self.rule_name),
@@ -174,6 +193,11 @@ impl Builder<'_, '_> {
     fn forward(&self, route: &mut Route, authority: Option<String>) -> RouteAction {
         let mut action = RouteAction::default();
         set_timeout(&mut action, self.http.timeout.map(|timeout| duration(timeout.std())));
+        let gateway_api = self.rule.semantics == RouteSemantics::Gateway;
+        if gateway_api {
+            action.cluster_not_found_response_code =
+                ClusterNotFoundResponseCode::InternalServerError.into();
+        }
         let mut authority = authority;
         if let Some(rewrite) = &self.http.rewrite {
             if let Some(pattern) = &rewrite.uri_regex_rewrite {
@@ -181,6 +205,8 @@ impl Builder<'_, '_> {
                     pattern: Some(regex(&pattern.r#match)),
                     substitution: pattern.rewrite.clone(),
                 });
+            } else if gateway_api && rewrite.uri == "/" {
+                action.regex_rewrite = Some(without_prefix(route.r#match.as_ref()));
             } else if !rewrite.uri.is_empty() {
                 action.prefix_rewrite.clone_from(&rewrite.uri);
             }

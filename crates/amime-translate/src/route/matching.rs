@@ -27,7 +27,9 @@ pub(crate) fn everything() -> RouteMatch {
 }
 
 /// The match for one condition; without one, everything.
-pub(crate) fn route_match(condition: Option<&HttpMatchRequest>) -> RouteMatch {
+///
+/// `by_segment` says that prefixes take whole path segments only.
+pub(crate) fn route_match(condition: Option<&HttpMatchRequest>, by_segment: bool) -> RouteMatch {
     let mut out = everything();
     let Some(condition) = condition else { return out };
     add_headers(&mut out, &condition.headers, false);
@@ -36,6 +38,10 @@ pub(crate) fn route_match(condition: Option<&HttpMatchRequest>) -> RouteMatch {
     match &condition.uri {
         Some(StringMatch::Exact(path)) => {
             out.path_specifier = Some(PathSpecifier::Path(path.clone()));
+        }
+        Some(StringMatch::Prefix(path)) if by_segment && path != "/" => {
+            let path = path.strip_suffix('/').unwrap_or(path).to_owned();
+            out.path_specifier = Some(PathSpecifier::PathSeparatedPrefix(path));
         }
         Some(StringMatch::Prefix(path)) => {
             out.path_specifier = Some(PathSpecifier::Prefix(path.clone()));
@@ -179,13 +185,13 @@ mod tests {
 
     #[test]
     fn conditions_make_a_match_partial() {
-        assert!(is_catch_all(&route_match(None)));
-        assert!(is_catch_all(&route_match(Some(&HttpMatchRequest::default()))));
+        assert!(is_catch_all(&route_match(None, false)));
+        assert!(is_catch_all(&route_match(Some(&HttpMatchRequest::default()), false)));
         let header = HttpMatchRequest {
             headers: [("x".to_owned(), StringMatch::Present)].into(),
             ..Default::default()
         };
-        assert!(!is_catch_all(&route_match(Some(&header))));
+        assert!(!is_catch_all(&route_match(Some(&header), false)));
     }
 
     #[test]
@@ -198,7 +204,7 @@ mod tests {
             .into(),
             ..Default::default()
         };
-        let headers = route_match(Some(&condition)).headers;
+        let headers = route_match(Some(&condition), false).headers;
         assert!(headers.iter().all(|header| header.invert_match));
         let missing: Vec<bool> = headers.iter().map(|h| h.treat_missing_header_as_empty).collect();
         assert_eq!(missing, [true, false]);

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use amime_api::networking::Destination;
 use amime_core::{Hostname, Protocol};
-use amime_model::{EgressListener, MESH_GATEWAY, Port, Resolution, RoutedService, Service};
+use amime_model::{
+    EgressListener, MESH_GATEWAY, Port, Resolution, RouteSemantics, RoutedService, Service,
+};
 use envoy_types::pb::envoy::config::route::v3::route::Action;
 use envoy_types::pb::envoy::config::route::v3::{DirectResponseAction, Route, VirtualHost};
 
@@ -188,6 +190,16 @@ impl<'b, 'c> HostBuilder<'b, 'c> {
             return Vec::new();
         }
         let (hosts, services) = self.split_hosts(rule);
+        if rule.semantics == RouteSemantics::Gateway {
+            // A producer's rule is about its own services, a consumer's about
+            // its own clients; nobody routes others' traffic to others.
+            let owner = rule.config.namespace();
+            let is_owner = |service: &Arc<Service>| service.namespace == owner;
+            let consumes = self.context.proxy.namespace == owner && !services.is_empty();
+            if !consumes && !services.iter().any(is_owner) {
+                return Vec::new();
+            }
+        }
         let mut by_port: BTreeMap<u32, Vec<Arc<Service>>> = BTreeMap::new();
         for service in services {
             for port in &service.ports {
@@ -222,6 +234,10 @@ impl<'b, 'c> HostBuilder<'b, 'c> {
             }
         }
         for host in wildcards {
+            if rule.semantics == RouteSemantics::Gateway {
+                others.push(host.as_str().to_owned());
+                continue;
+            }
             let mut covers_any = false;
             for service in self.services.values().filter(|s| s.hostname.matches(&host)) {
                 covers_any = true;
