@@ -2,8 +2,9 @@
 //!
 //! Owns socket options of intercepted connections ([`socket`]), namespaces
 //! and the processes in them ([`namespace`]), links, addresses and routes
-//! ([`link`]), and packet-filter rules ([`nft`]), the last two over netlink,
-//! so that no `ip`, `nft` or `iptables` binary has to be installed.
+//! ([`link`]), packet-filter rules ([`nft`]), the last two over netlink, so that
+//! no `ip`, `nft` or `iptables` binary has to be installed; and the process's
+//! own code pages ([`memory`]).
 //! What the rules and namespaces are *for* is decided by the callers.
 //!
 //! ```
@@ -26,6 +27,7 @@
 #![allow(unsafe_code)]
 
 pub mod link;
+pub mod memory;
 pub mod namespace;
 mod netlink;
 pub mod nft;
