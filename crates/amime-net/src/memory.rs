@@ -10,19 +10,15 @@ use std::time::Duration;
 const SETTLED: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
 
 /// Calls [`release_code_pages`] from a thread of its own, twice in the first
-/// ten seconds. A failure is logged: it costs memory, not function.
+/// ten seconds. A failure is ignored: it costs memory, not function.
 pub fn release_once_settled() {
     let work = || {
         for pause in SETTLED {
             thread::sleep(pause);
-            if let Err(error) = release_code_pages() {
-                tracing::debug!(%error, "code pages of the start stay resident");
-            }
+            let _ = release_code_pages();
         }
     };
-    if let Err(error) = thread::Builder::new().name("settle".into()).spawn(work) {
-        tracing::debug!(%error, "code pages of the start stay resident");
-    }
+    let _ = thread::Builder::new().name("settle".into()).spawn(work);
 }
 
 /// Unmaps the program's code pages that are resident now; those still in use
