@@ -1,23 +1,19 @@
-//! The data plane: sidecar and gateway proxy with its agent.
+//! The proxy as a program: sidecar, gateway or run from a bootstrap file.
 //!
-//! Interprets xDS; it has no idea of a VirtualService. The data path
-//! (`listener`, `http`, `tcp`, `tls`, `upstream`) runs on worker threads;
-//! agent duties (`agent`, `admin`, `dns`) run beside them on one small runtime.
+//! Owns what runs beside the data path on one small runtime: the control
+//! plane's stream and the workload's certificate (`agent`), admin, health and
+//! metrics ports (`admin`), DNS (`dns`) and Envoy's command line
+//! (`bootstrap`). Traffic is `amime-engine`'s business, metrics and access
+//! logs are `amime-telemetry`'s.
+//!
+//! Invariant: it reads xDS and has no idea of a VirtualService; with the
+//! control plane away, the last good configuration goes on serving.
 
-pub mod admin;
-pub mod agent;
-pub mod bootstrap;
-mod config;
-pub mod dns;
-mod http;
+mod admin;
+mod agent;
+mod bootstrap;
+mod dns;
 mod json;
-mod listener;
 mod run;
-pub mod runtime;
-mod tcp;
-pub mod telemetry;
-pub mod tls;
-mod upstream;
-mod worker;
 
 pub use run::{ProxyArgs, RunError, run};

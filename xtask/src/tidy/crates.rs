@@ -28,6 +28,7 @@ const CRATES: &[Crate] = &[
     Crate { name: "amime-model", layer: 2, may_use: &["amime-core", "amime-api"] },
     Crate { name: "amime-xds", layer: 2, may_use: &["amime-core"] },
     Crate { name: "amime-ca", layer: 2, may_use: &["amime-core", "amime-identity"] },
+    Crate { name: "amime-telemetry", layer: 2, may_use: &["amime-core"] },
     Crate {
         name: "amime-analysis",
         layer: 3,
@@ -37,6 +38,11 @@ const CRATES: &[Crate] = &[
         name: "amime-translate",
         layer: 3,
         may_use: &["amime-core", "amime-api", "amime-model", "amime-xds"],
+    },
+    Crate {
+        name: "amime-engine",
+        layer: 3,
+        may_use: &["amime-core", "amime-net", "amime-identity", "amime-xds", "amime-telemetry"],
     },
     Crate { name: "amime-inject", layer: 3, may_use: &["amime-core", "amime-api", "amime-model"] },
     Crate {
@@ -54,12 +60,19 @@ const CRATES: &[Crate] = &[
             "amime-inject",
         ],
     },
-    // What a proxy does is decided in amime-translate: the proxy reads xDS and
-    // must not see the model behind it.
+    // What a proxy does is decided in amime-translate: the three crates of the
+    // proxy read xDS and must not see the model behind it.
     Crate {
         name: "amime-proxy",
         layer: 4,
-        may_use: &["amime-core", "amime-net", "amime-identity", "amime-api", "amime-xds"],
+        may_use: &[
+            "amime-core",
+            "amime-net",
+            "amime-identity",
+            "amime-xds",
+            "amime-telemetry",
+            "amime-engine",
+        ],
     },
     Crate { name: "amime-console", layer: 4, may_use: &["amime-core", "amime-api"] },
     Crate {
@@ -267,9 +280,29 @@ mod tests {
     fn arrows_up_and_arrows_not_listed_are_refused() {
         let normal = DependencyKind::Normal;
         assert!(judged("amime-model", "amime-control", normal).is_some());
-        assert!(judged("amime-proxy", "amime-model", normal).is_some());
+        for part in ["amime-proxy", "amime-engine", "amime-telemetry"] {
+            assert!(judged(part, "amime-model", normal).is_some());
+            assert!(judged(part, "amime-api", normal).is_some());
+        }
         assert!(judged("amime-control", "amime-proxy", normal).is_some());
         assert_eq!(judged("amime-control", "amime-proxy", DependencyKind::Development), None);
+    }
+
+    #[test]
+    fn control_plane_and_proxy_share_protocol_identity_and_core_only() {
+        fn reach(from: &'static str) -> Vec<&'static str> {
+            let row = CRATES.iter().find(|c| c.name == from).expect("in the table");
+            let mut reached = vec![from];
+            reached.extend(row.may_use.iter().flat_map(|to| reach(to)));
+            reached
+        }
+        let control = reach("amime-control");
+        let mut shared = reach("amime-proxy");
+        assert!(shared.contains(&"amime-engine") && shared.contains(&"amime-telemetry"));
+        shared.retain(|name| control.contains(name));
+        shared.sort_unstable();
+        shared.dedup();
+        assert_eq!(shared, ["amime-core", "amime-identity", "amime-xds"]);
     }
 
     #[test]

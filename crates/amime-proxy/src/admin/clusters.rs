@@ -2,9 +2,8 @@
 
 use std::fmt::Write;
 
+use amime_engine::runtime::{ClusterDump, EndpointDump, RuntimeDump};
 use serde_json::{Value, json};
-
-use crate::runtime::{ClusterDump, EndpointDump, RuntimeDump};
 
 /// Envoy's text form.
 pub(super) fn text(dump: &RuntimeDump) -> String {

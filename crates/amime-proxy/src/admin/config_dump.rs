@@ -5,6 +5,7 @@
 use std::time::SystemTime;
 
 use ::http::StatusCode;
+use amime_engine::runtime::{ResourceDump, RuntimeDump};
 use amime_xds::TypeUrl;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
@@ -22,7 +23,6 @@ use super::http::{Answer, Query, json as json_answer, text};
 use super::redact::redact;
 use crate::agent::{CERTIFICATE, ROOTS};
 use crate::json::Work;
-use crate::runtime::{ResourceDump, RuntimeDump};
 
 const ADMIN: &str = "type.googleapis.com/envoy.admin.v3.";
 

@@ -3,9 +3,8 @@
 use std::fmt::Write;
 use std::net::SocketAddr;
 
+use amime_engine::runtime::RuntimeDump;
 use serde_json::{Value, json};
-
-use crate::runtime::RuntimeDump;
 
 /// Envoy's text form.
 pub(super) fn text(dump: &RuntimeDump) -> String {

@@ -107,8 +107,8 @@ mod tests {
 
     #[test]
     fn one_target_or_all_can_be_changed() {
-        let one = change("info", &[("amime_proxy::http", "debug")]);
-        assert_eq!(one.as_deref(), Ok("info,amime_proxy::http=debug"));
+        let one = change("info", &[("amime_engine::http", "debug")]);
+        assert_eq!(one.as_deref(), Ok("info,amime_engine::http=debug"));
         let paths = change("info,a=warn", &[("paths", "a:trace,b::c:critical")]);
         assert_eq!(paths.as_deref(), Ok("info,a=trace,b::c=error"));
         assert_eq!(change("info,a=warn", &[("level", "warning")]).as_deref(), Ok("warn"));

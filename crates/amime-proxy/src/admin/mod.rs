@@ -28,15 +28,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use amime_core::log::LogHandle;
+use amime_engine::runtime::Runtime;
+use amime_telemetry::Telemetry;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use tokio::sync::watch;
 
 use crate::agent::{AppMetrics, Identity, Readiness};
 use crate::json::Converter;
-use crate::runtime::Runtime;
-use crate::telemetry::Telemetry;
 
-pub use self::http::AdminError;
+pub(crate) use self::http::AdminError;
 pub(crate) use self::http::Server;
 pub(crate) use logging::level as log_level;
 pub(crate) use server_info::CommandLine;

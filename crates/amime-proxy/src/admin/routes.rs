@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use ::http::{Method, StatusCode};
+use amime_telemetry::StatsFilter;
 use regex::RegexBuilder;
 use serde_json::json;
 
 use super::http::{Answer, Query, answer as respond, json, not_found, post_only, text};
 use super::{Context, Wish, certs, clusters, config_dump, listeners, logging, server_info};
-use crate::telemetry::StatsFilter;
 
 /// Largest compiled size of a filter's expression, bytes.
 const MAX_REGEX: usize = 256 * 1024;

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use ::http::{Method, StatusCode};
+use amime_telemetry::StatsFilter;
 
 use super::http::{Answer, Query, answer as respond, not_found, post_only, text};
 use super::scrape::scrape;
 use super::{Context, Wish, routes, server_info};
-use crate::telemetry::StatsFilter;
 
 /// Answers on 15020.
 pub(super) async fn answer(context: Arc<Context>, query: Query) -> Answer {

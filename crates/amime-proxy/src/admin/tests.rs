@@ -1,6 +1,11 @@
+//! What operators read from the admin ports, without sockets.
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use amime_engine::runtime::{ClusterDump, EndpointDump, ListenerDump, RuntimeDump, RuntimeOptions};
+use amime_engine::tls::NoSecrets;
+use amime_telemetry::TelemetryOptions;
 use amime_xds::client::Update;
 use amime_xds::{Resource, TypeUrl};
 use bytes::Bytes;
@@ -14,9 +19,6 @@ use ::http::{Method, StatusCode};
 
 use super::http::{Answer, Query};
 use super::*;
-use crate::runtime::{ClusterDump, EndpointDump, ListenerDump, RuntimeDump, RuntimeOptions};
-use crate::telemetry::TelemetryOptions;
-use crate::tls::NoSecrets;
 
 fn context() -> Arc<Context> {
     let telemetry = Telemetry::new(TelemetryOptions::default());

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 /// What the proxy stands in front of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProxyKind {
+pub(crate) enum ProxyKind {
     /// One workload.
     Sidecar,
     /// A gateway.
@@ -20,7 +20,7 @@ pub enum ProxyKind {
 
 impl ProxyKind {
     /// The type in node ids.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Sidecar => "sidecar",
             Self::Router => "router",
@@ -30,7 +30,7 @@ impl ProxyKind {
 
 /// `host:port` of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostPort {
+pub(crate) struct HostPort {
     /// DNS name or IP address.
     pub host: String,
     /// Port.
@@ -39,7 +39,7 @@ pub struct HostPort {
 
 impl HostPort {
     /// Reads `host:port` or `[v6]:port`.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let valid = !host.is_empty();
@@ -59,7 +59,7 @@ impl fmt::Display for HostPort {
 
 /// Ports of the agent's own servers; 0 takes a free one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AgentPorts {
+pub(crate) struct AgentPorts {
     /// Admin, loopback only. Default 15000.
     pub admin: u16,
     /// Merged metrics, health, drain. Default 15020.
@@ -80,7 +80,7 @@ impl Default for AgentPorts {
 
 /// Where the application's own metrics are.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AppMetrics {
+pub(crate) struct AppMetrics {
     /// Port on the workload's loopback.
     pub port: u16,
     /// Path, default `/metrics`.
@@ -89,7 +89,7 @@ pub struct AppMetrics {
 
 /// Settings of the agent.
 #[derive(Clone, Debug)]
-pub struct AgentConfig {
+pub(crate) struct AgentConfig {
     /// Sidecar or gateway.
     pub kind: ProxyKind,
     /// `POD_NAME`.
@@ -192,7 +192,7 @@ impl AgentConfig {
     ///
     /// # Errors
     /// Names every variable that is missing or malformed.
-    pub fn from_env(
+    pub(crate) fn from_env(
         kind: ProxyKind,
         vars: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, EnvError> {
@@ -241,7 +241,7 @@ impl AgentConfig {
     }
 
     /// The identity this workload asks for.
-    pub fn spiffe_id(&self) -> SpiffeId {
+    pub(crate) fn spiffe_id(&self) -> SpiffeId {
         SpiffeId::new(&self.trust_domain, &self.namespace, &self.service_account)
     }
 

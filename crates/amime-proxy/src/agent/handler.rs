@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use amime_engine::runtime::Runtime;
+use amime_telemetry::Telemetry;
 use amime_xds::client::{Handler, Rejection, Subscription, Update};
 use amime_xds::istio::nds::NameTable;
 use amime_xds::{Resource, TypeUrl};
@@ -10,8 +12,6 @@ use tokio::sync::Notify;
 
 use super::ready::Readiness;
 use crate::dns::DnsProxy;
-use crate::runtime::Runtime;
-use crate::telemetry::Telemetry;
 
 /// Applies updates of one discovery stream.
 pub(crate) struct DiscoveryHandler {

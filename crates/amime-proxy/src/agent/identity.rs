@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use amime_core::SpiffeId;
+use amime_engine::tls::SecretSource;
 use amime_identity::{
     CertError, CertificateDetails, KeyError, LiveBundle, LiveCert, TrustBundle, WorkloadCert,
     new_key_and_csr,
@@ -16,7 +17,6 @@ use tokio::sync::watch;
 
 use super::channel::{DialError, Dialer};
 use super::handover::Handover;
-use crate::tls::SecretSource;
 
 /// SDS name of the workload's certificate.
 pub(crate) const CERTIFICATE: &str = "default";

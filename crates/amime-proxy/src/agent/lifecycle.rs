@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use amime_core::log::LogHandle;
+use amime_engine::runtime::{Runtime, RuntimeOptions};
+use amime_telemetry::{Telemetry, TelemetryOptions};
 use amime_xds::Resource;
 use amime_xds::client::{AdsClient, ClientConfig, Connection, Handler, Update};
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
@@ -28,8 +30,6 @@ use crate::admin::{
 use crate::bootstrap::BootstrapError;
 use crate::dns::{DnsError, DnsOptions, DnsProxy, Upstreams};
 use crate::json::Converter;
-use crate::runtime::{Runtime, RuntimeOptions};
-use crate::telemetry::{Telemetry, TelemetryOptions};
 
 /// Shortest time between two writes of the last good configuration.
 const SAVE_EVERY: Duration = Duration::from_secs(2);

@@ -17,8 +17,8 @@ mod lifecycle;
 mod node;
 mod ready;
 
-pub use env::{AgentConfig, AgentPorts, AppMetrics, EnvError, HostPort, ProxyKind};
-pub use lifecycle::AgentError;
+pub(crate) use env::{AgentConfig, AppMetrics, HostPort, ProxyKind};
+pub(crate) use lifecycle::AgentError;
 
 pub(crate) use channel::Dialer;
 pub(crate) use handler::DiscoveryHandler;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use amime_telemetry::PeerMetadata;
 use envoy_types::pb::envoy::config::core::v3::{
     BuildVersion, Extension, Locality, Node, node::UserAgentVersionType,
 };
@@ -10,7 +11,6 @@ use envoy_types::pb::google::protobuf::{ListValue, Struct, Value, value::Kind};
 use serde_json::{Value as Json, json};
 
 use super::env::{AgentConfig, ProxyKind};
-use crate::telemetry::PeerMetadata;
 
 /// Istio's version whose configuration we understand: control planes choose
 /// what they send by it.

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use amime_core::log::LogHandle;
+use amime_engine::runtime::{Runtime, RuntimeOptions};
+use amime_engine::tls::NoSecrets;
+use amime_telemetry::{Telemetry, TelemetryOptions};
 use amime_xds::client::{AdsClient, ClientConfig, Handler};
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use tokio::sync::{Notify, watch};
@@ -14,9 +17,6 @@ use super::{BootstrapError, admin_address, ads, static_resources, unsupported};
 use crate::admin::{CommandLine, Context, Wish, serve_admin};
 use crate::agent::{AgentError, DiscoveryHandler, Readiness, server_info_node, until_end};
 use crate::json::Converter;
-use crate::runtime::{Runtime, RuntimeOptions};
-use crate::telemetry::{Telemetry, TelemetryOptions};
-use crate::tls::NoSecrets;
 
 /// What the command line says.
 #[derive(Debug)]

@@ -17,4 +17,4 @@ mod table;
 pub(crate) use forward::Upstreams;
 pub(crate) use resolve::resolve;
 
-pub use server::{DnsError, DnsOptions, DnsProxy};
+pub(crate) use server::{DnsError, DnsOptions, DnsProxy};

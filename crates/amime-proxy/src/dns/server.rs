@@ -29,7 +29,7 @@ const MAX_UDP_QUERY: usize = 4096;
 
 /// Settings of [`DnsProxy`].
 #[derive(Clone, Debug)]
-pub struct DnsOptions {
+pub(crate) struct DnsOptions {
     /// Where to listen, UDP and TCP. Port 0 takes a free one.
     pub listen: SocketAddr,
     /// Namespace of the workload, for short names.
@@ -60,10 +60,10 @@ pub enum DnsError {
 
 /// The running proxy; dropping it stops it.
 #[derive(Debug)]
-pub struct DnsProxy {
+pub(crate) struct DnsProxy {
     shared: Arc<Shared>,
     address: SocketAddr,
-    tasks: JoinSet<()>,
+    _tasks: JoinSet<()>,
 }
 
 #[derive(Debug)]
@@ -79,7 +79,7 @@ impl DnsProxy {
     ///
     /// # Errors
     /// When the address is taken.
-    pub async fn start(options: DnsOptions) -> Result<Self, DnsError> {
+    pub(crate) async fn start(options: DnsOptions) -> Result<Self, DnsError> {
         let bind = |source| DnsError::Bind { address: options.listen, source };
         let udp = UdpSocket::bind(options.listen).await.map_err(bind)?;
         let address = udp.local_addr().map_err(bind)?;
@@ -97,29 +97,25 @@ impl DnsProxy {
         let mut tasks = JoinSet::new();
         tasks.spawn(serve_udp(Arc::new(udp), shared.clone()));
         tasks.spawn(serve_tcp(tcp, shared.clone()));
-        Ok(Self { shared, address, tasks })
+        Ok(Self { shared, address, _tasks: tasks })
     }
 
     /// The address bound.
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Puts a table in force.
-    pub fn set_table(&self, table: &NameTable) {
+    pub(crate) fn set_table(&self, table: &NameTable) {
         let table = LookupTable::build(table, &self.shared.scope);
         tracing::debug!(names = table.len(), "name table in force");
         self.shared.table.store(Some(Arc::new(table)));
     }
 
-    /// Whether a table has arrived.
-    pub fn is_synced(&self) -> bool {
+    /// Whether a table has arrived; the agent knows it from its stream.
+    #[cfg(test)]
+    pub(crate) fn is_synced(&self) -> bool {
         self.shared.table.load().is_some()
-    }
-
-    /// Stops serving.
-    pub fn stop(&mut self) {
-        self.tasks.abort_all();
     }
 }
 

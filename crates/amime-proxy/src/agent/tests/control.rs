@@ -43,7 +43,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::names;
-use crate::agent::{AgentConfig, AgentPorts, HostPort, ProxyKind};
+use crate::agent::env::AgentPorts;
+use crate::agent::{AgentConfig, HostPort, ProxyKind};
 
 type Contents = BTreeMap<(TypeUrl, String), Resource>;
 type Responses<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send>>;

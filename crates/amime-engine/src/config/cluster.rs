@@ -1,0 +1,501 @@
+//! Clusters: discovery, load balancing, protocol, limits, transports.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use amime_telemetry::{ClusterInfo, ServiceIdentity};
+use envoy_types::pb::envoy::config::cluster::v3 as pb;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http_options;
+use envoy_types::pb::google::protobuf as wkt;
+
+use super::Compiler;
+use super::endpoint::metadata_contains;
+use super::faults::Faults;
+use super::h2::H2Settings;
+use super::names::ClusterId;
+use super::tls::{UpstreamTransport, upstream_transport};
+use super::values::{self, HostAddress, unpack};
+
+/// A compiled `Cluster`.
+#[derive(Debug)]
+pub(crate) struct ClusterConfig {
+    pub(crate) id: ClusterId,
+    pub(crate) name: Arc<str>,
+    pub(crate) info: ClusterInfo,
+    pub(crate) discovery: Discovery,
+    pub(crate) lb: LbPolicy,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) http: HttpUpstream,
+    /// Limits of default and of high priority.
+    pub(crate) limits: [Limits; 2],
+    pub(crate) outlier: Option<Outlier>,
+    /// Source address of connections.
+    pub(crate) bind: Option<SocketAddr>,
+    pub(crate) keepalive: Option<Keepalive>,
+    /// Percent of endpoints that must be healthy for health to be heeded.
+    pub(crate) panic_percent: u32,
+    pub(crate) locality_weighted: bool,
+    transports: Vec<TransportChoice>,
+}
+
+/// Where endpoints come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Discovery {
+    Static,
+    /// By EDS under this name.
+    Eds(String),
+    /// All addresses of each name are endpoints.
+    StrictDns {
+        refresh: Duration,
+        family: Family,
+    },
+    /// The first address of the name is the endpoint.
+    LogicalDns {
+        refresh: Duration,
+        family: Family,
+    },
+    /// The address that the client dialed, or that a header names.
+    OriginalDst {
+        header: Option<http::HeaderName>,
+        port: Option<u16>,
+    },
+}
+
+/// Address families wanted of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+    Both,
+}
+
+/// How an endpoint is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LbPolicy {
+    RoundRobin,
+    LeastRequest { choices: u32 },
+    Random,
+    RingHash { min: u64, max: u64 },
+    Maglev { size: u64 },
+}
+
+/// HTTP towards the cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct HttpUpstream {
+    pub(crate) protocol: UpstreamProtocol,
+    /// `None`: connections may idle for ever.
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) max_requests_per_connection: Option<u32>,
+    pub(crate) h2: H2Settings,
+    /// Ask for the request's host in TLS when the context names none.
+    pub(crate) auto_sni: bool,
+    pub(crate) preserve_header_case: bool,
+    pub(crate) max_headers: usize,
+}
+
+/// Which HTTP version is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum UpstreamProtocol {
+    Http1,
+    Http2,
+    /// The client's.
+    Downstream,
+    /// By ALPN.
+    Auto,
+}
+
+/// Circuit breaker thresholds; `u32::MAX` costs no counting.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) connections: u32,
+    pub(crate) pending: u32,
+    pub(crate) requests: u32,
+    pub(crate) retries: u32,
+    pub(crate) retry_budget: Option<RetryBudget>,
+}
+
+/// Retries allowed as a share of requests in flight.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RetryBudget {
+    pub(crate) percent: f64,
+    pub(crate) min: u32,
+}
+
+/// Passive health checking.
+#[derive(Clone, Debug)]
+pub(crate) struct Outlier {
+    pub(crate) consecutive_5xx: u32,
+    pub(crate) consecutive_gateway: u32,
+    pub(crate) consecutive_local: Option<u32>,
+    pub(crate) base_ejection: Duration,
+    pub(crate) max_ejection: Duration,
+    pub(crate) max_ejection_percent: u32,
+}
+
+/// TCP keep-alive probes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keepalive {
+    pub(crate) time: Option<Duration>,
+    pub(crate) interval: Option<Duration>,
+    pub(crate) probes: Option<u32>,
+}
+
+#[derive(Debug)]
+struct TransportChoice {
+    criteria: wkt::Struct,
+    transport: UpstreamTransport,
+}
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+const DNS_REFRESH: Duration = Duration::from_secs(5);
+/// Envoy's default thresholds.
+const DEFAULT_LIMITS: Limits =
+    Limits { connections: 1024, pending: 1024, requests: 1024, retries: 3, retry_budget: None };
+
+impl ClusterConfig {
+    pub(crate) fn compile(value: &pb::Cluster, compiler: &mut Compiler<'_>) -> Option<Self> {
+        let transports = transports(value, compiler);
+        let id = compiler.names.cluster(&value.name);
+        let faults = &mut compiler.faults;
+        faults.ignore_if(!value.health_checks.is_empty(), "health_checks");
+        faults.reject_if(value.lb_subset_config.is_some(), "lb_subset_config");
+        faults.ignore_if(!value.filters.is_empty(), "filters");
+        faults.reject_if(value.transport_socket_matcher.is_some(), "transport_socket_matcher");
+        let metadata = value.metadata.as_ref();
+        let name: Arc<str> = value.name.as_str().into();
+        let common_lb = value.common_lb_config.as_ref();
+        Some(Self {
+            id,
+            info: ClusterInfo { name: name.clone(), service: service_of(metadata) },
+            name,
+            discovery: discovery(value, faults)?,
+            lb: lb_policy(value, faults)?,
+            connect_timeout: value
+                .connect_timeout
+                .as_ref()
+                .map_or(CONNECT_TIMEOUT, values::duration),
+            http: HttpUpstream::compile(value, faults)?,
+            limits: limits(value.circuit_breakers.as_ref()),
+            outlier: value.outlier_detection.as_ref().map(Outlier::compile),
+            bind: bind(value.upstream_bind_config.as_ref(), faults),
+            keepalive: keepalive(
+                value.upstream_connection_options.as_ref().and_then(|o| o.tcp_keepalive.as_ref()),
+            ),
+            panic_percent: common_lb
+                .and_then(|lb| lb.healthy_panic_threshold.as_ref())
+                .map_or(50, |percent| percent.value.clamp(0.0, 100.0) as u32),
+            locality_weighted: matches!(
+                common_lb.and_then(|lb| lb.locality_config_specifier.as_ref()),
+                Some(pb::cluster::common_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(_))
+            ),
+            transports: transports?,
+        })
+    }
+
+    /// The transport for an endpoint with `metadata`, and its index.
+    pub(crate) fn transport_of(
+        &self,
+        metadata: Option<&core::Metadata>,
+    ) -> (usize, UpstreamTransport) {
+        let index = self
+            .transports
+            .iter()
+            .position(|choice| metadata_contains(metadata, &choice.criteria))
+            .expect("the last choice has no criteria");
+        (index, self.transports[index].transport.clone())
+    }
+}
+
+/// The cluster's transports, the default last and without criteria.
+fn transports(value: &pb::Cluster, compiler: &mut Compiler<'_>) -> Option<Vec<TransportChoice>> {
+    let mut choices = Vec::with_capacity(value.transport_socket_matches.len() + 1);
+    let mut whole = true;
+    for (index, choice) in value.transport_socket_matches.iter().enumerate() {
+        compiler.faults.enter(format!("transport_socket_matches[{index}].transport_socket"));
+        match upstream_transport(choice.transport_socket.as_ref(), compiler) {
+            Some(transport) => choices.push(TransportChoice {
+                criteria: choice.r#match.clone().unwrap_or_default(),
+                transport,
+            }),
+            None => whole = false,
+        }
+        compiler.faults.leave();
+    }
+    compiler.faults.enter("transport_socket");
+    let default = upstream_transport(value.transport_socket.as_ref(), compiler);
+    compiler.faults.leave();
+    choices.push(TransportChoice { criteria: wkt::Struct::default(), transport: default? });
+    whole.then_some(choices)
+}
+
+fn service_of(metadata: Option<&core::Metadata>) -> Option<ServiceIdentity> {
+    use wkt::value::Kind;
+    let services = metadata?.filter_metadata.get("istio")?.fields.get("services")?;
+    let Some(Kind::ListValue(list)) = &services.kind else { return None };
+    let Some(Kind::StructValue(first)) = &list.values.first()?.kind else { return None };
+    let text = |key: &str| -> Arc<str> {
+        match first.fields.get(key).and_then(|value| value.kind.as_ref()) {
+            Some(Kind::StringValue(text)) => text.as_str().into(),
+            _ => "".into(),
+        }
+    };
+    Some(ServiceIdentity { host: text("host"), name: text("name"), namespace: text("namespace") })
+}
+
+fn discovery(value: &pb::Cluster, faults: &mut Faults) -> Option<Discovery> {
+    use pb::cluster::{ClusterDiscoveryType, DiscoveryType, DnsLookupFamily};
+    let family = match value.dns_lookup_family() {
+        DnsLookupFamily::V4Only => Family::V4,
+        DnsLookupFamily::V6Only => Family::V6,
+        _ => Family::Both,
+    };
+    let refresh = value.dns_refresh_rate.as_ref().map_or(DNS_REFRESH, values::duration);
+    let refresh = refresh.max(Duration::from_millis(100));
+    let kind = match value.cluster_discovery_type.as_ref() {
+        Some(ClusterDiscoveryType::ClusterType(custom)) => {
+            faults.reject("cluster_type", format!("`{}` is not supported", custom.name));
+            return None;
+        }
+        Some(ClusterDiscoveryType::Type(kind)) => DiscoveryType::try_from(*kind).ok(),
+        None => Some(DiscoveryType::Static),
+    };
+    Some(match kind {
+        Some(DiscoveryType::Static) => Discovery::Static,
+        Some(DiscoveryType::Eds) => {
+            let name = value.eds_cluster_config.as_ref().map_or("", |eds| &eds.service_name);
+            Discovery::Eds(if name.is_empty() { value.name.clone() } else { name.to_owned() })
+        }
+        Some(DiscoveryType::StrictDns) => Discovery::StrictDns { refresh, family },
+        Some(DiscoveryType::LogicalDns) => Discovery::LogicalDns { refresh, family },
+        Some(DiscoveryType::OriginalDst) => original_dst(value),
+        None => {
+            faults.reject("type", "unknown discovery type");
+            return None;
+        }
+    })
+}
+
+fn original_dst(value: &pb::Cluster) -> Discovery {
+    let Some(pb::cluster::LbConfig::OriginalDstLbConfig(config)) = &value.lb_config else {
+        return Discovery::OriginalDst { header: None, port: None };
+    };
+    let header = match (config.use_http_header, config.http_header_name.as_str()) {
+        (false, _) => None,
+        (true, "") => Some(http::HeaderName::from_static("x-envoy-original-dst-host")),
+        (true, name) => name.parse().ok(),
+    };
+    let port = config.upstream_port_override.as_ref();
+    Discovery::OriginalDst { header, port: port.and_then(|port| u16::try_from(port.value).ok()) }
+}
+
+fn lb_policy(value: &pb::Cluster, faults: &mut Faults) -> Option<LbPolicy> {
+    use pb::cluster::{LbConfig, LbPolicy as Policy};
+    faults.ignore_if(value.load_balancing_policy.is_some(), "load_balancing_policy");
+    Some(match value.lb_policy() {
+        Policy::RoundRobin | Policy::ClusterProvided | Policy::LoadBalancingPolicyConfig => {
+            LbPolicy::RoundRobin
+        }
+        Policy::LeastRequest => {
+            let choices = match &value.lb_config {
+                Some(LbConfig::LeastRequestLbConfig(config)) => {
+                    values::u32_or(config.choice_count.as_ref(), 2)
+                }
+                _ => 2,
+            };
+            LbPolicy::LeastRequest { choices: choices.clamp(2, 100) }
+        }
+        Policy::Random => LbPolicy::Random,
+        Policy::RingHash => {
+            let (min, max) = match &value.lb_config {
+                Some(LbConfig::RingHashLbConfig(config)) => (
+                    config.minimum_ring_size.as_ref().map_or(1024, |size| size.value),
+                    config.maximum_ring_size.as_ref().map_or(8 << 20, |size| size.value),
+                ),
+                _ => (1024, 8 << 20),
+            };
+            LbPolicy::RingHash { min: min.min(8 << 20), max: max.min(8 << 20) }
+        }
+        Policy::Maglev => {
+            let size = match &value.lb_config {
+                Some(LbConfig::MaglevLbConfig(config)) => {
+                    config.table_size.as_ref().map_or(65_537, |size| size.value)
+                }
+                _ => 65_537,
+            };
+            if size == 0 || size > 5_000_011 {
+                faults.reject("maglev_lb_config.table_size", "not within 1 to 5000011");
+                return None;
+            }
+            LbPolicy::Maglev { size }
+        }
+    })
+}
+
+fn limits(value: Option<&pb::CircuitBreakers>) -> [Limits; 2] {
+    let mut limits = [DEFAULT_LIMITS; 2];
+    for threshold in value.iter().flat_map(|value| &value.thresholds) {
+        let slot = usize::from(threshold.priority == 1);
+        limits[slot] = Limits {
+            connections: values::u32_or(threshold.max_connections.as_ref(), 1024),
+            pending: values::u32_or(threshold.max_pending_requests.as_ref(), 1024),
+            requests: values::u32_or(threshold.max_requests.as_ref(), 1024),
+            retries: values::u32_or(threshold.max_retries.as_ref(), 3),
+            retry_budget: threshold.retry_budget.as_ref().map(|budget| RetryBudget {
+                percent: budget.budget_percent.as_ref().map_or(20.0, |percent| percent.value),
+                min: values::u32_or(budget.min_retry_concurrency.as_ref(), 3),
+            }),
+        };
+    }
+    limits
+}
+
+impl Outlier {
+    fn compile(value: &pb::OutlierDetection) -> Self {
+        // Enforcing percentages below 100 would need a draw per ejection;
+        // only off and on are told apart.
+        let enforced =
+            |value: Option<&wkt::UInt32Value>, default| values::u32_or(value, default) > 0;
+        let gateway = enforced(value.enforcing_consecutive_gateway_failure.as_ref(), 0);
+        let five = enforced(value.enforcing_consecutive_5xx.as_ref(), 100);
+        let off = u32::MAX;
+        let count = |value, default| match values::u32_or(value, default) {
+            0 => off,
+            count => count,
+        };
+        let base =
+            value.base_ejection_time.as_ref().map_or(Duration::from_secs(30), values::duration);
+        Self {
+            consecutive_5xx: if five { count(value.consecutive_5xx.as_ref(), 5) } else { off },
+            consecutive_gateway: if gateway {
+                count(value.consecutive_gateway_failure.as_ref(), 5)
+            } else {
+                off
+            },
+            consecutive_local: value
+                .split_external_local_origin_errors
+                .then(|| count(value.consecutive_local_origin_failure.as_ref(), 5)),
+            base_ejection: base,
+            max_ejection: value
+                .max_ejection_time
+                .as_ref()
+                .map_or(Duration::from_secs(300), values::duration)
+                .max(base),
+            max_ejection_percent: values::u32_or(value.max_ejection_percent.as_ref(), 10).min(100),
+        }
+    }
+}
+
+fn bind(value: Option<&core::BindConfig>, faults: &mut Faults) -> Option<SocketAddr> {
+    let source = value?.source_address.clone()?;
+    let address = core::Address { address: Some(core::address::Address::SocketAddress(source)) };
+    match values::address(Some(&address), faults)? {
+        HostAddress::Ip(address) => Some(address),
+        HostAddress::Name(..) | HostAddress::Pipe(_) => {
+            faults.reject("upstream_bind_config.source_address", "not an IP address");
+            None
+        }
+    }
+}
+
+pub(super) fn keepalive(value: Option<&core::TcpKeepalive>) -> Option<Keepalive> {
+    let value = value?;
+    let seconds = |value: &wkt::UInt32Value| Duration::from_secs(u64::from(value.value));
+    Some(Keepalive {
+        time: value.keepalive_time.as_ref().map(seconds),
+        interval: value.keepalive_interval.as_ref().map(seconds),
+        probes: value.keepalive_probes.as_ref().map(|probes| probes.value),
+    })
+}
+
+impl HttpUpstream {
+    fn compile(value: &pb::Cluster, faults: &mut Faults) -> Option<Self> {
+        const KEY: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+        if let Some(any) = value.typed_extension_protocol_options.get(KEY) {
+            faults.enter("typed_extension_protocol_options");
+            let compiled =
+                unpack(any, faults).and_then(|options| Self::from_options(&options, faults));
+            faults.leave();
+            return compiled;
+        }
+        // The fields that predate protocol options.
+        let h2 = value.http2_protocol_options.as_ref();
+        let follow = value.protocol_selection
+            == pb::cluster::ClusterProtocolSelection::UseDownstreamProtocol as i32;
+        let protocol = match (h2, follow) {
+            (_, true) => UpstreamProtocol::Downstream,
+            (Some(_), false) => UpstreamProtocol::Http2,
+            (None, false) => UpstreamProtocol::Http1,
+        };
+        let upstream = value.upstream_http_protocol_options.as_ref();
+        let mut http = Self::new(protocol, value.common_http_protocol_options.as_ref(), h2);
+        http.auto_sni = upstream.is_some_and(|upstream| upstream.auto_sni);
+        Some(http)
+    }
+
+    fn new(
+        protocol: UpstreamProtocol,
+        common: Option<&core::HttpProtocolOptions>,
+        h2: Option<&core::Http2ProtocolOptions>,
+    ) -> Self {
+        let idle = common.and_then(|common| common.idle_timeout.as_ref());
+        let requests = common.and_then(|common| common.max_requests_per_connection.as_ref());
+        Self {
+            protocol,
+            idle_timeout: values::timeout(idle, Some(IDLE_TIMEOUT)),
+            max_requests_per_connection: requests.map(|max| max.value).filter(|max| *max > 0),
+            h2: H2Settings::compile(h2),
+            auto_sni: false,
+            preserve_header_case: false,
+            max_headers: values::u32_or(
+                common.and_then(|common| common.max_headers_count.as_ref()),
+                100,
+            ) as usize,
+        }
+    }
+
+    fn from_options(
+        value: &http_options::HttpProtocolOptions,
+        faults: &mut Faults,
+    ) -> Option<Self> {
+        use http_options::http_protocol_options::{
+            UpstreamProtocolOptions as Options, explicit_http_config::ProtocolConfig,
+        };
+        faults.ignore_if(!value.http_filters.is_empty(), "http_filters");
+        let (protocol, h1, h2) = match value.upstream_protocol_options.as_ref() {
+            Some(Options::ExplicitHttpConfig(explicit)) => {
+                match explicit.protocol_config.as_ref() {
+                    Some(ProtocolConfig::HttpProtocolOptions(h1)) => {
+                        (UpstreamProtocol::Http1, Some(h1), None)
+                    }
+                    Some(ProtocolConfig::Http2ProtocolOptions(h2)) => {
+                        (UpstreamProtocol::Http2, None, Some(h2))
+                    }
+                    Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
+                        faults.reject("explicit_http_config", "HTTP/3 is not supported");
+                        return None;
+                    }
+                    None => (UpstreamProtocol::Http1, None, None),
+                }
+            }
+            Some(Options::UseDownstreamProtocolConfig(config)) => (
+                UpstreamProtocol::Downstream,
+                config.http_protocol_options.as_ref(),
+                config.http2_protocol_options.as_ref(),
+            ),
+            Some(Options::AutoConfig(config)) => (
+                UpstreamProtocol::Auto,
+                config.http_protocol_options.as_ref(),
+                config.http2_protocol_options.as_ref(),
+            ),
+            None => (UpstreamProtocol::Http1, None, None),
+        };
+        let mut http = Self::new(protocol, value.common_http_protocol_options.as_ref(), h2);
+        let upstream = value.upstream_http_protocol_options.as_ref();
+        http.auto_sni = upstream.is_some_and(|upstream| upstream.auto_sni);
+        http.preserve_header_case = h1.is_some_and(|h1| h1.header_key_format.is_some());
+        Some(http)
+    }
+}

@@ -1,0 +1,260 @@
+//! Endpoints of a cluster: addresses, weights, localities, health.
+//!
+//! Invariant: an endpoint that survives an update keeps its state (counters,
+//! ejection), so a push resets nothing.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use amime_telemetry::PeerMetadata;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::endpoint::v3 as pb;
+use envoy_types::pb::google::protobuf as wkt;
+
+use super::cluster::ClusterConfig;
+use super::faults::Faults;
+use super::tls::UpstreamTransport;
+use super::values::{self, HostAddress};
+use crate::upstream::EndpointState;
+
+/// An endpoint as configured, its address perhaps still a name.
+#[derive(Clone, Debug)]
+pub(crate) struct EndpointSpec {
+    pub(crate) address: HostAddress,
+    pub(crate) hostname: Arc<str>,
+    pub(crate) weight: u32,
+    pub(crate) healthy: bool,
+    pub(crate) transport: UpstreamTransport,
+    /// Index of the transport among the cluster's: part of a pool's key.
+    pub(crate) transport_index: usize,
+    pub(crate) peer: Option<Arc<PeerMetadata>>,
+}
+
+/// Endpoints of one locality within a priority.
+#[derive(Clone, Debug)]
+pub(crate) struct LocalitySpec {
+    pub(crate) locality: [Arc<str>; 3],
+    pub(crate) weight: u32,
+    pub(crate) endpoints: Vec<EndpointSpec>,
+}
+
+/// A compiled `ClusterLoadAssignment`: localities by priority.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct AssignmentSpec {
+    pub(crate) priorities: Vec<Vec<LocalitySpec>>,
+    /// Percent; 140 by default.
+    pub(crate) overprovisioning: u32,
+}
+
+/// An endpoint that can be connected to.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) address: SocketAddr,
+    pub(crate) hostname: Arc<str>,
+    pub(crate) weight: u32,
+    pub(crate) healthy: bool,
+    pub(crate) transport: UpstreamTransport,
+    pub(crate) transport_index: usize,
+    pub(crate) peer: Option<Arc<PeerMetadata>>,
+    pub(crate) state: Arc<EndpointState>,
+}
+
+/// Endpoints of one locality, all addresses known.
+#[derive(Debug)]
+pub(crate) struct LocalityGroup {
+    pub(crate) locality: [Arc<str>; 3],
+    pub(crate) weight: u32,
+    pub(crate) endpoints: Vec<Arc<Endpoint>>,
+}
+
+/// What load balancing works on.
+#[derive(Debug, Default)]
+pub(crate) struct EndpointSet {
+    pub(crate) priorities: Vec<Vec<LocalityGroup>>,
+    pub(crate) overprovisioning: u32,
+}
+
+/// Addresses that names resolved to.
+pub(crate) type Resolved = HashMap<(String, u16), Vec<SocketAddr>>;
+
+impl AssignmentSpec {
+    pub(crate) fn compile(
+        value: &pb::ClusterLoadAssignment,
+        cluster: &ClusterConfig,
+        faults: &mut Faults,
+    ) -> Self {
+        let policy = value.policy.as_ref();
+        let drops = policy.is_some_and(|policy| !policy.drop_overloads.is_empty());
+        faults.ignore_if(drops, "policy.drop_overloads");
+        let overprovisioning = policy.and_then(|policy| policy.overprovisioning_factor.as_ref());
+        let mut spec = Self {
+            priorities: Vec::new(),
+            overprovisioning: values::u32_or(overprovisioning, 140),
+        };
+        for (index, group) in value.endpoints.iter().enumerate() {
+            faults.enter(format!("endpoints[{index}]"));
+            // Envoy's own bound; an index from a peer must not size a table.
+            if group.priority > 128 {
+                faults.reject("priority", "above 128");
+            } else {
+                let priority = group.priority as usize;
+                if spec.priorities.len() <= priority {
+                    spec.priorities.resize_with(priority + 1, Vec::new);
+                }
+                spec.priorities[priority].push(LocalitySpec::compile(group, cluster, faults));
+            }
+            faults.leave();
+        }
+        spec
+    }
+
+    /// Names that must be resolved first.
+    pub(crate) fn names(&self) -> Vec<(String, u16)> {
+        let mut names = Vec::new();
+        for endpoint in self.priorities.iter().flatten().flat_map(|group| &group.endpoints) {
+            if let HostAddress::Name(name, port) = &endpoint.address {
+                names.push((name.clone(), *port));
+            }
+        }
+        names
+    }
+
+    /// The endpoints with names replaced by `resolved` addresses; states are
+    /// taken over from `previous`.
+    pub(crate) fn resolve(
+        &self,
+        resolved: &Resolved,
+        first_address_only: bool,
+        previous: Option<&EndpointSet>,
+        workers: usize,
+    ) -> EndpointSet {
+        let mut states: HashMap<(SocketAddr, usize), Arc<EndpointState>> = HashMap::new();
+        for endpoint in previous.iter().flat_map(|set| set.endpoints()) {
+            states.insert((endpoint.address, endpoint.transport_index), endpoint.state.clone());
+        }
+        let mut build = |spec: &EndpointSpec, address: SocketAddr| {
+            let key = (address, spec.transport_index);
+            let new = || Arc::new(EndpointState::new(workers));
+            Arc::new(Endpoint {
+                address,
+                hostname: spec.hostname.clone(),
+                weight: spec.weight,
+                healthy: spec.healthy,
+                transport: spec.transport.clone(),
+                transport_index: spec.transport_index,
+                peer: spec.peer.clone(),
+                state: states.entry(key).or_insert_with(new).clone(),
+            })
+        };
+        let mut set =
+            EndpointSet { priorities: Vec::new(), overprovisioning: self.overprovisioning };
+        for groups in &self.priorities {
+            let mut localities = Vec::with_capacity(groups.len());
+            for group in groups {
+                let mut endpoints = Vec::with_capacity(group.endpoints.len());
+                for spec in &group.endpoints {
+                    match &spec.address {
+                        HostAddress::Ip(address) => endpoints.push(build(spec, *address)),
+                        HostAddress::Name(name, port) => {
+                            let found = resolved.get(&(name.clone(), *port));
+                            let take = if first_address_only { 1 } else { usize::MAX };
+                            for address in found.into_iter().flatten().take(take) {
+                                endpoints.push(build(spec, *address));
+                            }
+                        }
+                        HostAddress::Pipe(_) => {}
+                    }
+                }
+                localities.push(LocalityGroup {
+                    locality: group.locality.clone(),
+                    weight: group.weight,
+                    endpoints,
+                });
+            }
+            set.priorities.push(localities);
+        }
+        set
+    }
+}
+
+impl EndpointSet {
+    pub(crate) fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.priorities.iter().flatten().flat_map(|group| &group.endpoints)
+    }
+}
+
+impl LocalitySpec {
+    fn compile(
+        value: &pb::LocalityLbEndpoints,
+        cluster: &ClusterConfig,
+        faults: &mut Faults,
+    ) -> Self {
+        faults.reject_if(value.lb_config.is_some(), "lb_config");
+        let locality = value.locality.clone().unwrap_or_default();
+        let mut endpoints = Vec::with_capacity(value.lb_endpoints.len());
+        for (index, endpoint) in value.lb_endpoints.iter().enumerate() {
+            let compiled = faults.within(format!("lb_endpoints[{index}]"), |faults| {
+                EndpointSpec::compile(endpoint, cluster, faults)
+            });
+            endpoints.extend(compiled);
+        }
+        Self {
+            locality: [
+                locality.region.as_str().into(),
+                locality.zone.as_str().into(),
+                locality.sub_zone.as_str().into(),
+            ],
+            weight: values::u32_or(value.load_balancing_weight.as_ref(), 0),
+            endpoints,
+        }
+    }
+}
+
+impl EndpointSpec {
+    fn compile(
+        value: &pb::LbEndpoint,
+        cluster: &ClusterConfig,
+        faults: &mut Faults,
+    ) -> Option<Self> {
+        let Some(pb::lb_endpoint::HostIdentifier::Endpoint(endpoint)) = &value.host_identifier
+        else {
+            faults.reject("endpoint", "missing");
+            return None;
+        };
+        let address = values::address(endpoint.address.as_ref(), faults)?;
+        if matches!(address, HostAddress::Pipe(_)) {
+            faults.reject("address.pipe", "Unix sockets are not supported upstream");
+            return None;
+        }
+        let hostname = match (&address, endpoint.hostname.as_str()) {
+            (HostAddress::Name(name, _), "") => name.as_str(),
+            (_, name) => name,
+        };
+        let (transport_index, transport) = cluster.transport_of(value.metadata.as_ref());
+        use core::HealthStatus;
+        Some(Self {
+            hostname: hostname.into(),
+            weight: values::u32_or(value.load_balancing_weight.as_ref(), 1).max(1),
+            healthy: matches!(
+                value.health_status(),
+                HealthStatus::Unknown | HealthStatus::Healthy | HealthStatus::Degraded
+            ),
+            transport,
+            transport_index,
+            peer: values::metadata_string(value.metadata.as_ref(), "istio", "workload")
+                .and_then(PeerMetadata::from_endpoint)
+                .map(Arc::new),
+            address,
+        })
+    }
+}
+
+/// True if every entry of `want` is in the endpoint's metadata.
+pub(crate) fn metadata_contains(metadata: Option<&core::Metadata>, want: &wkt::Struct) -> bool {
+    let have =
+        metadata.and_then(|metadata| metadata.filter_metadata.get("envoy.transport_socket_match"));
+    want.fields.iter().all(|(key, value)| {
+        have.and_then(|have| have.fields.get(key)).is_some_and(|have| have == value)
+    })
+}

@@ -1,0 +1,512 @@
+//! HTTP connection managers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use amime_telemetry::{IstioStats, ListenerTelemetry};
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::filters::http::{
+    cors::v3::Cors, fault::v3::HttpFault, rbac::v3::Rbac as PbRbac, router::v3::Router,
+};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use envoy_types::pb::google::protobuf::Any;
+use http::HeaderValue;
+use ipnet::IpNet;
+
+use super::Compiler;
+use super::faults::Faults;
+use super::filters::{Fault, compile_rbac};
+use super::h2::H2Settings;
+use super::names::RouteConfigId;
+use super::rbac::Rbac;
+use super::route::RouteTable;
+use super::values::{self, bool_or, is, type_name, u32_or, unpack};
+
+/// A compiled `HttpConnectionManager`.
+#[derive(Debug)]
+pub(crate) struct HttpConfig {
+    pub(crate) stat_prefix: String,
+    pub(crate) codec: Codec,
+    pub(crate) routes: RouteSource,
+    pub(crate) filters: Vec<HttpFilter>,
+    pub(crate) telemetry: ListenerTelemetry,
+    pub(crate) server_name: HeaderValue,
+    pub(crate) server_header: ServerHeader,
+    pub(crate) remote: RemoteAddress,
+    pub(crate) request_id: RequestId,
+    pub(crate) path: PathNormalization,
+    pub(crate) client_cert: ClientCert,
+    pub(crate) via: Option<HeaderValue>,
+    pub(crate) http1: Http1,
+    pub(crate) h2: H2Settings,
+    pub(crate) max_headers_kb: u32,
+    pub(crate) max_headers: usize,
+    pub(crate) underscores: Underscores,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) max_requests_per_connection: Option<u32>,
+    /// Upgrade types allowed, lower case.
+    pub(crate) upgrades: Vec<String>,
+    pub(crate) strip_port: StripPort,
+    pub(crate) strip_trailing_dot: bool,
+    pub(crate) suppress_envoy_headers: bool,
+    pub(crate) append_forwarded_port: bool,
+    pub(crate) scheme: Option<crate::http::head::Scheme>,
+    /// Exchange workload metadata with peers in headers.
+    pub(crate) exchange_metadata: bool,
+    /// Tell Istio peers the HTTP version by ALPN.
+    pub(crate) istio_alpn: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Codec {
+    Auto,
+    Http1,
+    Http2,
+}
+
+/// Where routes come from.
+#[derive(Debug)]
+pub(crate) enum RouteSource {
+    Inline(Arc<RouteTable>),
+    Rds(RouteConfigId),
+}
+
+/// Filters that act on requests, in order.
+#[derive(Debug)]
+pub(crate) enum HttpFilter {
+    Fault(Fault),
+    Cors,
+    Rbac(Arc<Rbac>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ServerHeader {
+    Overwrite,
+    AppendIfAbsent,
+    PassThrough,
+}
+
+/// How the client's address and origin are found.
+#[derive(Debug)]
+pub(crate) struct RemoteAddress {
+    pub(crate) use_remote: bool,
+    pub(crate) trusted_hops: u32,
+    pub(crate) skip_append: bool,
+    /// Ranges that count as internal.
+    pub(crate) internal: Vec<IpNet>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RequestId {
+    pub(crate) generate: bool,
+    pub(crate) preserve_external: bool,
+    pub(crate) always_in_response: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PathNormalization {
+    pub(crate) normalize: bool,
+    pub(crate) merge_slashes: bool,
+    pub(crate) escaped_slashes: EscapedSlashes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EscapedSlashes {
+    Keep,
+    Reject,
+    Redirect,
+    Unescape,
+}
+
+/// What happens to `x-forwarded-client-cert`.
+#[derive(Clone, Debug)]
+pub(crate) struct ClientCert {
+    pub(crate) forward: ForwardClientCert,
+    pub(crate) subject: bool,
+    pub(crate) uri: bool,
+    pub(crate) dns: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ForwardClientCert {
+    Sanitize,
+    ForwardOnly,
+    AppendForward,
+    SanitizeSet,
+    AlwaysForwardOnly,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Http1 {
+    pub(crate) accept_http_10: bool,
+    pub(crate) default_host: Option<HeaderValue>,
+    pub(crate) preserve_case: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Underscores {
+    Allow,
+    Reject,
+    Drop,
+}
+
+/// `None`: no limit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts {
+    pub(crate) idle: Option<Duration>,
+    pub(crate) stream_idle: Option<Duration>,
+    pub(crate) request: Option<Duration>,
+    pub(crate) request_headers: Option<Duration>,
+    pub(crate) max_connection: Option<Duration>,
+    pub(crate) max_stream: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StripPort {
+    No,
+    Matching,
+    Any,
+}
+
+/// Filters of Istio and Envoy that need nothing of the data path here: what
+/// they report is collected anyway, or they only matter for other filters.
+const PASSIVE: [&str; 6] = [
+    "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
+    "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb",
+    "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig",
+    "stats.PluginConfig",
+    "io.istio.http.peer_metadata.Config",
+    "envoy.extensions.filters.http.set_filter_state.v3.Config",
+];
+
+impl HttpConfig {
+    pub(crate) fn compile(
+        value: &pb::HttpConnectionManager,
+        mut telemetry: ListenerTelemetry,
+        compiler: &mut Compiler<'_>,
+    ) -> Option<Self> {
+        let routes = routes(value, compiler);
+        telemetry.access_logs = compiler.access_logs(&value.access_log);
+        let chain = FilterChain::compile(&value.http_filters, compiler);
+        telemetry.istio_stats = chain.istio_stats.clone();
+        refuse_unsupported(value, &mut compiler.faults);
+        let common = value.common_http_protocol_options.unwrap_or_default();
+        let faults = &mut compiler.faults;
+        Some(Self {
+            stat_prefix: value.stat_prefix.clone(),
+            codec: codec(value, faults)?,
+            routes: routes?,
+            filters: chain.filters,
+            telemetry,
+            server_name: server_name(&value.server_name, faults)?,
+            server_header: server_header(value),
+            remote: remote_address(value, faults),
+            request_id: RequestId {
+                generate: bool_or(value.generate_request_id.as_ref(), true),
+                preserve_external: value.preserve_external_request_id,
+                always_in_response: value.always_set_request_id_in_response,
+            },
+            path: path_normalization(value),
+            client_cert: client_cert(value),
+            via: HeaderValue::from_str(&value.via).ok().filter(|via| !via.is_empty()),
+            http1: http1(value.http_protocol_options.as_ref()),
+            h2: H2Settings::compile(value.http2_protocol_options.as_ref()),
+            max_headers_kb: u32_or(value.max_request_headers_kb.as_ref(), 60).min(8192),
+            max_headers: u32_or(common.max_headers_count.as_ref(), 100) as usize,
+            underscores: underscores(&common),
+            timeouts: timeouts(value, &common),
+            max_requests_per_connection: common
+                .max_requests_per_connection
+                .map(|max| max.value)
+                .filter(|max| *max > 0),
+            upgrades: value
+                .upgrade_configs
+                .iter()
+                .filter(|upgrade| bool_or(upgrade.enabled.as_ref(), true))
+                .map(|upgrade| upgrade.upgrade_type.to_ascii_lowercase())
+                .collect(),
+            strip_port: strip_port(value),
+            strip_trailing_dot: value.strip_trailing_host_dot,
+            suppress_envoy_headers: chain.suppress_envoy_headers,
+            append_forwarded_port: value.append_x_forwarded_port,
+            scheme: scheme_override(value.scheme_header_transformation.as_ref()),
+            exchange_metadata: chain.exchange_metadata,
+            istio_alpn: chain.istio_alpn,
+        })
+    }
+}
+
+fn server_header(value: &pb::HttpConnectionManager) -> ServerHeader {
+    use pb::http_connection_manager::ServerHeaderTransformation as Transformation;
+    match value.server_header_transformation() {
+        Transformation::Overwrite => ServerHeader::Overwrite,
+        Transformation::AppendIfAbsent => ServerHeader::AppendIfAbsent,
+        Transformation::PassThrough => ServerHeader::PassThrough,
+    }
+}
+
+fn underscores(common: &core::HttpProtocolOptions) -> Underscores {
+    use core::http_protocol_options::HeadersWithUnderscoresAction as Action;
+    match common.headers_with_underscores_action() {
+        Action::Allow => Underscores::Allow,
+        Action::RejectRequest => Underscores::Reject,
+        Action::DropHeader => Underscores::Drop,
+    }
+}
+
+fn strip_port(value: &pb::HttpConnectionManager) -> StripPort {
+    use pb::http_connection_manager::StripPortMode;
+    match value.strip_port_mode.as_ref() {
+        Some(StripPortMode::StripAnyHostPort(true)) => StripPort::Any,
+        _ if value.strip_matching_host_port => StripPort::Matching,
+        _ => StripPort::No,
+    }
+}
+
+fn refuse_unsupported(value: &pb::HttpConnectionManager, faults: &mut Faults) {
+    faults.ignore_if(value.local_reply_config.is_some(), "local_reply_config");
+    faults.ignore_if(value.tracing.is_some(), "tracing");
+    faults.reject_if(
+        !value.original_ip_detection_extensions.is_empty(),
+        "original_ip_detection_extensions",
+    );
+    faults.reject_if(
+        !value.early_header_mutation_extensions.is_empty(),
+        "early_header_mutation_extensions",
+    );
+    faults.ignore_if(value.proxy_status_config.is_some(), "proxy_status_config");
+    faults.ignore_if(
+        value.typed_header_validation_config.is_some(),
+        "typed_header_validation_config",
+    );
+    faults.reject_if(value.forward_client_cert_matcher.is_some(), "forward_client_cert_matcher");
+}
+
+fn codec(value: &pb::HttpConnectionManager, faults: &mut Faults) -> Option<Codec> {
+    use pb::http_connection_manager::CodecType;
+    Some(match value.codec_type() {
+        CodecType::Auto => Codec::Auto,
+        CodecType::Http1 => Codec::Http1,
+        CodecType::Http2 => Codec::Http2,
+        CodecType::Http3 => {
+            faults.reject("codec_type", "HTTP/3 is not supported");
+            return None;
+        }
+    })
+}
+
+fn server_name(name: &str, faults: &mut Faults) -> Option<HeaderValue> {
+    let name = if name.is_empty() { "envoy" } else { name };
+    match HeaderValue::from_str(name) {
+        Ok(value) => Some(value),
+        Err(_) => {
+            faults.reject("server_name", "not a header value");
+            None
+        }
+    }
+}
+
+fn routes(value: &pb::HttpConnectionManager, compiler: &mut Compiler<'_>) -> Option<RouteSource> {
+    use pb::http_connection_manager::RouteSpecifier;
+    match value.route_specifier.as_ref() {
+        Some(RouteSpecifier::RouteConfig(config)) => {
+            compiler.faults.enter("route_config");
+            let table = RouteTable::compile(config, compiler);
+            compiler.faults.leave();
+            Some(RouteSource::Inline(Arc::new(table)))
+        }
+        Some(RouteSpecifier::Rds(rds)) => {
+            compiler.required.routes.insert(rds.route_config_name.clone());
+            let id = compiler.names.route_config(&rds.route_config_name);
+            Some(RouteSource::Rds(id))
+        }
+        Some(RouteSpecifier::ScopedRoutes(_)) => {
+            compiler.faults.reject("scoped_routes", "not supported");
+            None
+        }
+        None => {
+            compiler.faults.reject("route_specifier", "missing");
+            None
+        }
+    }
+}
+
+/// The HTTP filters, sorted into what acts on requests and what are settings.
+#[derive(Default)]
+struct FilterChain {
+    filters: Vec<HttpFilter>,
+    istio_stats: Option<Arc<IstioStats>>,
+    exchange_metadata: bool,
+    istio_alpn: bool,
+    suppress_envoy_headers: bool,
+    router: bool,
+}
+
+impl FilterChain {
+    fn compile(list: &[pb::HttpFilter], compiler: &mut Compiler<'_>) -> Self {
+        let mut chain = Self::default();
+        for (index, filter) in list.iter().enumerate() {
+            compiler.faults.enter(format!("http_filters[{index}]({})", filter.name));
+            match filter.config_type.as_ref() {
+                _ if filter.disabled => {}
+                Some(pb::http_filter::ConfigType::TypedConfig(any)) => {
+                    chain.add(any, filter.is_optional, compiler);
+                }
+                Some(pb::http_filter::ConfigType::ConfigDiscovery(_)) if filter.is_optional => {
+                    compiler.faults.ignore("config_discovery", "not supported");
+                }
+                Some(pb::http_filter::ConfigType::ConfigDiscovery(_)) => {
+                    compiler.faults.reject("config_discovery", "not supported");
+                }
+                None => chain.router |= filter.name == "envoy.filters.http.router",
+            }
+            compiler.faults.leave();
+        }
+        if !chain.router {
+            compiler.faults.reject("http_filters", "the router is missing");
+        }
+        chain
+    }
+
+    fn add(&mut self, any: &Any, optional: bool, compiler: &mut Compiler<'_>) {
+        let faults = &mut compiler.faults;
+        if is::<Router>(any) {
+            self.router = true;
+            let router: Option<Router> = unpack(any, faults);
+            self.suppress_envoy_headers =
+                router.is_some_and(|router| router.suppress_envoy_headers);
+        } else if is::<HttpFault>(any) {
+            let fault: Option<HttpFault> = unpack(any, faults);
+            self.filters
+                .extend(fault.map(|fault| HttpFilter::Fault(Fault::compile(&fault, faults))));
+        } else if is::<Cors>(any) {
+            self.filters.push(HttpFilter::Cors);
+        } else if is::<PbRbac>(any) {
+            let rbac: Option<PbRbac> = unpack(any, faults);
+            self.filters
+                .extend(rbac.map(|rbac| HttpFilter::Rbac(Arc::new(compile_rbac(&rbac, faults)))));
+        } else {
+            self.add_passive(any, optional, faults);
+        }
+    }
+
+    fn add_passive(&mut self, any: &Any, optional: bool, faults: &mut Faults) {
+        let name = config_type(any);
+        match name.as_str() {
+            "stats.PluginConfig" => self.istio_stats = Some(istio_stats(any)),
+            "io.istio.http.peer_metadata.Config" => self.exchange_metadata = true,
+            "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig" => self.istio_alpn = true,
+            name if PASSIVE.contains(&name) => {}
+            name if optional => faults.ignore("typed_config", format!("{name} is not supported")),
+            name => faults.reject("typed_config", format!("{name} is not supported")),
+        }
+    }
+}
+
+/// The message type that an extension is configured with, also inside of a
+/// `TypedStruct`.
+pub(super) fn config_type(any: &Any) -> String {
+    typed_struct_name(any).unwrap_or_else(|| type_name(any).to_owned())
+}
+
+/// The message type inside of a `TypedStruct`.
+fn typed_struct_name(any: &Any) -> Option<String> {
+    use prost::Message;
+    let outer = type_name(any);
+    if outer != "udpa.type.v1.TypedStruct" && outer != "xds.type.v3.TypedStruct" {
+        return None;
+    }
+    let inner = amime_xds::istio::typed_struct::TypedStruct::decode(any.value.as_slice()).ok()?;
+    inner.type_url.rsplit('/').next().map(str::to_owned)
+}
+
+fn istio_stats(any: &Any) -> Arc<IstioStats> {
+    use prost::Message;
+    let config = amime_xds::istio::stats::PluginConfig::decode(any.value.as_slice());
+    let disable_host_header_fallback =
+        config.is_ok_and(|config| config.disable_host_header_fallback);
+    Arc::new(IstioStats { disable_host_header_fallback })
+}
+
+fn remote_address(value: &pb::HttpConnectionManager, faults: &mut Faults) -> RemoteAddress {
+    // Without configuration no client counts as internal, as in Envoy 1.33
+    // and later.
+    let ranges = value.internal_address_config.iter().flat_map(|config| &config.cidr_ranges);
+    let internal = ranges.filter_map(|range| values::cidr(range, faults)).collect();
+    RemoteAddress {
+        use_remote: bool_or(value.use_remote_address.as_ref(), false),
+        trusted_hops: value.xff_num_trusted_hops,
+        skip_append: value.skip_xff_append,
+        internal,
+    }
+}
+
+fn path_normalization(value: &pb::HttpConnectionManager) -> PathNormalization {
+    use pb::http_connection_manager::PathWithEscapedSlashesAction as Action;
+    PathNormalization {
+        normalize: bool_or(value.normalize_path.as_ref(), false),
+        merge_slashes: value.merge_slashes,
+        escaped_slashes: match value.path_with_escaped_slashes_action() {
+            Action::ImplementationSpecificDefault | Action::KeepUnchanged => EscapedSlashes::Keep,
+            Action::RejectRequest => EscapedSlashes::Reject,
+            Action::UnescapeAndRedirect => EscapedSlashes::Redirect,
+            Action::UnescapeAndForward => EscapedSlashes::Unescape,
+        },
+    }
+}
+
+fn client_cert(value: &pb::HttpConnectionManager) -> ClientCert {
+    use pb::http_connection_manager::ForwardClientCertDetails as Details;
+    let set = value.set_current_client_cert_details.unwrap_or_default();
+    ClientCert {
+        forward: match value.forward_client_cert_details() {
+            Details::Sanitize => ForwardClientCert::Sanitize,
+            Details::ForwardOnly => ForwardClientCert::ForwardOnly,
+            Details::AppendForward => ForwardClientCert::AppendForward,
+            Details::SanitizeSet => ForwardClientCert::SanitizeSet,
+            Details::AlwaysForwardOnly => ForwardClientCert::AlwaysForwardOnly,
+        },
+        subject: bool_or(set.subject.as_ref(), false),
+        uri: set.uri,
+        dns: set.dns,
+    }
+}
+
+fn http1(value: Option<&core::Http1ProtocolOptions>) -> Http1 {
+    let default = core::Http1ProtocolOptions::default();
+    let value = value.unwrap_or(&default);
+    Http1 {
+        accept_http_10: value.accept_http_10,
+        default_host: HeaderValue::from_str(&value.default_host_for_http_10)
+            .ok()
+            .filter(|host| !host.is_empty()),
+        preserve_case: value.header_key_format.is_some(),
+    }
+}
+
+fn timeouts(value: &pb::HttpConnectionManager, common: &core::HttpProtocolOptions) -> Timeouts {
+    Timeouts {
+        idle: values::timeout(common.idle_timeout.as_ref(), Some(Duration::from_secs(3600))),
+        stream_idle: values::timeout(
+            value.stream_idle_timeout.as_ref(),
+            Some(Duration::from_secs(300)),
+        ),
+        request: values::timeout(value.request_timeout.as_ref(), None),
+        request_headers: values::timeout(value.request_headers_timeout.as_ref(), None),
+        max_connection: values::timeout(common.max_connection_duration.as_ref(), None),
+        max_stream: values::timeout(common.max_stream_duration.as_ref(), None),
+    }
+}
+
+fn scheme_override(
+    value: Option<&core::SchemeHeaderTransformation>,
+) -> Option<crate::http::head::Scheme> {
+    use core::scheme_header_transformation::Transformation;
+    let Some(Transformation::SchemeToOverwrite(scheme)) = value?.transformation.as_ref() else {
+        return None;
+    };
+    match scheme.as_str() {
+        "https" => Some(crate::http::head::Scheme::Https),
+        _ => Some(crate::http::head::Scheme::Http),
+    }
+}

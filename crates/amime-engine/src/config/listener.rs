@@ -1,0 +1,352 @@
+//! Listeners and their filter chains.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use amime_telemetry::{Direction, ListenerTelemetry};
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::listener::v3 as pb;
+use envoy_types::pb::envoy::extensions::filters::listener::{
+    http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst,
+    proxy_protocol::v3::ProxyProtocol, tls_inspector::v3::TlsInspector,
+};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
+use envoy_types::pb::google::protobuf::Any;
+
+use super::Compiler;
+use super::chain_match::ChainMatch;
+use super::cluster::{Keepalive, keepalive};
+use super::hcm::{HttpConfig, config_type};
+use super::rbac::{Rbac, Rules};
+use super::tcp::TcpConfig;
+use super::tls::{DownstreamTls, downstream_transport};
+use super::values::{self, HostAddress, bool_or, is, metadata_string, type_name, unpack};
+
+/// A compiled `Listener`.
+#[derive(Debug)]
+pub(crate) struct ListenerConfig {
+    pub(crate) name: Arc<str>,
+    pub(crate) address: SocketAddr,
+    pub(crate) bind: bool,
+    pub(crate) backlog: u32,
+    pub(crate) transparent: bool,
+    pub(crate) keepalive: Option<Keepalive>,
+    /// Hand connections to the listener of the address they were sent to.
+    pub(crate) hand_off: bool,
+    pub(crate) filters: ListenerFilters,
+    /// `None`: wait for ever.
+    pub(crate) filters_timeout: Option<Duration>,
+    pub(crate) continue_on_timeout: bool,
+    pub(crate) chains: Vec<Arc<FilterChain>>,
+    pub(crate) default_chain: Option<Arc<FilterChain>>,
+}
+
+/// What a listener finds out before it chooses a filter chain.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ListenerFilters {
+    pub(crate) original_dst: bool,
+    pub(crate) tls_inspector: Option<PortSet>,
+    pub(crate) http_inspector: Option<PortSet>,
+    pub(crate) proxy_protocol: Option<ProxyProtocolMode>,
+}
+
+/// Destination ports on which a listener filter is off.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PortSet(Vec<(u16, u16)>);
+
+impl PortSet {
+    pub(crate) fn contains(&self, port: u16) -> bool {
+        self.0.iter().any(|(start, end)| (*start..=*end).contains(&port))
+    }
+}
+
+/// Whether the PROXY header must be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ProxyProtocolMode {
+    Required,
+    Optional,
+}
+
+/// A compiled `FilterChain`.
+#[derive(Debug)]
+pub(crate) struct FilterChain {
+    pub(crate) matcher: ChainMatch,
+    pub(crate) tls: Option<Arc<DownstreamTls>>,
+    pub(crate) handshake_timeout: Option<Duration>,
+    /// Network filters before the last one.
+    pub(crate) rbac: Vec<Rbac>,
+    pub(crate) terminal: Terminal,
+    /// The object that the chain or its listener came from.
+    pub(crate) origin: Option<Arc<str>>,
+}
+
+/// The last network filter.
+#[derive(Debug)]
+pub(crate) enum Terminal {
+    Http(Arc<HttpConfig>),
+    Tcp(Arc<TcpConfig>),
+    /// A chain without filters closes what it is given.
+    Close,
+}
+
+impl ListenerConfig {
+    pub(crate) fn compile(value: &pb::Listener, compiler: &mut Compiler<'_>) -> Option<Self> {
+        let faults = &mut compiler.faults;
+        faults.ignore_if(!value.additional_addresses.is_empty(), "additional_addresses");
+        faults.reject_if(value.udp_listener_config.is_some(), "udp_listener_config");
+        faults.reject_if(value.api_listener.is_some(), "api_listener");
+        faults.reject_if(value.listener_specifier.is_some(), "internal_listener");
+        faults.reject_if(value.filter_chain_matcher.is_some(), "filter_chain_matcher");
+        faults.ignore_if(!value.socket_options.is_empty(), "socket_options");
+        faults.ignore_if(bool_or(value.freebind.as_ref(), false), "freebind");
+        let address = match values::address(value.address.as_ref(), faults)? {
+            HostAddress::Ip(address) => address,
+            HostAddress::Name(..) | HostAddress::Pipe(_) => {
+                faults.reject("address", "not an IP address");
+                return None;
+            }
+        };
+        let filters = listener_filters(&value.listener_filters, compiler);
+        let origin: Option<Arc<str>> =
+            metadata_string(value.metadata.as_ref(), "istio", "config").map(Into::into);
+        let mut parent = Parent { name: value.name.as_str().into(), value, origin, compiler };
+        let mut chains = Vec::with_capacity(value.filter_chains.len());
+        for (index, chain) in value.filter_chains.iter().enumerate() {
+            let field = format!("filter_chains[{index}]");
+            chains.extend(parent.chain(chain, field).map(Arc::new));
+        }
+        let default = value.default_filter_chain.as_ref();
+        let default_chain =
+            default.and_then(|chain| parent.chain(chain, "default_filter_chain".to_owned()));
+        if value.filter_chains.is_empty() && default.is_none() {
+            parent.compiler.faults.reject("filter_chains", "none");
+        }
+        let name = parent.name;
+        let deprecated = value.deprecated_v1.as_ref().and_then(|v1| v1.bind_to_port.as_ref());
+        Some(Self {
+            name,
+            address,
+            bind: bool_or(value.bind_to_port.as_ref().or(deprecated), true),
+            backlog: values::u32_or(value.tcp_backlog_size.as_ref(), 4096),
+            transparent: bool_or(value.transparent.as_ref(), false),
+            keepalive: keepalive(value.tcp_keepalive.as_ref()),
+            hand_off: bool_or(value.use_original_dst.as_ref(), false),
+            filters,
+            filters_timeout: values::timeout(
+                value.listener_filters_timeout.as_ref(),
+                Some(Duration::from_secs(15)),
+            ),
+            continue_on_timeout: value.continue_on_listener_filters_timeout,
+            chains,
+            default_chain: default_chain.map(Arc::new),
+        })
+    }
+
+    /// True if some chain can only be chosen with the client's first bytes.
+    pub(crate) fn inspects(&self, port: u16) -> bool {
+        let on = |set: &Option<PortSet>| set.as_ref().is_some_and(|off| !off.contains(port));
+        on(&self.filters.tls_inspector) || on(&self.filters.http_inspector)
+    }
+}
+
+struct Parent<'a, 'b> {
+    name: Arc<str>,
+    value: &'a pb::Listener,
+    origin: Option<Arc<str>>,
+    compiler: &'a mut Compiler<'b>,
+}
+
+impl Parent<'_, '_> {
+    fn chain(&mut self, value: &pb::FilterChain, field: String) -> Option<FilterChain> {
+        self.compiler.faults.enter(field);
+        let chain = self.chain_inner(value);
+        self.compiler.faults.leave();
+        chain
+    }
+
+    fn chain_inner(&mut self, value: &pb::FilterChain) -> Option<FilterChain> {
+        let origin = metadata_string(value.metadata.as_ref(), "istio", "config");
+        let origin = origin.map(Into::into).or_else(|| self.origin.clone());
+        let faults = &mut self.compiler.faults;
+        let matcher = value.filter_chain_match.as_ref();
+        let matcher =
+            faults.within("filter_chain_match", |faults| ChainMatch::compile(matcher, faults));
+        self.compiler.faults.enter("transport_socket");
+        let tls = downstream_transport(value.transport_socket.as_ref(), self.compiler);
+        self.compiler.faults.leave();
+        let (rbac, terminal) = self.filters(value);
+        Some(FilterChain {
+            matcher: matcher?,
+            tls: tls?,
+            handshake_timeout: values::timeout(
+                value.transport_socket_connect_timeout.as_ref(),
+                None,
+            ),
+            rbac,
+            terminal: terminal?,
+            origin,
+        })
+    }
+
+    fn filters(&mut self, chain: &pb::FilterChain) -> (Vec<Rbac>, Option<Terminal>) {
+        let mut rbac = Vec::new();
+        let mut terminal = None;
+        let names: Vec<String> = chain.filters.iter().filter_map(filter_type).collect();
+        // They stand before the proxy whose settings they are.
+        self.compiler.tcp_stats = names.iter().any(|name| name == "stats.PluginConfig");
+        self.compiler.sni_cluster = names.iter().any(|name| name == SNI_CLUSTER);
+        for (index, filter) in chain.filters.iter().enumerate() {
+            self.compiler.faults.enter(format!("filters[{index}]({})", filter.name));
+            match filter.config_type.as_ref() {
+                Some(pb::filter::ConfigType::TypedConfig(any)) => {
+                    self.filter(any, chain, &mut rbac, &mut terminal);
+                }
+                _ => self.compiler.faults.reject("typed_config", "missing"),
+            }
+            self.compiler.faults.leave();
+        }
+        if chain.filters.is_empty() {
+            terminal = Some(Terminal::Close);
+        } else if terminal.is_none() {
+            self.compiler.faults.reject("filters", "none of them ends the chain");
+        }
+        (rbac, terminal)
+    }
+
+    fn filter(
+        &mut self,
+        any: &Any,
+        chain: &pb::FilterChain,
+        rbac: &mut Vec<Rbac>,
+        terminal: &mut Option<Terminal>,
+    ) {
+        let telemetry = self.telemetry(&chain.name);
+        let compiler = &mut *self.compiler;
+        if is::<HttpConnectionManager>(any) {
+            let config = unpack(any, &mut compiler.faults);
+            *terminal = config
+                .and_then(|config| HttpConfig::compile(&config, telemetry, compiler))
+                .map(|config| Terminal::Http(Arc::new(config)));
+        } else if is::<TcpProxy>(any) {
+            let config = unpack(any, &mut compiler.faults);
+            *terminal = config
+                .and_then(|config| TcpConfig::compile(&config, telemetry, compiler))
+                .map(|config| Terminal::Tcp(Arc::new(config)));
+        } else if is::<NetworkRbac>(any) {
+            let config: Option<NetworkRbac> = unpack(any, &mut compiler.faults);
+            let faults = &mut compiler.faults;
+            rbac.extend(config.map(|config| {
+                faults.reject_if(config.matcher.is_some(), "matcher");
+                Rbac {
+                    rules: config.rules.as_ref().map(|rules| Rules::compile(rules, faults)),
+                    shadow: config.shadow_rules.as_ref().map(|rules| Rules::compile(rules, faults)),
+                }
+            }));
+        } else {
+            match config_type(any).as_str() {
+                SNI_CLUSTER => {}
+                // Telemetry and metadata exchange of Istio over TCP; the
+                // exchange is optional for the peer.
+                "stats.PluginConfig" | "envoy.tcp.metadataexchange.config.MetadataExchange" => {}
+                name if istio_tcp(name) => {}
+                name => compiler.faults.reject("typed_config", format!("{name} is not supported")),
+            }
+        }
+    }
+
+    fn telemetry(&self, chain: &str) -> ListenerTelemetry {
+        let direction = match self.value.traffic_direction() {
+            core::TrafficDirection::Inbound => Direction::Inbound,
+            core::TrafficDirection::Outbound if self.compiler.gateway => Direction::Gateway,
+            core::TrafficDirection::Outbound => Direction::Outbound,
+            core::TrafficDirection::Unspecified if self.compiler.gateway => Direction::Gateway,
+            core::TrafficDirection::Unspecified => Direction::Outbound,
+        };
+        ListenerTelemetry {
+            listener: self.name.clone(),
+            filter_chain: chain.into(),
+            direction,
+            ..ListenerTelemetry::default()
+        }
+    }
+}
+
+/// The cluster is the one that the server name names.
+const SNI_CLUSTER: &str = "envoy.extensions.filters.network.sni_cluster.v3.SniCluster";
+
+fn filter_type(filter: &pb::Filter) -> Option<String> {
+    match filter.config_type.as_ref() {
+        Some(pb::filter::ConfigType::TypedConfig(any)) => Some(config_type(any)),
+        _ => None,
+    }
+}
+
+fn istio_tcp(name: &str) -> bool {
+    name == "envoy.extensions.network_filters.peer_metadata.Config"
+        || name == "istio.stats.PluginConfig"
+        || name == "envoy.extensions.filters.network.set_filter_state.v3.Config"
+}
+
+fn listener_filters(list: &[pb::ListenerFilter], compiler: &mut Compiler<'_>) -> ListenerFilters {
+    let mut filters = ListenerFilters::default();
+    for (index, filter) in list.iter().enumerate() {
+        let faults = &mut compiler.faults;
+        faults.enter(format!("listener_filters[{index}]({})", filter.name));
+        let mut off = PortSet::default();
+        if let Some(predicate) = &filter.filter_disabled {
+            disabled_ports(predicate, &mut off, faults);
+        }
+        if let Some(pb::listener_filter::ConfigType::TypedConfig(any)) = &filter.config_type {
+            if is::<TlsInspector>(any) {
+                filters.tls_inspector = Some(off);
+            } else if is::<HttpInspector>(any) {
+                filters.http_inspector = Some(off);
+            } else if is::<OriginalDst>(any) {
+                filters.original_dst = true;
+            } else if is::<ProxyProtocol>(any) {
+                let config: Option<ProxyProtocol> = unpack(any, faults);
+                let optional = config.is_some_and(|c| c.allow_requests_without_proxy_protocol);
+                filters.proxy_protocol = Some(if optional {
+                    ProxyProtocolMode::Optional
+                } else {
+                    ProxyProtocolMode::Required
+                });
+            } else {
+                faults.reject("typed_config", format!("{} is not supported", type_name(any)));
+            }
+        } else {
+            match filter.name.as_str() {
+                "envoy.filters.listener.tls_inspector" => filters.tls_inspector = Some(off),
+                "envoy.filters.listener.http_inspector" => filters.http_inspector = Some(off),
+                "envoy.filters.listener.original_dst" => filters.original_dst = true,
+                _ => faults.reject("typed_config", "missing"),
+            }
+        }
+        faults.leave();
+    }
+    filters
+}
+
+fn disabled_ports(
+    value: &pb::ListenerFilterChainMatchPredicate,
+    ports: &mut PortSet,
+    faults: &mut super::Faults,
+) {
+    use pb::listener_filter_chain_match_predicate::Rule;
+    match value.rule.as_ref() {
+        Some(Rule::DestinationPortRange(range)) => {
+            let start = u16::try_from(range.start).unwrap_or(0);
+            let end = u16::try_from(range.end.saturating_sub(1)).unwrap_or(u16::MAX);
+            ports.0.push((start, end));
+        }
+        Some(Rule::OrMatch(set)) => {
+            set.rules.iter().for_each(|rule| disabled_ports(rule, ports, faults));
+        }
+        Some(Rule::AnyMatch(true)) => ports.0.push((0, u16::MAX)),
+        Some(Rule::AnyMatch(false)) => {}
+        _ => faults.reject("filter_disabled", "only ports and their unions are supported"),
+    }
+}

@@ -1,0 +1,249 @@
+//! One request and its response, from first byte to record.
+//!
+//! Owns what telemetry is told at the end. Fields are cells because body and
+//! request future share them within the thread; each is written by one step.
+
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use amime_telemetry::{
+    HttpRecord, HttpTiming, PeerMetadata, ResponseFlags, TlsRecord, UpstreamRecord,
+};
+use http::{HeaderMap, Method, StatusCode, Version};
+use tokio::sync::Notify;
+
+use super::head::RequestHead;
+use super::serve::HttpConnection;
+use crate::config::route::RouteRef;
+use crate::tls::TlsFacts;
+use crate::upstream::pool::UpstreamConn;
+use crate::upstream::{ClusterRuntime, Host};
+
+/// How a response ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Complete,
+    DownstreamGone,
+    UpstreamReset,
+    Deadline,
+    Idle,
+}
+
+/// One request and its response.
+pub(crate) struct Exchange {
+    pub(crate) connection: Rc<HttpConnection>,
+    start: SystemTime,
+    pub(crate) begun: Instant,
+    /// The request as sent upstream; its headers are kept only if wanted.
+    pub(crate) head: RefCell<RequestHead>,
+    pub(crate) log: RefCell<Log>,
+    /// Told when the request has been read.
+    pub(crate) complete: Notify,
+    /// Reading the request's body failed.
+    pub(crate) body_failed: Cell<bool>,
+    received: Cell<u64>,
+    received_after: Cell<Option<Duration>>,
+    sent: Cell<u64>,
+}
+
+/// What the record says beyond counters.
+#[derive(Default)]
+pub(crate) struct Log {
+    pub(crate) status: u16,
+    pub(crate) details: Cow<'static, str>,
+    pub(crate) flags: ResponseFlags,
+    pub(crate) route: Option<RouteRef>,
+    pub(crate) cluster: Option<Rc<ClusterRuntime>>,
+    pub(crate) host: Option<Rc<Host>>,
+    pub(crate) conn: Option<Rc<UpstreamConn>>,
+    pub(crate) attempts: u32,
+    pub(crate) transport_failure: Option<String>,
+    pub(crate) response_after: Option<Duration>,
+    pub(crate) response_headers: HeaderMap,
+    pub(crate) response_trailers: Option<HeaderMap>,
+    pub(crate) response_bytes: u64,
+    pub(crate) request_bytes: u64,
+    pub(crate) downstream_peer: Option<Arc<PeerMetadata>>,
+    pub(crate) upstream_peer: Option<Arc<PeerMetadata>>,
+    pub(crate) grpc: bool,
+}
+
+impl Exchange {
+    pub(crate) fn new(connection: Rc<HttpConnection>, head: RequestHead) -> Rc<Self> {
+        Rc::new(Self {
+            connection,
+            start: SystemTime::now(),
+            begun: Instant::now(),
+            head: RefCell::new(head),
+            log: RefCell::default(),
+            complete: Notify::new(),
+            body_failed: Cell::new(false),
+            received: Cell::new(0),
+            received_after: Cell::new(None),
+            sent: Cell::new(0),
+        })
+    }
+
+    pub(crate) fn count_received(&self, bytes: usize) {
+        self.received.set(self.received.get() + bytes as u64);
+    }
+
+    pub(crate) fn count_sent(&self, bytes: usize) {
+        self.sent.set(self.sent.get() + bytes as u64);
+    }
+
+    /// The request's last byte has come.
+    pub(crate) fn request_received(&self) {
+        if self.received_after.get().is_none() {
+            self.received_after.set(Some(self.begun.elapsed()));
+            self.complete.notify_one();
+        }
+    }
+
+    /// The request has no body: all of it has come.
+    pub(crate) fn request_is_bodiless(&self) {
+        self.received_after.set(Some(Duration::ZERO));
+    }
+
+    /// When the request had been read.
+    pub(crate) fn completed_at(&self) -> Option<Instant> {
+        self.received_after.get().map(|after| self.begun + after)
+    }
+
+    pub(crate) fn response_trailers(&self, trailers: &HeaderMap) {
+        self.log.borrow_mut().response_trailers = Some(trailers.clone());
+    }
+
+    /// True if the response has no body whatever its source says.
+    pub(crate) fn bodiless(&self) -> bool {
+        let status = self.log.borrow().status;
+        self.head.borrow().method == Method::HEAD || matches!(status, 100..=199 | 204 | 304)
+    }
+
+    /// Tells telemetry; called once.
+    fn record(&self, end: End) {
+        let connection = &self.connection;
+        let config = &connection.config;
+        let mut log = self.log.borrow_mut();
+        let total = self.begun.elapsed();
+        log.end(end);
+        let head = self.head.borrow();
+        let log = &*log;
+        let mut record =
+            HttpRecord::new(&config.telemetry, self.start, &head.headers, &log.response_headers);
+        record.timing = HttpTiming {
+            total,
+            request_received: self.received_after.get(),
+            response_started: log.response_after,
+        };
+        record.method = head.method.as_str();
+        record.path = head.path.as_str();
+        record.authority = head.authority();
+        record.scheme = head.scheme.as_str();
+        record.protocol = protocol(head.version);
+        record.response_trailers = log.response_trailers.as_ref();
+        record.response_code = log.status;
+        record.response_code_details = &log.details;
+        record.flags = log.flags;
+        record.bytes_received = self.received.get();
+        record.bytes_sent = self.sent.get();
+        record.wire_bytes_received = self.received.get() + log.request_bytes;
+        record.wire_bytes_sent = self.sent.get() + log.response_bytes;
+        record.route_name = log.route.as_ref().map(|route| &*route.name);
+        record.config_origin = log.route.as_ref().and_then(|route| route.origin.as_deref());
+        record.grpc = log.grpc;
+        record.downstream = connection.downstream.record();
+        record.downstream.peer = log.downstream_peer.as_ref();
+        record.upstream = log.upstream();
+        connection.worker.telemetry.http(&record);
+        connection.count_end(log, self.begun + total, total);
+    }
+}
+
+impl Log {
+    fn end(&mut self, end: End) {
+        match end {
+            End::Complete => {}
+            End::DownstreamGone => {
+                self.flags.insert(ResponseFlags::DC);
+                self.details = Cow::Borrowed("downstream_remote_disconnect");
+            }
+            End::UpstreamReset => {
+                self.flags.insert(ResponseFlags::UC);
+                self.details =
+                    Cow::Borrowed("upstream_reset_after_response_started{connection_termination}");
+            }
+            End::Deadline => {
+                self.flags.insert(ResponseFlags::UT);
+                self.details = Cow::Borrowed("response_timeout");
+            }
+            End::Idle => {
+                self.flags.insert(ResponseFlags::SI);
+                self.details = Cow::Borrowed("stream_idle_timeout");
+            }
+        }
+    }
+
+    fn upstream(&self) -> UpstreamRecord<'_> {
+        let tls: Option<TlsRecord<'_>> =
+            self.conn.as_ref().and_then(|conn| conn.facts.tls.as_ref()).map(TlsFacts::record);
+        let peer = self.upstream_peer.as_ref();
+        UpstreamRecord {
+            host: self.host.as_ref().map(|host| host.endpoint.address),
+            local_address: self.conn.as_ref().and_then(|conn| conn.facts.local),
+            cluster: self.cluster.as_ref().map(|cluster| &cluster.config().info),
+            tls,
+            transport_failure: self.transport_failure.as_deref(),
+            peer: peer.or(self.host.as_ref().and_then(|host| host.endpoint.peer.as_ref())),
+            attempts: self.attempts,
+            protocol: self.conn.as_ref().map(
+                |conn| {
+                    if conn.is_http2() { "HTTP/2" } else { "HTTP/1.1" }
+                },
+            ),
+        }
+    }
+}
+
+pub(crate) fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "HTTP/2",
+        Version::HTTP_10 => "HTTP/1.0",
+        _ => "HTTP/1.1",
+    }
+}
+
+/// Ends an exchange once, at the latest when dropped: a request whose client
+/// leaves is dropped wherever it waits.
+pub(crate) struct ExchangeGuard(Option<Rc<Exchange>>, Rc<Exchange>);
+
+impl ExchangeGuard {
+    pub(crate) fn new(exchange: Rc<Exchange>) -> Self {
+        Self(Some(exchange.clone()), exchange)
+    }
+
+    pub(crate) fn exchange(&self) -> &Rc<Exchange> {
+        &self.1
+    }
+
+    pub(crate) fn finish(&mut self, end: End) {
+        if let Some(exchange) = self.0.take() {
+            exchange.record(end);
+        }
+    }
+}
+
+impl Drop for ExchangeGuard {
+    fn drop(&mut self) {
+        self.finish(End::DownstreamGone);
+    }
+}
+
+/// Marks a status in the log together with why.
+pub(crate) fn answered(log: &mut Log, status: StatusCode, details: impl Into<Cow<'static, str>>) {
+    log.status = status.as_u16();
+    log.details = details.into();
+}

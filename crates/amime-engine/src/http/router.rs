@@ -1,0 +1,178 @@
+//! From an admitted request to its answer: route, filters, action.
+//!
+//! Forwarding itself, with its attempts, is in [`super::forward`].
+
+use std::rc::Rc;
+
+use amime_telemetry::ResponseFlags;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+
+use super::body::ResponseBody;
+use super::error::{LocalReply, ProxyError};
+use super::exchange::{Exchange, ExchangeGuard};
+use super::head::{RequestHead, Scheme};
+use super::request::Admitted;
+use super::response::{self, Own};
+use super::{filters, forward, names, path};
+use crate::config::route::{RequireTls, RouteRef};
+use crate::config::route_action::{Action, Redirect};
+
+/// Answers a request.
+pub(super) async fn route(
+    guard: ExchangeGuard,
+    admitted: Admitted,
+    body: Incoming,
+    upgrade: Option<OnUpgrade>,
+) -> Response<ResponseBody> {
+    let exchange = guard.exchange().clone();
+    if let Some(peer) = &admitted.peer_metadata {
+        let peer = exchange.connection.worker.telemetry.peer(peer.as_bytes());
+        exchange.log.borrow_mut().downstream_peer = peer;
+    }
+    let route = match find(&exchange, admitted.internal) {
+        Ok(route) => route,
+        Err(redirect) => return answer(guard, *redirect, None),
+    };
+    exchange.log.borrow_mut().route.clone_from(&route);
+    let passed = match filters::run(&exchange, route.as_ref(), admitted.remote).await {
+        Ok(passed) => passed,
+        Err(error) => return response::local(guard, &error),
+    };
+    if passed.preflight {
+        let mut headers = passed.cors.unwrap_or_default();
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
+        return answer(guard, simple(StatusCode::OK, headers, "cors_response"), None);
+    }
+    let Some(route) = route else {
+        exchange.connection.stats.no_route.inc();
+        return response::local(guard, &ProxyError::NoRoute);
+    };
+    match &route.action {
+        Action::Forward(action) => {
+            let plan = forward::Plan {
+                exchange: &exchange,
+                route: &route,
+                action,
+                admitted: &admitted,
+                cors: passed.cors,
+            };
+            match forward::forward(plan, body, upgrade).await {
+                Ok(forwarded) => forwarded.into_response(guard),
+                Err(error) => response::local(guard, &error),
+            }
+        }
+        Action::Redirect(redirect) => {
+            exchange.connection.stats.rq_redirect.inc();
+            let own = redirected(&exchange, &route, redirect);
+            answer(guard, own, Some(&route))
+        }
+        Action::Direct { status, body } => {
+            exchange.connection.stats.rq_direct_response.inc();
+            let own = direct(&exchange, *status, body);
+            answer(guard, own, Some(&route))
+        }
+        Action::NonForwarding => response::local(guard, &ProxyError::NoRoute),
+    }
+}
+
+/// A response that the route holds ready; gRPC clients get it as a status.
+fn direct(exchange: &Exchange, status: StatusCode, body: &bytes::Bytes) -> Own {
+    if exchange.head.borrow().is_grpc() {
+        let reply = LocalReply {
+            status,
+            flags: ResponseFlags::NONE,
+            details: "direct_response".into(),
+            body: String::from_utf8_lossy(body).into_owned().into(),
+            grpc: None,
+        };
+        return Own::new(reply, true);
+    }
+    let mut headers = HeaderMap::with_capacity(6);
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    if !body.is_empty() {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
+    Own { body: body.clone(), ..simple(status, headers, "direct_response") }
+}
+
+/// The route, or a redirect to https where the virtual host demands it.
+fn find(exchange: &Exchange, internal: bool) -> Result<Option<RouteRef>, Box<Own>> {
+    let Some(table) = exchange.connection.routes() else { return Ok(None) };
+    let mut head = exchange.head.borrow_mut();
+    if !internal {
+        for name in &table.internal_only {
+            head.headers.remove(name);
+        }
+    }
+    let Some((require_tls, route)) = RouteRef::find(&table, &head) else { return Ok(None) };
+    let secure = head.headers.get(names::X_FORWARDED_PROTO).is_some_and(|proto| proto == "https");
+    let demanded = match require_tls {
+        RequireTls::No => false,
+        RequireTls::ExternalOnly => !internal,
+        RequireTls::All => true,
+    };
+    if demanded && !secure {
+        let location = format!("https://{}{}", head.authority(), head.path);
+        return Err(Box::new(located(StatusCode::MOVED_PERMANENTLY, &location)));
+    }
+    Ok(route)
+}
+
+fn answer(guard: ExchangeGuard, mut own: Own, route: Option<&RouteRef>) -> Response<ResponseBody> {
+    if let Some(route) = route {
+        response::edit(guard.exchange(), &mut own.headers, own.status, &[&route.response_edits]);
+    }
+    response::own(guard, own)
+}
+
+fn simple(status: StatusCode, headers: HeaderMap, details: &'static str) -> Own {
+    Own {
+        status,
+        headers,
+        body: bytes::Bytes::new(),
+        flags: ResponseFlags::NONE,
+        details: details.into(),
+    }
+}
+
+fn located(status: StatusCode, location: &str) -> Own {
+    let mut headers = HeaderMap::with_capacity(6);
+    if let Ok(value) = HeaderValue::from_str(location) {
+        headers.insert(header::LOCATION, value);
+    }
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
+    simple(status, headers, "direct_response")
+}
+
+fn redirected(exchange: &Rc<Exchange>, route: &RouteRef, redirect: &Redirect) -> Own {
+    let head = exchange.head.borrow();
+    let location = location(&head, route, redirect);
+    located(redirect.status, &location)
+}
+
+fn location(head: &RequestHead, route: &RouteRef, redirect: &Redirect) -> String {
+    let old = head.scheme.as_str();
+    let scheme = match &redirect.scheme {
+        Some(scheme) => scheme.as_str(),
+        None if redirect.https => Scheme::Https.as_str(),
+        None => old,
+    };
+    let authority = head.authority();
+    let (name, port) = match authority.rsplit_once(':') {
+        Some((name, port)) if port.parse::<u16>().is_ok() => (name, Some(port)),
+        _ => (authority, None),
+    };
+    let name = if redirect.host.is_empty() { name } else { &redirect.host };
+    let port = match redirect.port {
+        // The default port of the old scheme means nothing under a new one.
+        0 if scheme != old && matches!(port, Some("80" | "443")) => None,
+        0 if !redirect.host.is_empty() => None,
+        0 => port.map(str::to_owned),
+        port => Some(port.to_string()),
+    };
+    let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+    let path = path::redirected(&redirect.path, &route.matcher.path, head, redirect.strip_query);
+    format!("{scheme}://{name}{port}{path}")
+}

@@ -1,0 +1,260 @@
+//! HTTP on a downstream connection: codecs, requests, orderly closing.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use amime_telemetry::HttpStats;
+use http::{Request, Response, header};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+
+use super::body::{BodyError, ResponseBody};
+use super::exchange::{Exchange, ExchangeGuard, Log};
+use super::head::RequestHead;
+use super::refusal::Refusals;
+use super::{request, response, router};
+use crate::config::hcm::{Codec, HttpConfig, RouteSource};
+use crate::config::route::LocalTable;
+use crate::listener::{Connection, DownstreamIo, LiveListener};
+use crate::worker::{LocalExecutor, Worker};
+
+/// A downstream connection that speaks HTTP.
+pub(crate) struct HttpConnection {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) downstream: Connection,
+    pub(crate) config: Arc<HttpConfig>,
+    pub(crate) stats: Arc<HttpStats>,
+    listener: Rc<LiveListener>,
+    inline_routes: Option<Rc<LocalTable>>,
+    requests: Cell<u32>,
+    active: Cell<u32>,
+    /// True from a request's head until its response is recorded.
+    serving: Arc<AtomicBool>,
+    last_used: Cell<Instant>,
+    opened: Instant,
+}
+
+impl HttpConnection {
+    pub(crate) fn new(
+        worker: Rc<Worker>,
+        downstream: Connection,
+        config: Arc<HttpConfig>,
+        listener: Rc<LiveListener>,
+    ) -> Rc<Self> {
+        let inline_routes = match &config.routes {
+            RouteSource::Inline(table) => Some(Rc::new(LocalTable(table.clone()))),
+            RouteSource::Rds(_) => None,
+        };
+        let stats = worker.telemetry.http_manager(&config.stat_prefix);
+        let now = Instant::now();
+        Rc::new(Self {
+            worker,
+            downstream,
+            config,
+            stats,
+            listener,
+            inline_routes,
+            requests: Cell::new(0),
+            active: Cell::new(0),
+            serving: Arc::default(),
+            last_used: Cell::new(now),
+            opened: now,
+        })
+    }
+
+    /// The route table for a request that begins now.
+    pub(crate) fn routes(&self) -> Option<Rc<LocalTable>> {
+        match (&self.inline_routes, &self.config.routes) {
+            (Some(table), _) => Some(table.clone()),
+            (None, RouteSource::Rds(id)) => self.worker.snapshot().routes(*id),
+            (None, RouteSource::Inline(_)) => None,
+        }
+    }
+
+    /// True if the client is to be told to come back on a new connection.
+    pub(crate) fn closing(&self) -> bool {
+        self.worker.draining()
+            || self.listener.retired()
+            || self.config.max_requests_per_connection.is_some_and(|max| self.requests.get() >= max)
+            || self.config.timeouts.max_connection.is_some_and(|max| self.opened.elapsed() >= max)
+    }
+
+    fn begin(&self, http2: bool) {
+        self.requests.set(self.requests.get().saturating_add(1));
+        self.active.set(self.active.get() + 1);
+        self.serving.store(true, Ordering::Relaxed);
+        self.stats.downstream_rq_total.inc();
+        self.stats.downstream_rq_active.inc();
+        if http2 {
+            self.stats.downstream_rq_http2_total.inc();
+        } else {
+            self.stats.downstream_rq_http1_total.inc();
+        }
+    }
+
+    /// Counts the end of a request.
+    pub(super) fn count_end(&self, log: &Log, now: Instant, total: Duration) {
+        self.active.set(self.active.get().saturating_sub(1));
+        self.serving.store(self.active.get() > 0, Ordering::Relaxed);
+        self.last_used.set(now);
+        let stats = &self.stats;
+        stats.downstream_rq_active.dec();
+        stats.downstream_rq_completed.inc();
+        if log.status == 0 {
+            stats.downstream_rq_rx_reset.inc();
+        } else {
+            stats.codes.record(log.status);
+        }
+        stats.downstream_rq_time.record(u64::try_from(total.as_millis()).unwrap_or(u64::MAX));
+    }
+}
+
+/// Serves one connection until it closes.
+pub(crate) async fn serve(connection: Rc<HttpConnection>, mut io: DownstreamIo) {
+    let stats = connection.stats.clone();
+    stats.downstream_cx_total.inc();
+    stats.downstream_cx_active.inc();
+    let http2 = match connection.config.codec {
+        Codec::Http1 => false,
+        Codec::Http2 => true,
+        Codec::Auto => io.starts_http2(&connection.downstream).await,
+    };
+    if http2 {
+        stats.downstream_cx_http2_total.inc();
+        stats.downstream_cx_http2_active.inc();
+        serve_http2(connection, io).await;
+        stats.downstream_cx_http2_active.dec();
+    } else {
+        stats.downstream_cx_http1_total.inc();
+        stats.downstream_cx_http1_active.inc();
+        serve_http1(connection, io).await;
+        stats.downstream_cx_http1_active.dec();
+    }
+    stats.downstream_cx_active.dec();
+    stats.downstream_cx_destroy.inc();
+}
+
+async fn serve_http1(connection: Rc<HttpConnection>, io: DownstreamIo) {
+    let config = connection.config.clone();
+    let mut builder = http1::Builder::new();
+    builder
+        .preserve_header_case(config.http1.preserve_case)
+        .max_headers(config.max_headers)
+        .max_buf_size((config.max_headers_kb as usize * 1024).max(64 * 1024));
+    if let Some(timeout) = config.timeouts.request_headers {
+        builder.timer(TokioTimer::new()).header_read_timeout(timeout);
+    }
+    let service_connection = connection.clone();
+    let service = service_fn(move |request| handle(service_connection.clone(), request));
+    let io = Refusals::new(io, connection.serving.clone(), config.server_name.clone());
+    let served = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
+    let mut served = std::pin::pin!(served);
+    tokio::select! {
+        result = served.as_mut() => return count_protocol_error(&connection, result),
+        () = close_requested(&connection) => {}
+    }
+    // Finishes the request under way, then closes.
+    served.as_mut().graceful_shutdown();
+    let _ = served.await;
+}
+
+async fn serve_http2(connection: Rc<HttpConnection>, io: DownstreamIo) {
+    let config = connection.config.clone();
+    let mut builder = http2::Builder::new(LocalExecutor);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(config.h2.max_concurrent_streams)
+        .initial_stream_window_size(config.h2.stream_window)
+        .initial_connection_window_size(config.h2.connection_window)
+        .max_header_list_size(config.max_headers_kb * 1024)
+        .max_send_buf_size(256 * 1024);
+    if let Some((interval, timeout)) = config.h2.keepalive {
+        builder.keep_alive_interval(interval).keep_alive_timeout(timeout);
+    }
+    let service_connection = connection.clone();
+    let service = service_fn(move |request| handle(service_connection.clone(), request));
+    let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
+    tokio::select! {
+        result = served.as_mut() => return count_protocol_error(&connection, result),
+        () = close_requested(&connection) => {}
+    }
+    // GOAWAY; streams under way are finished.
+    served.as_mut().graceful_shutdown();
+    let _ = served.await;
+}
+
+fn count_protocol_error(connection: &HttpConnection, result: hyper::Result<()>) {
+    if result.is_err_and(|error| error.is_parse()) {
+        connection.stats.downstream_cx_protocol_error.inc();
+    }
+}
+
+/// Resolves when the connection is to be closed: the proxy drains, its
+/// listener has been replaced, it idled too long or lived too long.
+async fn close_requested(connection: &HttpConnection) {
+    let timeouts = connection.config.timeouts;
+    loop {
+        if connection.worker.draining() || connection.listener.retired() {
+            connection.stats.downstream_cx_drain_close.inc();
+            return;
+        }
+        let now = Instant::now();
+        let idle_left = timeouts.idle.map(|limit| {
+            let busy = connection.active.get() > 0;
+            let since = if busy { now } else { connection.last_used.get() };
+            (since + limit).saturating_duration_since(now)
+        });
+        if idle_left.is_some_and(|left| left.is_zero()) {
+            connection.stats.downstream_cx_idle_timeout.inc();
+            return;
+        }
+        let life_left = timeouts
+            .max_connection
+            .map(|limit| (connection.opened + limit).saturating_duration_since(now));
+        if life_left.is_some_and(|left| left.is_zero()) {
+            connection.stats.downstream_cx_max_duration_reached.inc();
+            return;
+        }
+        let wait = [idle_left, life_left].into_iter().flatten().min();
+        tokio::select! {
+            () = connection.worker.changed() => {}
+            () = wait_for(wait) => {}
+        }
+    }
+}
+
+async fn wait_for(duration: Option<Duration>) {
+    match duration {
+        Some(duration) => tokio::time::sleep(duration).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Serves one request.
+async fn handle(
+    connection: Rc<HttpConnection>,
+    mut request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, BodyError> {
+    let upgrade =
+        request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
+    let http2 = request.version() == http::Version::HTTP_2;
+    connection.begin(http2);
+    let (head, body, valid) = RequestHead::of(request, connection.downstream.tls.is_some());
+    let exchange = Exchange::new(connection.clone(), head);
+    let guard = ExchangeGuard::new(exchange.clone());
+    exchange.log.borrow_mut().grpc = exchange.head.borrow().is_grpc();
+    let admitted = match valid {
+        Ok(()) => request::admit(&connection, &mut exchange.head.borrow_mut()),
+        Err(error) => Err(error),
+    };
+    let admitted = match admitted {
+        Ok(admitted) => admitted,
+        Err(error) => return Ok(response::local(guard, &error)),
+    };
+    Ok(router::route(guard, admitted, body, upgrade).await)
+}

@@ -1,0 +1,201 @@
+//! The data path as others see it: workers, and the configuration applied to
+//! them.
+//!
+//! Owns the worker threads and the one place where configuration changes.
+//! Each change is compiled, checked and published whole; workers take it up
+//! between requests.
+
+mod dns;
+mod dump;
+mod held;
+mod state;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use amime_telemetry::Telemetry;
+use amime_xds::client::{Rejection, Update};
+use amime_xds::{Resource, TypeUrl};
+use http::HeaderValue;
+use tokio::sync::watch;
+
+pub use crate::config::Fault;
+pub use dump::{ClusterDump, EndpointDump, ListenerDump, RejectedDump, ResourceDump, RuntimeDump};
+
+use crate::tls::{SecretSource, SecretStore};
+use crate::worker::{self, Published, Shared, WorkerOptions};
+use state::State;
+
+/// What a runtime is started with.
+pub struct RuntimeOptions {
+    /// Worker threads; 0 counts as 1.
+    pub concurrency: usize,
+    /// Where traffic is reported.
+    pub telemetry: Arc<Telemetry>,
+    /// The workload's certificate and roots.
+    pub identity: Arc<dyn SecretSource>,
+    /// `SO_MARK` of upstream sockets, by which interception rules skip them.
+    pub mark: Option<u32>,
+    /// The proxy is a gateway rather than a sidecar.
+    pub gateway: bool,
+    /// Name that peers know this node by in metadata exchange; empty: none is
+    /// told.
+    pub node_id: String,
+}
+
+/// The running data path.
+pub struct Runtime {
+    state: Mutex<State>,
+    publish: watch::Sender<Arc<Published>>,
+    draining: watch::Sender<bool>,
+    shared: Arc<Shared>,
+    workers: usize,
+}
+
+/// What came of static resources.
+#[derive(Clone, Debug, Default)]
+pub struct StaticReport {
+    /// Resources that cannot be used, with the fields at fault.
+    pub rejected: Vec<Rejection>,
+    /// `Type name: field: reason` for fields that have no effect.
+    pub ignored: Vec<String>,
+}
+
+impl Runtime {
+    /// Starts the workers, with nothing configured.
+    ///
+    /// # Errors
+    /// When a thread or its runtime cannot be started.
+    pub fn start(options: RuntimeOptions) -> io::Result<Arc<Self>> {
+        let workers = options.concurrency.max(1);
+        let (publish, config) = watch::channel(Arc::new(Published::default()));
+        let (draining, drain) = watch::channel(false);
+        let shared = Arc::new(Shared::default());
+        let own_metadata = own_metadata(&options);
+        let secrets = SecretStore::new(options.identity.clone());
+        let runtime = Arc::new(Self {
+            state: Mutex::new(State::new(&options, secrets, workers)),
+            publish,
+            draining,
+            shared: shared.clone(),
+            workers,
+        });
+        for index in 0..workers {
+            let worker = WorkerOptions {
+                index,
+                telemetry: options.telemetry.worker(),
+                mark: options.mark,
+                own_metadata: own_metadata.clone(),
+                shared: shared.clone(),
+                config: config.clone(),
+                draining: drain.clone(),
+            };
+            let name = format!("worker-{index}");
+            std::thread::Builder::new().name(name).spawn(move || run_worker(worker))?;
+        }
+        dns::start(&runtime)?;
+        Ok(runtime)
+    }
+
+    /// Applies one xDS update. Resources that are not in the answer are in
+    /// force when this returns; workers take them up within their next turn.
+    pub fn apply(&self, update: &Update) -> Vec<Rejection> {
+        let mut state = self.state();
+        let rejected = state.apply(update, false);
+        self.publish(&mut state);
+        rejected
+    }
+
+    /// Applies the static resources of a bootstrap, in any order.
+    pub fn apply_static(&self, resources: Vec<Resource>) -> StaticReport {
+        let mut state = self.state();
+        let mut report = StaticReport::default();
+        for type_url in amime_xds::PUSH_ORDER {
+            let added: Vec<_> = resources
+                .iter()
+                .filter(|resource| resource.type_url == type_url)
+                .cloned()
+                .collect();
+            if !added.is_empty() {
+                let update = Update { type_url, added, removed: Vec::new() };
+                report.rejected.extend(state.apply(&update, true));
+            }
+        }
+        report.ignored = state.ignored();
+        self.publish(&mut state);
+        report
+    }
+
+    /// Names of the resources of a type that the configuration refers to.
+    pub fn required_names(&self, type_url: TypeUrl) -> Vec<String> {
+        self.state().required_names(type_url)
+    }
+
+    /// A copy of all state, for admin endpoints.
+    pub fn dump(&self) -> RuntimeDump {
+        self.state().dump()
+    }
+
+    /// The bound address of a listener, with its real port.
+    pub fn listener_address(&self, name: &str) -> Option<SocketAddr> {
+        self.state().listener_address(name)
+    }
+
+    /// True once every worker has the configuration in force, nothing that a
+    /// listener needs is missing and the runtime does not drain.
+    pub fn ready(&self) -> bool {
+        let adopted = self.publish.borrow().adopted.load(Ordering::Acquire);
+        !*self.draining.borrow() && adopted >= self.workers && !self.state().warming()
+    }
+
+    /// Downstream connections open now.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::Relaxed)
+    }
+
+    /// Stops accepting, asks clients to leave, and waits until all have or
+    /// `deadline` has passed. True if all have left.
+    pub async fn drain(&self, deadline: Duration) -> bool {
+        self.draining.send_replace(true);
+        let end = tokio::time::Instant::now() + deadline;
+        while self.connections() > 0 {
+            if tokio::time::Instant::now() >= end {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        true
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, state: &mut State) {
+        if let Some(published) = state.publish() {
+            self.publish.send_replace(Arc::new(published));
+        }
+    }
+}
+
+fn run_worker(options: WorkerOptions) {
+    let built = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Look for readiness often: with few tasks a poll of the kernel costs
+        // less than the wait it saves.
+        .event_interval(31)
+        .build_local(tokio::runtime::LocalOptions::default());
+    match built {
+        Ok(runtime) => runtime.block_on(worker::run(options)),
+        Err(error) => tracing::error!(%error, "worker cannot start"),
+    }
+}
+
+fn own_metadata(options: &RuntimeOptions) -> Option<(HeaderValue, HeaderValue)> {
+    let id = HeaderValue::from_str(&options.node_id).ok().filter(|id| !id.is_empty())?;
+    let metadata = HeaderValue::from_str(&options.telemetry.local().encode()).ok()?;
+    Some((metadata, id))
+}

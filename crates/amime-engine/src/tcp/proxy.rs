@@ -1,0 +1,217 @@
+//! One proxied TCP connection.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use amime_telemetry::{ResponseFlags, TcpEvent, TcpRecord, UpstreamRecord};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::copy::{Copied, CopyEnd, copy_both};
+use crate::config::cluster::Discovery;
+use crate::config::listener::FilterChain;
+use crate::config::tcp::TcpConfig;
+use crate::config::tls::Alpn;
+use crate::listener::{Connection, DownstreamIo};
+use crate::tls::TlsFacts;
+use crate::upstream::connect::{ConnectError, ConnectionFacts, Target, connect};
+use crate::upstream::io::UpstreamIo;
+use crate::upstream::pool::{Acquire, OpenGuard, count_failure};
+use crate::upstream::{ClusterRuntime, Host, LbInput, Outcome, Resource};
+use crate::worker::Worker;
+
+/// A connected upstream.
+pub(crate) struct Dialed {
+    io: UpstreamIo,
+    facts: ConnectionFacts,
+    cluster: Rc<ClusterRuntime>,
+    host: Rc<Host>,
+    /// What the upstream has said already.
+    first: Vec<u8>,
+    _open: OpenGuard,
+}
+
+/// Why there is no upstream.
+struct DialFailure {
+    flags: ResponseFlags,
+    reason: Option<String>,
+    cluster: Option<Rc<ClusterRuntime>>,
+    host: Option<Rc<Host>>,
+}
+
+/// Proxies `io` until both sides are done.
+pub(crate) async fn proxy(
+    worker: Rc<Worker>,
+    connection: Connection,
+    io: DownstreamIo,
+    (config, chain): (Arc<TcpConfig>, Arc<FilterChain>),
+    dialed: Option<Dialed>,
+) {
+    let begun = Instant::now();
+    let stats = worker.telemetry.tcp_proxy(&config.stat_prefix);
+    stats.downstream_cx_total.inc();
+    let dialed = match dialed {
+        Some(dialed) => Ok(dialed),
+        None => dial(&worker, &connection, &config).await,
+    };
+    let mut record = TcpRecord::new(&config.telemetry, TcpEvent::Opened, connection.accepted);
+    record.config_origin = chain.origin.as_deref();
+    record.downstream = connection.record();
+    let dialed = match dialed {
+        Ok(dialed) => dialed,
+        Err(failure) => {
+            if failure.cluster.is_none() {
+                stats.downstream_cx_no_route.inc();
+            }
+            record.flags = failure.flags;
+            record.upstream = UpstreamRecord {
+                host: failure.host.as_ref().map(|host| host.endpoint.address),
+                cluster: failure.cluster.as_ref().map(|cluster| &cluster.config().info),
+                transport_failure: failure.reason.as_deref(),
+                attempts: u32::from(failure.host.is_some()),
+                ..UpstreamRecord::default()
+            };
+            worker.telemetry.tcp(&record);
+            record.event = TcpEvent::Closed;
+            record.duration = begun.elapsed();
+            worker.telemetry.tcp(&record);
+            return;
+        }
+    };
+    let Dialed { io: upstream, facts, cluster, host, first, _open } = dialed;
+    record.upstream = UpstreamRecord {
+        host: Some(host.endpoint.address),
+        local_address: facts.local,
+        cluster: Some(&cluster.config().info),
+        tls: facts.tls.as_ref().map(TlsFacts::record),
+        peer: host.endpoint.peer.as_ref(),
+        attempts: 1,
+        ..UpstreamRecord::default()
+    };
+    worker.telemetry.tcp(&record);
+    let copied = join(io, upstream, &first, &config).await;
+    stats.downstream_cx_rx_bytes_total.add(copied.up);
+    stats.downstream_cx_tx_bytes_total.add(copied.down);
+    cluster.stats.upstream_cx_tx_bytes_total.add(copied.up);
+    cluster.stats.upstream_cx_rx_bytes_total.add(copied.down);
+    if copied.end == CopyEnd::Idle {
+        stats.idle_timeout.inc();
+        record.flags.insert(ResponseFlags::SI);
+    }
+    record.event = TcpEvent::Closed;
+    record.duration = begun.elapsed();
+    (record.bytes_received, record.bytes_sent) = (copied.up, copied.down);
+    (record.received_delta, record.sent_delta) = (copied.up, copied.down);
+    worker.telemetry.tcp(&record);
+}
+
+async fn join(
+    mut io: DownstreamIo,
+    upstream: UpstreamIo,
+    first: &[u8],
+    config: &TcpConfig,
+) -> Copied {
+    if !first.is_empty() && io.write_all(first).await.is_err() {
+        return Copied { end: CopyEnd::DownstreamFailed, ..Copied::default() };
+    }
+    let copy = copy_both(io, upstream, config.idle_timeout);
+    let mut copied = match config.max_duration {
+        None => copy.await,
+        Some(limit) => tokio::time::timeout(limit, copy).await.unwrap_or_default(),
+    };
+    copied.down += first.len() as u64;
+    copied
+}
+
+async fn dial(
+    worker: &Rc<Worker>,
+    connection: &Connection,
+    config: &TcpConfig,
+) -> Result<Dialed, DialFailure> {
+    let failure = |flags, cluster: Option<&Rc<ClusterRuntime>>| DialFailure {
+        flags,
+        reason: None,
+        cluster: cluster.cloned(),
+        host: None,
+    };
+    let cluster = match connection.sni.as_deref() {
+        Some(name) if config.by_server_name => worker.snapshot().cluster_by_name(name),
+        _ => worker.snapshot().cluster(config.cluster()),
+    };
+    let Some(cluster) = cluster else { return Err(failure(ResponseFlags::NC, None)) };
+    let mut last = failure(ResponseFlags::UH, Some(&cluster));
+    for _ in 0..config.connect_attempts {
+        let Some(host) = choose(connection, &cluster, config) else { break };
+        if !cluster.take(0, Resource::Connections) {
+            cluster.stats.upstream_cx_overflow.inc();
+            return Err(failure(ResponseFlags::UO, Some(&cluster)));
+        }
+        let acquired = Acquire { cluster: &cluster, host: &host, priority: 0, mark: worker.mark };
+        let open = OpenGuard::new(acquired);
+        let target = Target {
+            address: host.endpoint.address,
+            hostname: &host.endpoint.hostname,
+            transport: &host.endpoint.transport,
+            alpn: Alpn::Configured,
+            sni: connection.sni.as_deref(),
+            mark: worker.mark,
+        };
+        match connect(cluster.config(), target).await {
+            Ok((io, facts)) => {
+                return Ok(Dialed { io, facts, cluster, host, first: Vec::new(), _open: open });
+            }
+            Err(error) => last = refused(&cluster, host, &error),
+        }
+    }
+    Err(last)
+}
+
+fn refused(cluster: &Rc<ClusterRuntime>, host: Rc<Host>, error: &ConnectError) -> DialFailure {
+    count_failure(cluster, &host, error);
+    cluster.observe(&host, Outcome::LocalOrigin);
+    DialFailure {
+        flags: ResponseFlags::UF,
+        reason: Some(error.to_string()),
+        cluster: Some(cluster.clone()),
+        host: Some(host),
+    }
+}
+
+fn choose(
+    connection: &Connection,
+    cluster: &Rc<ClusterRuntime>,
+    config: &TcpConfig,
+) -> Option<Rc<Host>> {
+    if let Discovery::OriginalDst { port, .. } = &cluster.config().discovery {
+        let mut address = connection.redirected.then_some(connection.local)?;
+        if let Some(port) = port {
+            address.set_port(*port);
+        }
+        return Some(cluster.original_dst(address));
+    }
+    let hash = config
+        .hash_source_ip
+        .then(|| xxhash_rust::xxh64::xxh64(connection.remote.ip().to_string().as_bytes(), 0));
+    cluster.choose(LbInput { hash, ..LbInput::default() })
+}
+
+/// Dials and waits until the upstream speaks first; never resolves if it
+/// cannot be reached or waits for its client.
+pub(crate) async fn dial_speaking(
+    worker: &Rc<Worker>,
+    connection: &Connection,
+    config: &TcpConfig,
+) -> Dialed {
+    let Ok(mut dialed) = dial(worker, connection, config).await else {
+        return std::future::pending().await;
+    };
+    let mut first = vec![0; 4096];
+    match dialed.io.read(&mut first).await {
+        Ok(count) if count > 0 => {
+            first.truncate(count);
+            dialed.first = first;
+            dialed
+        }
+        _ => std::future::pending().await,
+    }
+}

@@ -1,0 +1,102 @@
+//! What a finished handshake tells about both ends.
+
+use amime_identity::{CertificateDetails, SubjectAltName};
+use amime_telemetry::TlsRecord;
+use rustls::{CipherSuite, CommonState, ProtocolVersion};
+use rustls_pki_types::CertificateDer;
+
+/// Facts of one TLS session.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TlsFacts {
+    pub(crate) version: &'static str,
+    pub(crate) cipher: &'static str,
+    /// The peer showed a certificate.
+    pub(crate) mutual: bool,
+    pub(crate) peer_uri_san: Option<String>,
+    pub(crate) peer_dns_san: Option<String>,
+    pub(crate) peer_subject: Option<String>,
+    /// SHA-256 of the peer's certificate, hex.
+    pub(crate) peer_hash: Option<String>,
+    pub(crate) local_uri_san: Option<String>,
+    /// Protocol agreed on.
+    pub(crate) alpn: Option<Vec<u8>>,
+}
+
+impl TlsFacts {
+    /// Reads the session's facts; `local_uri_san` names our own certificate.
+    pub(crate) fn of(session: &CommonState, local_uri_san: Option<String>) -> Self {
+        let mut facts = Self {
+            version: match session.protocol_version() {
+                Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+                _ => "TLSv1.2",
+            },
+            cipher: session.negotiated_cipher_suite().map_or("", |suite| cipher(suite.suite())),
+            alpn: session.alpn_protocol().map(<[u8]>::to_vec),
+            local_uri_san,
+            ..Self::default()
+        };
+        if let Some(leaf) = session.peer_certificates().and_then(<[CertificateDer<'_>]>::first) {
+            facts.mutual = true;
+            facts.peer_hash = Some(sha256(leaf));
+            if let Ok(details) = CertificateDetails::of(leaf) {
+                facts.read_peer(details);
+            }
+        }
+        facts
+    }
+
+    fn read_peer(&mut self, details: CertificateDetails) {
+        for name in details.subject_alt_names {
+            match name {
+                SubjectAltName::Uri(uri) if self.peer_uri_san.is_none() => {
+                    self.peer_uri_san = Some(uri);
+                }
+                SubjectAltName::Dns(dns) if self.peer_dns_san.is_none() => {
+                    self.peer_dns_san = Some(dns);
+                }
+                _ => {}
+            }
+        }
+        self.peer_subject = Some(details.subject).filter(|subject| !subject.is_empty());
+    }
+
+    /// The name that access control knows the peer by.
+    pub(crate) fn principal(&self) -> &str {
+        let name = self.peer_uri_san.as_ref().or(self.peer_dns_san.as_ref());
+        name.or(self.peer_subject.as_ref()).map_or("", String::as_str)
+    }
+
+    pub(crate) fn record(&self) -> TlsRecord<'_> {
+        TlsRecord {
+            version: self.version,
+            cipher: self.cipher,
+            peer_uri_san: self.peer_uri_san.as_deref(),
+            local_uri_san: self.local_uri_san.as_deref(),
+            peer_subject: self.peer_subject.as_deref(),
+            mutual: self.mutual,
+        }
+    }
+}
+
+fn sha256(leaf: &CertificateDer<'_>) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, leaf);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A suite in OpenSSL's spelling, as access logs show it.
+fn cipher(suite: CipherSuite) -> &'static str {
+    match suite {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
+        CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => "TLS_CHACHA20_POLY1305_SHA256",
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 => "ECDHE-ECDSA-AES128-GCM-SHA256",
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384 => "ECDHE-ECDSA-AES256-GCM-SHA384",
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256 => {
+            "ECDHE-ECDSA-CHACHA20-POLY1305"
+        }
+        CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => "ECDHE-RSA-AES128-GCM-SHA256",
+        CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384 => "ECDHE-RSA-AES256-GCM-SHA384",
+        CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256 => "ECDHE-RSA-CHACHA20-POLY1305",
+        _ => "unknown",
+    }
+}

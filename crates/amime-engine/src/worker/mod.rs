@@ -1,0 +1,193 @@
+//! A worker: one OS thread with its own single-threaded runtime, accept
+//! sockets, upstream pools and counters.
+//!
+//! Invariant: nothing on the request path crosses threads. Configuration
+//! comes as a watched value; what a request needs of it is copied into
+//! reference counts of this thread.
+
+mod snapshot;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use amime_telemetry::WorkerTelemetry;
+use http::HeaderValue;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+
+pub(crate) use snapshot::{Published, Snapshot, SocketSet};
+
+use crate::listener::accept_loop;
+
+/// Runs futures of a codec on the worker's own thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LocalExecutor;
+
+impl<F> hyper::rt::Executor<F> for LocalExecutor
+where
+    F: Future + 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
+
+/// What all workers share.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    pub(crate) connections: AtomicUsize,
+    connection_ids: AtomicU64,
+}
+
+/// One worker's state, shared by its tasks.
+pub(crate) struct Worker {
+    pub(crate) index: usize,
+    pub(crate) telemetry: WorkerTelemetry,
+    pub(crate) mark: Option<u32>,
+    /// Values of the headers that tell peers who we are.
+    pub(crate) own_metadata: Option<(HeaderValue, HeaderValue)>,
+    shared: Arc<Shared>,
+    snapshot: RefCell<Rc<Snapshot>>,
+    draining: Cell<bool>,
+    changed: Notify,
+}
+
+/// What a worker is started with.
+pub(crate) struct WorkerOptions {
+    pub(crate) index: usize,
+    pub(crate) telemetry: WorkerTelemetry,
+    pub(crate) mark: Option<u32>,
+    pub(crate) own_metadata: Option<(HeaderValue, HeaderValue)>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) config: watch::Receiver<Arc<Published>>,
+    pub(crate) draining: watch::Receiver<bool>,
+}
+
+/// How often idle upstream connections are looked through.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// Runs a worker until the configuration's sender is dropped.
+pub(crate) async fn run(options: WorkerOptions) {
+    let WorkerOptions { mut config, mut draining, .. } = options;
+    let worker = Rc::new(Worker {
+        index: options.index,
+        telemetry: options.telemetry,
+        mark: options.mark,
+        own_metadata: options.own_metadata,
+        shared: options.shared,
+        snapshot: RefCell::default(),
+        draining: Cell::new(false),
+        changed: Notify::new(),
+    });
+    let mut accepting = Accepting::default();
+    let mut sweep = tokio::time::interval(SWEEP);
+    worker.adopt(&config.borrow_and_update().clone(), &mut accepting);
+    loop {
+        tokio::select! {
+            changed = config.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let published = config.borrow_and_update().clone();
+                worker.adopt(&published, &mut accepting);
+            }
+            Ok(()) = draining.changed() => {
+                worker.draining.set(*draining.borrow_and_update());
+                accepting.stop();
+                worker.changed.notify_waiters();
+            }
+            _ = sweep.tick() => worker.snapshot().sweep(),
+        }
+    }
+}
+
+/// The accept loops of a worker by listener name.
+#[derive(Default)]
+struct Accepting(HashMap<Arc<str>, (Arc<SocketSet>, JoinHandle<()>)>);
+
+impl Accepting {
+    fn stop(&mut self) {
+        for (_, (_, task)) in self.0.drain() {
+            task.abort();
+        }
+    }
+
+    /// Starts loops for new sockets, then stops those of old ones.
+    fn follow(&mut self, worker: &Rc<Worker>, published: &Published) {
+        for (name, sockets) in &published.sockets {
+            let same = self.0.get(name).is_some_and(|(have, _)| Arc::ptr_eq(have, sockets));
+            if same {
+                continue;
+            }
+            let Some(socket) = sockets.take(worker.index) else { continue };
+            match tokio::net::TcpListener::from_std(socket) {
+                Ok(socket) => {
+                    let task = accept_loop(worker.clone(), name.clone(), socket);
+                    let task = tokio::task::spawn_local(task);
+                    if let Some((_, old)) = self.0.insert(name.clone(), (sockets.clone(), task)) {
+                        old.abort();
+                    }
+                }
+                Err(error) => tracing::error!(listener = %name, %error, "socket unusable"),
+            }
+        }
+        self.0.retain(|name, (_, task)| {
+            let keep = published.sockets.contains_key(name);
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+    }
+}
+
+impl Worker {
+    fn adopt(self: &Rc<Self>, published: &Arc<Published>, accepting: &mut Accepting) {
+        let next = Snapshot::build(published, &self.snapshot(), self);
+        let previous = self.snapshot.replace(Rc::new(next));
+        previous.retire_replaced(&self.snapshot());
+        if !self.draining() {
+            accepting.follow(self, published);
+        }
+        published.adopted.fetch_add(1, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    /// The configuration for a request that begins now.
+    pub(crate) fn snapshot(&self) -> Rc<Snapshot> {
+        self.snapshot.borrow().clone()
+    }
+
+    /// True once connections are to be closed in good order.
+    pub(crate) fn draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Resolves when configuration or drain state has changed.
+    pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.changed.notified()
+    }
+
+    pub(crate) fn next_connection_id(&self) -> u64 {
+        self.shared.connection_ids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Counts a connection until the result is dropped.
+    pub(crate) fn connection_opened(&self) -> ActiveConnection {
+        self.shared.connections.fetch_add(1, Ordering::Relaxed);
+        ActiveConnection(self.shared.clone())
+    }
+}
+
+/// A downstream connection that counts as open.
+pub(crate) struct ActiveConnection(Arc<Shared>);
+
+impl Drop for ActiveConnection {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,271 @@
+//! A proxy with real sockets between small backends and raw clients.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use amime_engine::runtime::{Runtime, RuntimeOptions};
+use amime_engine::tls::{NoSecrets, SecretSource};
+use amime_telemetry::{Telemetry, TelemetryOptions};
+use amime_xds::Resource;
+use amime_xds::json::from_yaml;
+use bytes::Bytes;
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::listener::v3::Listener;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// What a backend saw of a request.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) head: Request<()>,
+    pub(crate) body: Bytes,
+}
+
+/// A server that answers as `answer` says and remembers what it was asked.
+pub(crate) struct Backend {
+    pub(crate) address: SocketAddr,
+    pub(crate) seen: Arc<Mutex<Vec<Seen>>>,
+    pub(crate) connections: Arc<Mutex<usize>>,
+}
+
+impl Backend {
+    /// Answers every request with 200 and its name.
+    pub(crate) async fn named(name: &'static str) -> Self {
+        Self::start(move |_| Response::new(Full::from(name))).await
+    }
+
+    pub(crate) async fn start(
+        answer: impl Fn(&Seen) -> Response<Full<Bytes>> + Send + Sync + 'static,
+    ) -> Self {
+        let answer = Arc::new(answer);
+        Self::start_async(move |seen| {
+            let answer = answer.clone();
+            async move { answer(&seen) }
+        })
+        .await
+    }
+
+    pub(crate) async fn start_async<F>(answer: impl Fn(Seen) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    {
+        let socket = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = socket.local_addr().expect("an address");
+        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+        let connections: Arc<Mutex<usize>> = Arc::default();
+        let (log, count, answer) = (seen.clone(), connections.clone(), Arc::new(answer));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = socket.accept().await {
+                *count.lock().expect("not poisoned") += 1;
+                let (log, answer) = (log.clone(), answer.clone());
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let (log, answer) = (log.clone(), answer.clone());
+                    async move {
+                        let (parts, body) = request.into_parts();
+                        let body = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+                        let seen = Seen { head: Request::from_parts(parts, ()), body };
+                        log.lock().expect("not poisoned").push(seen.clone());
+                        Ok::<_, Infallible>(answer(seen).await)
+                    }
+                });
+                tokio::spawn(async move {
+                    let builder =
+                        hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        Self { address, seen, connections }
+    }
+
+    /// The one request seen so far.
+    pub(crate) fn only(&self) -> Seen {
+        let seen = self.seen.lock().expect("not poisoned");
+        assert_eq!(seen.len(), 1, "requests at the backend");
+        seen[0].clone()
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.seen.lock().expect("not poisoned").len()
+    }
+}
+
+/// A running proxy.
+pub(crate) struct Proxy {
+    pub(crate) runtime: Arc<Runtime>,
+}
+
+impl Proxy {
+    /// A proxy without configuration.
+    pub(crate) fn empty() -> Self {
+        Self::with_secrets(Arc::new(NoSecrets))
+    }
+
+    pub(crate) fn with_secrets(identity: Arc<dyn SecretSource>) -> Self {
+        let runtime = Runtime::start(RuntimeOptions {
+            concurrency: 2,
+            telemetry: Telemetry::new(TelemetryOptions::default()),
+            identity,
+            mark: None,
+            gateway: false,
+            node_id: String::new(),
+        });
+        Self { runtime: runtime.expect("threads start") }
+    }
+
+    /// A proxy with one listener `http` and clusters by name and address.
+    pub(crate) async fn http(hcm: &str, clusters: &[(&str, SocketAddr)]) -> Self {
+        let mut resources = vec![http_listener(hcm)];
+        resources.extend(clusters.iter().map(|(name, address)| static_cluster(name, *address, "")));
+        Self::with(resources).await
+    }
+
+    pub(crate) async fn with(resources: Vec<Resource>) -> Self {
+        let proxy = Self::empty();
+        proxy.apply(resources).await;
+        proxy
+    }
+
+    /// Applies resources, all of which must be accepted, and waits for them.
+    pub(crate) async fn apply(&self, resources: Vec<Resource>) {
+        let report = self.runtime.apply_static(resources);
+        assert_eq!(report.rejected, vec![], "all resources are accepted");
+        self.settle().await;
+    }
+
+    /// Waits until all workers have the configuration.
+    pub(crate) async fn settle(&self) {
+        while !self.runtime.ready() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.runtime.listener_address("http").expect("the listener is bound")
+    }
+
+    /// Sends raw bytes and returns all that comes until the proxy closes.
+    pub(crate) async fn raw(&self, request: &str) -> String {
+        raw(self.address(), request).await
+    }
+
+    /// A GET on a connection of its own; status, head and body.
+    pub(crate) async fn get(&self, host: &str, path: &str) -> Reply {
+        self.request(&format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n")).await
+    }
+
+    /// A request given by its head without the closing empty line.
+    pub(crate) async fn request(&self, head: &str) -> Reply {
+        Reply::parse(&self.raw(&format!("{head}connection: close\r\n\r\n")).await)
+    }
+}
+
+/// A response read off the wire.
+#[derive(Clone, Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Reply {
+    #[track_caller]
+    pub(crate) fn parse(text: &str) -> Self {
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((text, ""));
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let Some(status) = status else { panic!("no response in {text:?}") };
+        Self { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+}
+
+pub(crate) async fn raw(address: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.expect("the proxy accepts");
+    stream.write_all(request.as_bytes()).await.expect("the proxy reads");
+    let mut answer = Vec::new();
+    let read = stream.read_to_end(&mut answer);
+    tokio::time::timeout(Duration::from_secs(10), read)
+        .await
+        .expect("the proxy answers in time")
+        .ok();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// A listener resource from YAML.
+pub(crate) fn listener(yaml: &str) -> Resource {
+    let message: Listener = from_yaml(yaml).expect("listener YAML");
+    Resource::encode(message.name.clone(), &message)
+}
+
+/// A cluster resource from YAML.
+pub(crate) fn cluster(yaml: &str) -> Resource {
+    let message: Cluster = from_yaml(yaml).expect("cluster YAML");
+    Resource::encode(message.name.clone(), &message)
+}
+
+/// A cluster of one endpoint, with more YAML fields.
+pub(crate) fn static_cluster(name: &str, address: SocketAddr, fields: &str) -> Resource {
+    endpoints_cluster(name, &[address], fields)
+}
+
+/// A cluster of several endpoints, with more YAML fields.
+pub(crate) fn endpoints_cluster(name: &str, addresses: &[SocketAddr], fields: &str) -> Resource {
+    let endpoints: String = addresses
+        .iter()
+        .map(|address| {
+            format!(
+                "\n    - endpoint: {{address: {{socket_address: {{address: {}, port_value: {}}}}}}}",
+                address.ip(),
+                address.port()
+            )
+        })
+        .collect();
+    cluster(&format!(
+        "name: {name}\ntype: STATIC\nconnect_timeout: 1s\n{fields}\nload_assignment:\n  \
+         cluster_name: {name}\n  endpoints:\n  - lb_endpoints:{endpoints}\n"
+    ))
+}
+
+/// A listener `http` with a connection manager of these YAML fields.
+pub(crate) fn http_listener(hcm: &str) -> Resource {
+    let indented: String = hcm.lines().map(|line| format!("        {line}\n")).collect();
+    let router = if hcm.contains("http_filters") {
+        String::new()
+    } else {
+        format!("        http_filters:\n{ROUTER}")
+    };
+    listener(&format!(
+        "name: http
+address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
+filter_chains:
+- filters:
+  - name: hcm
+    typed_config:
+        \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+        stat_prefix: test
+{indented}{router}"
+    ))
+}
+
+/// The router as a list item of a connection manager's filters.
+pub(crate) const ROUTER: &str = "        - name: router
+          typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
+";
+
+/// A connection manager whose one virtual host has these routes.
+pub(crate) fn routes(routes: &str) -> String {
+    let indented: String = routes.lines().map(|line| format!("    {line}\n")).collect();
+    format!(
+        "route_config:\n  name: r\n  virtual_hosts:\n  - name: v\n    domains: [\"*\"]\n    routes:\n{indented}"
+    )
+}
