@@ -19,6 +19,10 @@ use crate::metrics::TypeLabel;
 /// Time that a client gets to say who it is, and us to have a snapshot.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
 
+/// Time that a client gets to ask for the endpoints of new clusters before it
+/// is sent what refers to them.
+const WARM_UP: Duration = Duration::from_secs(2);
+
 pub(super) struct Stream<T> {
     pub(super) id: u64,
     pub(super) delta: bool,
@@ -114,8 +118,10 @@ impl<T: Send + 'static> Stream<T> {
         if let Err(end) = self.take_in(&mut pusher, first, proxy) {
             return end;
         }
+        let mut release: Option<tokio::time::Instant> = None;
         loop {
             let pushed = self.push(&mut pusher, &current, proxy).await;
+            release = pusher.is_holding().then(|| release.unwrap_or_else(after_warm_up));
             self.discovery.registry().update(self.id, current.snapshot.version(), pusher.status());
             if let Err(end) = pushed {
                 return end;
@@ -133,6 +139,11 @@ impl<T: Send + 'static> Stream<T> {
                     }
                     None => Err(going_away().into()),
                 },
+                () = until(release) => {
+                    tracing::debug!(proxy = %proxy.id, "endpoints of new clusters not asked for");
+                    pusher.release_held();
+                    Ok(())
+                }
                 () = self.responses.closed() => Err(End::ClientLeft),
                 () = self.shutdown.cancelled() => Err(going_away().into()),
             };
@@ -228,6 +239,18 @@ fn identify(node: &Node, caller: Option<&CallerIdentity>) -> Result<Proxy, Statu
 async fn next(published: &mut watch::Receiver<Option<Arc<Published>>>) -> Option<Arc<Published>> {
     published.changed().await.ok()?;
     published.borrow_and_update().clone()
+}
+
+fn after_warm_up() -> tokio::time::Instant {
+    tokio::time::Instant::now() + WARM_UP
+}
+
+/// Waits for ever when there is nothing to wait for.
+async fn until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Marks what has to be compared again.

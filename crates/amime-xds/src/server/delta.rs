@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 };
 
 use super::watch::{Diff, Nonces, WILDCARD, Watch, check_names};
-use super::{Push, Reaction, Session, SessionError, TypeStatus, Verdict, Wanted};
+use super::{EdsCluster, Push, Reaction, Session, SessionError, TypeStatus, Verdict, Wanted};
 use crate::{Resource, TypeUrl};
 
 /// Server side of one `DeltaAggregatedResources` stream.
@@ -18,13 +18,19 @@ pub struct DeltaSession {
     watches: BTreeMap<TypeUrl, Watch>,
     nonces: Nonces,
     forced: Option<BTreeSet<String>>,
+    sent_clusters: Vec<EdsCluster>,
 }
 
 impl DeltaSession {
     /// A stream without subscriptions. `stream` tells streams apart, so that a
     /// nonce of one is never taken for a nonce of another.
     pub fn new(stream: u64) -> Self {
-        Self { watches: BTreeMap::new(), nonces: Nonces::new(stream), forced: None }
+        Self {
+            watches: BTreeMap::new(),
+            nonces: Nonces::new(stream),
+            forced: None,
+            sent_clusters: Vec::new(),
+        }
     }
 
     fn respond(&mut self, type_url: TypeUrl, version: &str, diff: Diff) -> DeltaDiscoveryResponse {
@@ -41,20 +47,22 @@ impl DeltaSession {
             watch.sent(stamp, &diff);
         }
         if type_url == TypeUrl::Cluster {
-            self.force_endpoints(&diff.changed);
+            let clusters: Vec<_> = diff.changed.iter().filter_map(EdsCluster::of).collect();
+            self.force_endpoints(&clusters);
+            self.sent_clusters.extend(clusters);
         }
         response
     }
 
     // A client that replaces a cluster warms the new one with its endpoints and
     // does not ask for them again when it already watches the name.
-    fn force_endpoints(&mut self, clusters: &[Resource]) {
+    fn force_endpoints(&mut self, clusters: &[EdsCluster]) {
         let Some(watch) = self.watches.get_mut(&TypeUrl::Endpoint) else { return };
         let mut names = BTreeSet::new();
         for cluster in clusters {
-            if watch.wants(&cluster.name) {
-                watch.forget(&cluster.name);
-                names.insert(cluster.name.clone());
+            if watch.wants(&cluster.endpoints) {
+                watch.forget(&cluster.endpoints);
+                names.insert(cluster.endpoints.clone());
             }
         }
         if !names.is_empty() {
@@ -176,6 +184,14 @@ impl Session for DeltaSession {
 
     fn take_forced(&mut self) -> Option<(TypeUrl, BTreeSet<String>)> {
         self.forced.take().map(|names| (TypeUrl::Endpoint, names))
+    }
+
+    fn take_sent_clusters(&mut self) -> Vec<EdsCluster> {
+        std::mem::take(&mut self.sent_clusters)
+    }
+
+    fn was_told(&self, type_url: TypeUrl, name: &str) -> bool {
+        self.watches.get(&type_url).is_some_and(|w| w.was_told(name))
     }
 
     fn status(&self) -> BTreeMap<TypeUrl, TypeStatus> {

@@ -4,8 +4,8 @@
 //! protocol: they keep subscriptions, nonces, and what the client holds.
 //! [`Pusher`] drives either of them: it decides which type is sent next, so
 //! that nothing is referred to before it was sent and nothing is taken away
-//! while it is still referred to. Where resources come from is the caller's
-//! business.
+//! while it is still referred to. Where resources come from, and how long a
+//! client may take, is the caller's business.
 //!
 //! Invariants: one response of a type is in flight at a time, so a client that
 //! does not answer costs one response a type; a nonce is used once and settles
@@ -19,6 +19,7 @@ mod pusher;
 mod sotw;
 #[cfg(test)]
 mod tests;
+mod warming;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +31,7 @@ use crate::{Resource, TypeUrl};
 pub use delta::DeltaSession;
 pub use pusher::{Pusher, Source};
 pub use sotw::SotwSession;
+pub use warming::EdsCluster;
 
 /// Names that one client may subscribe to in one type.
 const MAX_NAMES: usize = 200_000;
@@ -189,6 +191,12 @@ pub trait Session: Send {
 
     /// Names whose resource must be sent again although it did not change.
     fn take_forced(&mut self) -> Option<(TypeUrl, BTreeSet<String>)>;
+
+    /// Clusters with endpoints of their own that were sent since the last call.
+    fn take_sent_clusters(&mut self) -> Vec<EdsCluster>;
+
+    /// Whether the client asked for this name and was told about it.
+    fn was_told(&self, type_url: TypeUrl, name: &str) -> bool;
 
     /// Where the client stands, by type.
     fn status(&self) -> BTreeMap<TypeUrl, TypeStatus>;

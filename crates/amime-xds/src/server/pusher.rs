@@ -4,9 +4,15 @@
 //! routes, secrets; then, once the client has answered listeners and routes,
 //! the clusters and endpoints that are gone. So nothing in force ever names
 //! what is not there.
+//!
+//! Listeners and routes are held back until the client has the endpoints of
+//! all clusters that were sent. A client that does not ask for them is not
+//! held for ever: the caller keeps the time and calls
+//! [`Pusher::release_held`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::warming::Warming;
 use super::{Push, Reaction, Removals, Session, SessionError, TypeStatus, Wanted};
 use crate::{PUSH_ORDER, Resource, TypeUrl};
 
@@ -31,12 +37,13 @@ pub trait Source {
 pub struct Pusher<S> {
     session: S,
     dirty: BTreeMap<TypeUrl, Dirty>,
+    warming: Warming,
 }
 
 impl<S: Session> Pusher<S> {
     /// Starts with nothing to send.
     pub fn new(session: S) -> Self {
-        Self { session, dirty: BTreeMap::new() }
+        Self { session, dirty: BTreeMap::new(), warming: Warming::default() }
     }
 
     /// Takes in one request; what it asks for is sent by [`Pusher::next`].
@@ -47,6 +54,12 @@ impl<S: Session> Pusher<S> {
         let reaction = self.session.on_request(request)?;
         if let (Some(type_url), true) = (reaction.type_url, reaction.asks) {
             self.dirty.insert(type_url, Dirty::All);
+        }
+        if reaction.type_url == Some(TypeUrl::Cluster)
+            && reaction.is_nack()
+            && let Some(status) = self.session.status().get(&TypeUrl::Cluster)
+        {
+            self.warming.refused(&status.rejected);
         }
         Ok(reaction)
     }
@@ -74,6 +87,7 @@ impl<S: Session> Pusher<S> {
     /// The next response to send; `None` until a request comes in or the
     /// configuration changes.
     pub fn next(&mut self, source: &mut dyn Source) -> Option<(TypeUrl, S::Response)> {
+        self.settle_warming();
         for type_url in PUSH_ORDER {
             if self.waits(type_url) {
                 continue;
@@ -84,6 +98,18 @@ impl<S: Session> Pusher<S> {
             }
         }
         self.remove_leftovers(source.version())
+    }
+
+    /// Whether the client was sent clusters whose endpoints it still lacks, so
+    /// that listeners and routes wait.
+    pub fn is_holding(&self) -> bool {
+        !self.warming.is_empty()
+    }
+
+    /// The client had its time: listeners and routes wait for no endpoints but
+    /// those of clusters that are sent from now on.
+    pub fn release_held(&mut self) {
+        self.warming.clear();
     }
 
     fn push(
@@ -106,14 +132,23 @@ impl<S: Session> Pusher<S> {
             }
         };
         let resources = source.generate(type_url, wanted);
+        if type_url == TypeUrl::Cluster {
+            self.warming.keep(&resources, only);
+        }
         let removals = if leaves_last(type_url) { Removals::Later } else { Removals::Now };
         let version = source.version();
         let push = Push { type_url, resources: &resources, only, removals, version };
         let response = self.session.push(push);
+        self.warming.sent(self.session.take_sent_clusters());
+        self.settle_warming();
         if let Some((type_url, names)) = self.session.take_forced() {
             self.invalidate_names(type_url, names);
         }
         response
+    }
+
+    fn settle_warming(&mut self) {
+        self.warming.settle(|name| self.session.was_told(TypeUrl::Endpoint, name));
     }
 
     /// Whether a type has to wait although it may have news.
@@ -126,7 +161,7 @@ impl<S: Session> Pusher<S> {
         let refers = matches!(type_url, TypeUrl::Listener | TypeUrl::Route);
         refers
             && self.session.wanted(TypeUrl::Cluster).is_some()
-            && self.dirty.contains_key(&TypeUrl::Cluster)
+            && (self.dirty.contains_key(&TypeUrl::Cluster) || self.is_holding())
     }
 
     fn remove_leftovers(&mut self, version: &str) -> Option<(TypeUrl, S::Response)> {

@@ -7,7 +7,7 @@ use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 
 use super::watch::{Diff, Nonces, WILDCARD, Watch, check_names};
-use super::{Push, Reaction, Session, SessionError, TypeStatus, Wanted};
+use super::{EdsCluster, Push, Reaction, Session, SessionError, TypeStatus, Wanted};
 use crate::{Resource, TypeUrl};
 
 #[derive(Debug)]
@@ -27,13 +27,19 @@ pub struct SotwSession {
     watches: BTreeMap<TypeUrl, SotwWatch>,
     nonces: Nonces,
     forced: Option<BTreeSet<String>>,
+    sent_clusters: Vec<EdsCluster>,
 }
 
 impl SotwSession {
     /// A stream without subscriptions. `stream` tells streams apart, so that a
     /// nonce of one is never taken for a nonce of another.
     pub fn new(stream: u64) -> Self {
-        Self { watches: BTreeMap::new(), nonces: Nonces::new(stream), forced: None }
+        Self {
+            watches: BTreeMap::new(),
+            nonces: Nonces::new(stream),
+            forced: None,
+            sent_clusters: Vec::new(),
+        }
     }
 
     fn respond(
@@ -70,30 +76,36 @@ impl SotwSession {
     }
 
     // What refers to other resources was replaced: the client will ask for
-    // those again, and a replaced cluster waits for its endpoints.
+    // those again.
     fn follow_up(&mut self, type_url: TypeUrl, changed: &[Resource]) {
         let dependent = match type_url {
             TypeUrl::Cluster => TypeUrl::Endpoint,
             TypeUrl::Listener => TypeUrl::Route,
             _ => return,
         };
-        let Some(entry) = self.watches.get_mut(&dependent) else { return };
         if changed.is_empty() {
             return;
         }
-        entry.answer_next = true;
-        if dependent == TypeUrl::Endpoint {
-            let names: BTreeSet<_> = changed
-                .iter()
-                .filter(|c| entry.watch.wants(&c.name))
-                .map(|c| c.name.clone())
-                .collect();
-            for name in &names {
-                entry.watch.forget(name);
-            }
-            if !names.is_empty() {
-                self.forced.get_or_insert_default().extend(names);
-            }
+        if let Some(entry) = self.watches.get_mut(&dependent) {
+            entry.answer_next = true;
+        }
+        if type_url == TypeUrl::Cluster {
+            let clusters: Vec<_> = changed.iter().filter_map(EdsCluster::of).collect();
+            self.force_endpoints(&clusters);
+            self.sent_clusters.extend(clusters);
+        }
+    }
+
+    // A replaced cluster waits for its endpoints.
+    fn force_endpoints(&mut self, clusters: &[EdsCluster]) {
+        let Some(entry) = self.watches.get_mut(&TypeUrl::Endpoint) else { return };
+        let wanted = clusters.iter().map(|c| &c.endpoints).filter(|name| entry.watch.wants(name));
+        let names: BTreeSet<_> = wanted.cloned().collect();
+        for name in &names {
+            entry.watch.forget(name);
+        }
+        if !names.is_empty() {
+            self.forced.get_or_insert_default().extend(names);
         }
     }
 }
@@ -197,6 +209,9 @@ impl Session for SotwSession {
         let news = !diff.changed.is_empty() || (full && !diff.removed.is_empty());
         let answers = full && entry.watch.must_answer;
         if !news && !answers {
+            if !full {
+                entry.watch.absent(diff.removed);
+            }
             return None;
         }
         self.respond(push.type_url, push.version, &diff)
@@ -225,6 +240,14 @@ impl Session for SotwSession {
 
     fn take_forced(&mut self) -> Option<(TypeUrl, BTreeSet<String>)> {
         self.forced.take().map(|names| (TypeUrl::Endpoint, names))
+    }
+
+    fn take_sent_clusters(&mut self) -> Vec<EdsCluster> {
+        std::mem::take(&mut self.sent_clusters)
+    }
+
+    fn was_told(&self, type_url: TypeUrl, name: &str) -> bool {
+        self.watches.get(&type_url).is_some_and(|e| e.watch.was_told(name))
     }
 
     fn status(&self) -> BTreeMap<TypeUrl, TypeStatus> {

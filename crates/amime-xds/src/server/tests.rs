@@ -1,8 +1,9 @@
-//! Both sessions behind the pusher: order, refusals, nonces, bounds.
+//! Both sessions behind the pusher: order, warming, refusals, nonces, bounds.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
@@ -12,7 +13,8 @@ use super::{DeltaSession, Pusher, SessionError, SotwSession, Source, Verdict, Wa
 use crate::TypeUrl::{Cluster, Endpoint, Listener, Route};
 use crate::{Resource, TypeUrl};
 
-/// Contents by type and name.
+/// Contents by type and name; a cluster of content `eds` or `eds SERVICE` has
+/// its endpoints discovered.
 #[derive(Default)]
 struct Config(BTreeMap<(TypeUrl, &'static str), &'static str>);
 
@@ -29,12 +31,31 @@ impl Source for Config {
             Wanted::All => true,
             Wanted::Names(names) => names.contains(*name),
         });
-        let body = |content: &&'static str| Bytes::from_static(content.as_bytes());
-        wanted.map(|((_, n), c)| Resource::from_body(type_url, *n, body(c))).collect()
+        wanted.map(|((_, name), content)| resource(type_url, name, content)).collect()
     }
 
     fn version(&self) -> &str {
         "v"
+    }
+}
+
+fn resource(type_url: TypeUrl, name: &str, content: &'static str) -> Resource {
+    match content.strip_prefix("eds") {
+        Some(service) if type_url == Cluster => {
+            let eds = cluster::cluster::EdsClusterConfig {
+                service_name: service.trim().to_owned(),
+                ..Default::default()
+            };
+            let discovery = cluster::cluster::ClusterDiscoveryType::Type(3);
+            let message = cluster::Cluster {
+                name: name.to_owned(),
+                cluster_discovery_type: Some(discovery),
+                eds_cluster_config: Some(eds),
+                ..Default::default()
+            };
+            Resource::encode(name, &message)
+        }
+        _ => Resource::from_body(type_url, name, Bytes::from_static(content.as_bytes())),
     }
 }
 
@@ -112,11 +133,19 @@ fn all_types() -> Vec<DeltaDiscoveryRequest> {
     ]
 }
 
-const BEFORE: [(TypeUrl, &str, &str); 4] =
-    [(Cluster, "old", "1"), (Endpoint, "old", "1"), (Listener, "l", "1"), (Route, "80", "to old")];
+const BEFORE: [(TypeUrl, &str, &str); 4] = [
+    (Cluster, "old", "eds"),
+    (Endpoint, "old", "1"),
+    (Listener, "l", "1"),
+    (Route, "80", "to old"),
+];
 
-const AFTER: [(TypeUrl, &str, &str); 4] =
-    [(Cluster, "new", "1"), (Endpoint, "new", "1"), (Listener, "l", "1"), (Route, "80", "to new")];
+const AFTER: [(TypeUrl, &str, &str); 4] = [
+    (Cluster, "new", "eds"),
+    (Endpoint, "new", "1"),
+    (Listener, "l", "1"),
+    (Route, "80", "to new"),
+];
 
 #[test]
 fn a_route_moves_before_its_old_cluster_leaves() {
@@ -161,11 +190,96 @@ fn routes_wait_for_clusters_that_are_still_to_be_sent() {
     assert_eq!(stream.drain(), ["CDS +new", "EDS +new", "RDS +80", "CDS -old", "EDS -old"]);
 }
 
+/// A stream whose client moves from `old` to `new` and has not yet asked for
+/// the endpoints of `new`; what it was sent meanwhile.
+fn half_moved() -> (Stream, Vec<String>) {
+    let mut requests = all_types();
+    requests[1] = subscribe(Endpoint, &["old"]);
+    let mut stream = Stream::open(Config::new(&BEFORE), &requests);
+    assert_eq!(stream.drain(), ["CDS +old", "EDS +old", "LDS +l", "RDS +80"]);
+    stream.change(&AFTER);
+    let sent = stream.drain();
+    (stream, sent)
+}
+
+#[test]
+fn a_route_waits_for_the_endpoints_of_a_new_cluster() {
+    let (mut stream, sent) = half_moved();
+    assert_eq!(sent, ["CDS +new"]);
+    assert!(stream.pusher.is_holding());
+    stream.pusher.invalidate_all();
+    assert_eq!(stream.drain(), Vec::<String>::new(), "news do not end the wait");
+    stream.request(subscribe(Endpoint, &["new"]));
+    assert_eq!(stream.drain(), ["EDS +new", "RDS +80", "CDS -old", "EDS -old"]);
+    assert!(!stream.pusher.is_holding());
+}
+
+#[test]
+fn a_route_waits_no_longer_than_the_caller_does() {
+    let (mut stream, _) = half_moved();
+    stream.pusher.release_held();
+    assert_eq!(stream.drain(), ["RDS +80", "CDS -old", "EDS -old"]);
+    assert!(!stream.pusher.is_holding());
+}
+
+#[test]
+fn a_refused_cluster_is_not_waited_for() {
+    let mut stream = half_moved().0;
+    stream.pusher.release_held();
+    stream.drain();
+    let more = [(Cluster, "good", "eds"), (Cluster, "bad", "eds"), (Route, "80", "to both")];
+    stream.change(&[AFTER.as_slice(), &more].concat());
+    let clusters = stream.next().expect("clusters");
+    assert_eq!(show(&clusters), "CDS +bad +good");
+    stream.request(answer(&clusters, Some("cluster bad: no")));
+    assert_eq!(stream.drain(), Vec::<String>::new(), "the other one is in force");
+    stream.change(&[AFTER.as_slice(), &more, &[(Endpoint, "good", "1")]].concat());
+    stream.request(subscribe(Endpoint, &["good"]));
+    assert_eq!(stream.drain(), ["EDS +good", "RDS +80"]);
+}
+
+#[test]
+fn a_cluster_that_is_gone_again_is_not_waited_for() {
+    let (mut stream, _) = half_moved();
+    stream.change(&BEFORE);
+    assert_eq!(stream.drain(), ["CDS -new"], "nothing that names it was ever sent");
+    assert!(!stream.pusher.is_holding());
+}
+
+#[test]
+fn endpoints_that_are_not_there_are_not_waited_for() {
+    let (mut stream, _) = half_moved();
+    stream.config.0.remove(&(Endpoint, "new"));
+    stream.request(subscribe(Endpoint, &["new"]));
+    assert_eq!(stream.drain(), ["EDS -new", "RDS +80", "CDS -old", "EDS -old"]);
+}
+
+#[test]
+fn a_cluster_whose_endpoints_have_another_name_now_is_waited_for() {
+    let mut stream = Stream::open(Config::new(&BEFORE), &all_types());
+    stream.drain();
+    let moved = [(Cluster, "old", "eds other"), (Endpoint, "other", "1"), (Route, "80", "2")];
+    stream.change(&[BEFORE.as_slice(), &moved].concat());
+    assert_eq!(stream.drain(), ["CDS +old"]);
+    stream.request(subscribe(Endpoint, &["other"]));
+    assert_eq!(stream.drain(), ["EDS +other", "RDS +80"]);
+}
+
+#[test]
+fn clusters_without_discovery_hold_nothing() {
+    let mut stream = half_moved().0;
+    stream.pusher.release_held();
+    stream.drain();
+    let dns = [(Cluster, "dns", "strict"), (Route, "80", "to dns")];
+    stream.change(&[AFTER.as_slice(), &dns].concat());
+    assert_eq!(stream.drain(), ["CDS +dns", "RDS +80"]);
+}
+
 #[test]
 fn a_changed_cluster_is_followed_by_its_endpoints() {
     let mut stream = Stream::open(Config::new(&BEFORE), &all_types());
     stream.drain();
-    stream.change(&[(Cluster, "old", "2"), BEFORE[1], BEFORE[2], BEFORE[3]]);
+    stream.change(&[(Cluster, "old", "eds old"), BEFORE[1], BEFORE[2], BEFORE[3]]);
     assert_eq!(stream.drain(), ["CDS +old", "EDS +old"]);
 }
 
@@ -292,7 +406,7 @@ fn sotw_keeps_a_leaving_cluster_in_the_set_until_routes_have_moved() {
 
 #[test]
 fn sotw_answers_the_endpoints_that_envoy_asks_for_again_after_clusters() {
-    let mut config = Config::new(&[(Cluster, "c", "1"), (Endpoint, "c", "e")]);
+    let mut config = Config::new(&[(Cluster, "c", "eds"), (Endpoint, "c", "e")]);
     let mut pusher = Pusher::new(SotwSession::new(1));
     pusher.on_request(sotw(Cluster, &[], None)).expect("valid");
     let (_, clusters) = pusher.next(&mut config).expect("clusters");
@@ -302,7 +416,7 @@ fn sotw_answers_the_endpoints_that_envoy_asks_for_again_after_clusters() {
     pusher.on_request(sotw(Endpoint, &["c"], Some(&endpoints))).expect("valid");
     assert!(pusher.next(&mut config).is_none());
 
-    config = Config::new(&[(Cluster, "c", "2"), (Endpoint, "c", "e")]);
+    config = Config::new(&[(Cluster, "c", "eds c"), (Endpoint, "c", "e")]);
     pusher.invalidate_all();
     let (first, _) = pusher.next(&mut config).expect("clusters");
     let (second, again) = pusher.next(&mut config).expect("their endpoints");
@@ -325,4 +439,30 @@ fn sotw_ignores_requests_that_answer_an_older_response() {
     let late = pusher.on_request(sotw(Route, &["a"], Some(&first))).expect("valid");
     assert_eq!(late.verdict, Some(Verdict::Stale));
     assert_eq!(pusher.wanted(Route), Some(Wanted::Names(&["a".into(), "b".into()].into())));
+}
+
+#[test]
+fn sotw_routes_wait_for_the_endpoints_of_a_new_cluster() {
+    check_sotw_wait(&[(Endpoint, "c", "e")]);
+    check_sotw_wait(&[]);
+}
+
+/// The wait ends with the question, also when there is nothing to answer.
+#[track_caller]
+fn check_sotw_wait(endpoints: &[(TypeUrl, &'static str, &'static str)]) {
+    let config = [(Cluster, "c", "eds"), (Route, "80", "to c")];
+    let mut config = Config::new(&[config.as_slice(), endpoints].concat());
+    let mut pusher = Pusher::new(SotwSession::new(1));
+    pusher.on_request(sotw(Cluster, &[], None)).expect("valid");
+    pusher.on_request(sotw(Route, &["80"], None)).expect("valid");
+    let (first, clusters) = pusher.next(&mut config).expect("clusters");
+    assert_eq!(first, Cluster);
+    pusher.on_request(sotw(Cluster, &[], Some(&clusters))).expect("valid");
+    assert!(pusher.next(&mut config).is_none());
+    assert!(pusher.is_holding());
+    pusher.on_request(sotw(Endpoint, &["c"], None)).expect("valid");
+    let sent = std::iter::from_fn(|| pusher.next(&mut config).map(|(t, _)| t)).collect::<Vec<_>>();
+    let answer = (!endpoints.is_empty()).then_some(Endpoint);
+    assert_eq!(sent, answer.into_iter().chain([Route]).collect::<Vec<_>>());
+    assert!(!pusher.is_holding());
 }

@@ -69,6 +69,10 @@ impl Watch {
         self.wildcard || self.names.contains(name)
     }
 
+    pub(super) fn was_told(&self, name: &str) -> bool {
+        self.wants(name) && self.told.contains_key(name)
+    }
+
     pub(super) fn in_flight(&self) -> bool {
         self.in_flight.is_some()
     }
@@ -106,6 +110,11 @@ impl Watch {
     /// Believes that the client holds `version` of `name`.
     pub(super) fn holds(&mut self, name: String, version: &str) {
         self.told.insert(name, Told::Version(version.into()));
+    }
+
+    /// Takes names as answered that are not there and cannot be said to be.
+    pub(super) fn absent(&mut self, names: Vec<String>) {
+        self.told.extend(names.into_iter().map(|name| (name, Told::Absent)));
     }
 
     /// Makes the next push send `name` again.
