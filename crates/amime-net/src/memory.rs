@@ -5,39 +5,52 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
-/// When a daemon has most likely done what it does only once: after its start,
-/// and after its peers have had time to connect.
-const SETTLED: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
+/// Pauses before the first looks: a daemon does most of what it does only once
+/// at its start, and some when its peers have had time to connect.
+const FIRST: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
+/// Pause between later looks.
+const LATER: Duration = Duration::from_secs(30);
+/// Less than this is not worth the page faults. About what one kind of traffic
+/// through a proxy needs.
+const WORTHWHILE_BYTES: usize = 6 << 20;
 
-/// Calls [`release_code_pages`] from a thread of its own, twice in the first
-/// ten seconds. A failure is ignored: it costs memory, not function.
-pub fn release_once_settled() {
+/// Calls [`release_code_pages`] from a thread of its own: twice in the first
+/// ten seconds, then every half minute if at least 6 MiB of files are mapped.
+///
+/// A process runs much code once or rarely (argument parsing, TLS set-up,
+/// decoding configuration), and each page of it stays counted as resident.
+/// With a proxy in every pod that is most of what a proxy costs. What is in use
+/// comes back with about a hundred page faults, well under a millisecond in all.
+/// Failures are ignored: they cost memory, not function.
+pub fn keep_code_trimmed() {
     let work = || {
-        for pause in SETTLED {
+        for pause in FIRST {
             thread::sleep(pause);
             let _ = release_code_pages();
         }
+        loop {
+            thread::sleep(LATER);
+            if resident_file_bytes().is_ok_and(|bytes| bytes >= WORTHWHILE_BYTES) {
+                let _ = release_code_pages();
+            }
+        }
     };
-    let _ = thread::Builder::new().name("settle".into()).spawn(work);
+    // The stack is for one small file and a loop over its lines.
+    let _ = thread::Builder::new().name("trim".into()).stack_size(64 << 10).spawn(work);
 }
 
-/// Unmaps the program's code pages that are resident now; those still in use
-/// come back from the page cache at their next use, without a disk read.
-///
-/// A process runs much code once (argument parsing, TLS set-up, decoding the
-/// first configuration), and each page of it stays counted as resident. With a
-/// proxy in every pod that is most of what a proxy costs, so a program calls
-/// this once it has settled. Returns the bytes looked at.
+/// Unmaps the resident pages of program files that nobody can have changed;
+/// those in use come back from the page cache, without a disk read, when they
+/// are touched. Returns the bytes looked at.
 ///
 /// Errors: `/proc/self/maps` cannot be read.
 pub fn release_code_pages() -> io::Result<usize> {
     let maps = fs::read_to_string("/proc/self/maps")?;
     let mut bytes = 0;
-    for (start, end) in maps.lines().filter_map(code_mapping) {
-        // SAFETY: the range is a mapping of ours, private, file-backed and
-        // executable but not writable, so each of its pages equals the file's
-        // and the kernel reads it again when it is touched. Relocated data
-        // lies in other mappings, which `code_mapping` leaves out.
+    for (start, end) in maps.lines().filter_map(unchanged_mapping) {
+        // SAFETY: the range is a mapping of ours, private, file-backed, not
+        // writable and never relocated (`unchanged_mapping`), so each of its
+        // pages equals the file's, and the kernel reads it again on a touch.
         let done = unsafe {
             nix::libc::madvise(
                 start as *mut nix::libc::c_void,
@@ -52,14 +65,32 @@ pub fn release_code_pages() -> io::Result<usize> {
     Ok(bytes)
 }
 
-/// The bounds of a mapping of `maps` if it holds unmodified code of a file.
-fn code_mapping(line: &str) -> Option<(usize, usize)> {
+/// Bytes of file-backed pages that are resident now, from `/proc/self/statm`.
+fn resident_file_bytes() -> io::Result<usize> {
+    let pages = fs::read_to_string("/proc/self/statm")?
+        .split_ascii_whitespace()
+        .nth(2)
+        .and_then(|pages| pages.parse::<usize>().ok())
+        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+    Ok(pages * 4096)
+}
+
+/// The bounds of a mapping that holds a file's bytes as they are on disk: code,
+/// and the read-only head of a program or library (file offset 0). Later
+/// read-only parts are left out: the loader has written addresses into them.
+fn unchanged_mapping(line: &str) -> Option<(usize, usize)> {
     let mut fields = line.split_ascii_whitespace();
     let (start, end) = fields.next()?.split_once('-')?;
     let permissions = fields.next()?;
-    let path = fields.nth(3)?;
+    let offset = fields.next()?;
+    let path = fields.nth(2)?;
     let parse = |text| usize::from_str_radix(text, 16).ok();
-    (permissions == "r-xp" && path.starts_with('/')).then_some((parse(start)?, parse(end)?))
+    let unchanged = match permissions {
+        "r-xp" => true,
+        "r--p" => parse(offset)? == 0,
+        _ => false,
+    };
+    (unchanged && path.starts_with('/')).then_some((parse(start)?, parse(end)?))
 }
 
 #[cfg(test)]
@@ -68,12 +99,13 @@ mod tests {
 
     #[track_caller]
     fn check(line: &str, want: Option<(usize, usize)>) {
-        assert_eq!(code_mapping(line), want);
+        assert_eq!(unchanged_mapping(line), want);
     }
 
     #[test]
-    fn only_code_of_files_is_given_back() {
+    fn only_what_equals_its_file_is_given_back() {
         check("1000-3000 r-xp 00001000 fe:00 99 /usr/bin/amime", Some((0x1000, 0x3000)));
+        check("1000-3000 r--p 00000000 fe:00 99 /usr/bin/amime", Some((0x1000, 0x3000)));
         check("1000-3000 r--p 00001000 fe:00 99 /usr/bin/amime", None);
         check("1000-3000 rwxp 00001000 fe:00 99 /usr/bin/amime", None);
         check("7000-8000 r-xp 00000000 00:00 0 [vdso]", None);
