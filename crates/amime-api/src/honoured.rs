@@ -138,6 +138,7 @@ const UNHONOURED_MESH: &[(&str, &str)] = &[
     ("hboneIdleTimeout", "there is no ambient mode yet"),
     ("zoneAwareLbSetting", "only localityLbSetting prefers near endpoints yet"),
     ("serviceEntryVisibility", "exportTo alone decides who sees a service entry"),
+    ("outboundTrafficPolicy.tls", "unknown hosts are reached in plaintext"),
     ("certificates", "certificates are for workloads only"),
     ("defaultConfig.privateKeyProvider", "keys are used in software only"),
     ("defaultConfig.image", "there is one image only"),

@@ -38,7 +38,7 @@ pub use destination_rule::{DestinationRuleIndex, MergedRule, port_policy, subset
 pub use endpoints::ServiceEndpoints;
 pub use names::{CLUSTER_DOMAIN, MESH_GATEWAY, resolve_gateway, resolve_host, service_host};
 pub use registry::ServiceIndex;
-pub use scope::{EgressListener, SidecarScope};
+pub use scope::{EgressListener, SidecarScope, UnknownDestinations};
 pub use service::{
     AddressView, Endpoint, ExportTo, Health, Labels, Port, PortEndpoints, Registry, Resolution,
     Service, ServiceKey, ServiceTarget, TLS_MODE_DISABLED, TLS_MODE_ISTIO, TLS_MODE_LABEL,

@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use amime_api::networking::{Destination, IstioEgressListener, Sidecar};
+use amime_api::mesh::MeshOutboundTrafficMode;
+use amime_api::networking::{Destination, IstioEgressListener, OutboundTrafficMode, Sidecar};
 use amime_core::{Hostname, NamespacedName, Protocol};
 
 use crate::config::Config;
@@ -63,8 +64,8 @@ pub struct SidecarScope {
     /// Union of what the listeners import, merged by host.
     pub services: Vec<Arc<Service>>,
     by_host: HashMap<Hostname, usize>,
-    /// Unknown destinations are let through.
-    pub allow_any: bool,
+    /// What happens to unknown destinations.
+    pub unknown: UnknownDestinations,
     /// Where they are sent instead of where they were going.
     pub egress_proxy: Option<Destination>,
 }
@@ -91,12 +92,42 @@ impl SidecarScope {
     }
 }
 
+/// What happens to connections to destinations that nobody has declared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownDestinations {
+    /// They are refused.
+    Refuse,
+    /// They go where they were going.
+    Allow,
+    /// As before, but the host of an HTTP request is resolved anew.
+    ByName,
+}
+
+impl From<MeshOutboundTrafficMode> for UnknownDestinations {
+    fn from(mode: MeshOutboundTrafficMode) -> Self {
+        match mode {
+            MeshOutboundTrafficMode::RegistryOnly => Self::Refuse,
+            MeshOutboundTrafficMode::AllowAny => Self::Allow,
+            MeshOutboundTrafficMode::AllowAnyDynamicDns => Self::ByName,
+        }
+    }
+}
+
+impl From<OutboundTrafficMode> for UnknownDestinations {
+    fn from(mode: OutboundTrafficMode) -> Self {
+        match mode {
+            OutboundTrafficMode::RegistryOnly => Self::Refuse,
+            OutboundTrafficMode::AllowAny => Self::Allow,
+        }
+    }
+}
+
 /// Inputs that a scope is computed from.
 pub(crate) struct ScopeInputs<'a> {
     pub(crate) services: &'a ServiceIndex,
     pub(crate) virtual_services: &'a VirtualServiceIndex,
-    /// The mesh lets unknown destinations through.
-    pub(crate) allow_any: bool,
+    /// The mesh's way with unknown destinations.
+    pub(crate) unknown: UnknownDestinations,
 }
 
 impl ScopeInputs<'_> {
@@ -118,7 +149,7 @@ impl ScopeInputs<'_> {
             egress: vec![egress],
             services: union.services,
             by_host: union.by_host,
-            allow_any: false,
+            unknown: UnknownDestinations::Refuse,
             egress_proxy: None,
         }
     }
@@ -144,12 +175,9 @@ impl ScopeInputs<'_> {
             self.add_destinations(namespace, listener, &mut union);
         }
         let policy = spec.and_then(|spec| spec.outbound_traffic_policy.as_ref());
-        let allow_any = policy.map_or(self.allow_any, |policy| {
-            policy.mode == amime_api::networking::OutboundTrafficMode::AllowAny
-        });
         SidecarScope {
             namespace: namespace.to_owned(),
-            allow_any,
+            unknown: policy.map_or(self.unknown, |policy| policy.mode.into()),
             egress_proxy: policy.and_then(|policy| policy.egress_proxy.clone()),
             sidecar,
             egress,

@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use amime_api::k8s::{ConfigMap, Secret};
-use amime_api::mesh::{MeshConfig, MeshOutboundTrafficMode};
+use amime_api::mesh::MeshConfig;
 use amime_api::networking::{Gateway, Sidecar};
 use amime_api::{Kind, Object, ObjectKey, Resource};
 use amime_core::NamespacedName;
@@ -308,11 +308,10 @@ impl Snapshot {
         if let Some(scope) = lock().get(&key) {
             return scope.clone();
         }
-        let mode = self.mesh.outbound_traffic_policy.mode;
         let scope = Arc::new(compute(ScopeInputs {
             services: &self.indexes.services,
             virtual_services: &self.indexes.virtual_services,
-            allow_any: mode != MeshOutboundTrafficMode::RegistryOnly,
+            unknown: self.mesh.outbound_traffic_policy.mode.into(),
         }));
         lock().entry(key).or_insert(scope).clone()
     }

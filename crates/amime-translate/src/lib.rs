@@ -22,6 +22,7 @@
 
 mod cluster;
 mod context;
+mod dynamic_dns;
 mod endpoint;
 mod filters;
 mod gateway;

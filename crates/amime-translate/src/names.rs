@@ -8,6 +8,8 @@ use amime_core::Hostname;
 pub const BLACK_HOLE_CLUSTER: &str = "BlackHoleCluster";
 /// Cluster that dials the address the client dialed.
 pub const PASSTHROUGH_CLUSTER: &str = "PassthroughCluster";
+/// Cluster that dials the host that an HTTP request names.
+pub const DYNAMIC_DNS_CLUSTER: &str = "AllowAnyDynamicDNSCluster";
 /// The same for traffic from outside to the workload.
 pub const INBOUND_PASSTHROUGH_CLUSTER: &str = "InboundPassthroughCluster";
 /// Listener behind the redirection of outbound connections.
@@ -16,6 +18,8 @@ pub const VIRTUAL_OUTBOUND: &str = "virtualOutbound";
 pub const VIRTUAL_INBOUND: &str = "virtualInbound";
 /// Virtual host for unknown hosts when they are let through.
 pub const ALLOW_ANY: &str = "allow_any";
+/// Virtual host for unknown hosts when the proxy resolves them.
+pub const ALLOW_ANY_DYNAMIC_DNS: &str = "allow_any_dynamic_dns";
 /// Virtual host for unknown hosts when they are refused.
 pub const BLOCK_ALL: &str = "block_all";
 /// Route configuration of the explicit HTTP proxy port.

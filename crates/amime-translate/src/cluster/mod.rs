@@ -22,6 +22,7 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_optio
 };
 
 use crate::context::Context;
+use crate::dynamic_dns;
 use crate::names::OutboundName;
 use crate::origin::{IstioFields, istio_metadata};
 use crate::proto::any;
@@ -36,6 +37,9 @@ pub(crate) fn build(context: &Context<'_>, names: Option<&[String]>) -> Vec<Clus
     match context.proxy.kind {
         ProxyKind::Sidecar => {
             clusters.push(special::passthrough(context));
+            if dynamic_dns::is_on(context) {
+                clusters.push(special::dynamic_dns(context));
+            }
             clusters.extend(inbound::clusters(context));
             clusters.push(special::inbound_passthrough(context));
         }

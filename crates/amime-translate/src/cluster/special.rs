@@ -11,9 +11,11 @@ use envoy_types::pb::envoy::config::core::v3::{BindConfig, ExtraSourceAddress};
 
 use super::{Draft, downstream, policy};
 use crate::context::Context;
+use crate::dynamic_dns;
 use crate::filters::cluster_metadata_exchange;
 use crate::names::{
-    BLACK_HOLE_CLUSTER, INBOUND_PASSTHROUGH_CLUSTER, PASSTHROUGH_CLUSTER, stat_prefix,
+    BLACK_HOLE_CLUSTER, DYNAMIC_DNS_CLUSTER, INBOUND_PASSTHROUGH_CLUSTER, PASSTHROUGH_CLUSTER,
+    stat_prefix,
 };
 use crate::origin::{fields, mesh_path};
 use crate::proto::{duration, socket_address};
@@ -27,7 +29,8 @@ const INBOUND_SOURCE_V6: &str = "::6";
 
 /// The cluster that drops everything.
 pub(super) fn black_hole(context: &Context<'_>) -> Cluster {
-    let mut draft = named(context, BLACK_HOLE_CLUSTER, DiscoveryType::Static, LbPolicy::RoundRobin);
+    let kind = ClusterDiscoveryType::Type(DiscoveryType::Static.into());
+    let mut draft = named(context, BLACK_HOLE_CLUSTER, kind, LbPolicy::RoundRobin);
     draft.cluster.connect_timeout = policy::connect_timeout(context);
     draft.finish()
 }
@@ -35,6 +38,15 @@ pub(super) fn black_hole(context: &Context<'_>) -> Cluster {
 /// The cluster that goes where the client was going.
 pub(super) fn passthrough(context: &Context<'_>) -> Cluster {
     let mut draft = original_destination(context, PASSTHROUGH_CLUSTER);
+    draft.cluster.filters.extend(cluster_metadata_exchange(context.proxy));
+    draft.finish()
+}
+
+/// The cluster that goes to the host that a request names.
+pub(super) fn dynamic_dns(context: &Context<'_>) -> Cluster {
+    let kind = dynamic_dns::discovery(context);
+    let mut draft = to_downstream(context, DYNAMIC_DNS_CLUSTER, kind);
+    draft.cluster.connect_timeout = policy::connect_timeout(context);
     draft.cluster.filters.extend(cluster_metadata_exchange(context.proxy));
     draft.finish()
 }
@@ -62,7 +74,12 @@ pub(super) fn inbound_bind(context: &Context<'_>) -> BindConfig {
 }
 
 fn original_destination(context: &Context<'_>, name: &str) -> Draft {
-    let mut draft = named(context, name, DiscoveryType::OriginalDst, LbPolicy::ClusterProvided);
+    to_downstream(context, name, ClusterDiscoveryType::Type(DiscoveryType::OriginalDst.into()))
+}
+
+/// A cluster that finds its hosts itself and speaks what the client speaks.
+fn to_downstream(context: &Context<'_>, name: &str, kind: ClusterDiscoveryType) -> Draft {
+    let mut draft = named(context, name, kind, LbPolicy::ClusterProvided);
     let pool = context.mesh.default_traffic_policy.as_ref();
     let pool = pool.and_then(|policy| policy.connection_pool.clone());
     let none = ConnectionPoolSettings::default();
@@ -73,11 +90,11 @@ fn original_destination(context: &Context<'_>, name: &str) -> Draft {
     draft
 }
 
-fn named(context: &Context<'_>, name: &str, kind: DiscoveryType, lb: LbPolicy) -> Draft {
+fn named(context: &Context<'_>, name: &str, kind: ClusterDiscoveryType, lb: LbPolicy) -> Draft {
     let mut draft = Draft::new(Cluster {
         name: name.to_owned(),
         alt_stat_name: stat_prefix(name),
-        cluster_discovery_type: Some(ClusterDiscoveryType::Type(kind.into())),
+        cluster_discovery_type: Some(kind),
         lb_policy: lb.into(),
         ..Default::default()
     });

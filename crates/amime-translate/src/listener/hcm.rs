@@ -19,6 +19,7 @@ use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfi
 use super::access_log;
 use super::tcp::idle_timeout;
 use crate::context::Context;
+use crate::dynamic_dns;
 use crate::filters::{HTTP_CONNECTION_MANAGER, ListenerClass, http_filters, network};
 use crate::names::stat_prefix;
 use crate::proto::{ads, any, bool_value, zero_duration};
@@ -82,6 +83,12 @@ fn manager(context: &Context<'_>, options: HttpOptions, name: &str) -> HttpConne
             .map(|idle| HttpProtocolOptions { idle_timeout: Some(idle), ..Default::default() }),
         ..Default::default()
     };
+    if outbound && dynamic_dns::is_on(context) {
+        // The router, which is last, needs the host resolved.
+        let router = manager.http_filters.pop();
+        manager.http_filters.push(dynamic_dns::filter(context));
+        manager.http_filters.extend(router);
+    }
     set_codec_options(context, &options, &mut manager);
     set_client_certificate(context, options.class, &mut manager);
     normalise_paths(context, &mut manager);

@@ -1,18 +1,23 @@
 //! The listener behind the redirection of outbound connections.
 
+use amime_core::Protocol;
+use amime_model::UnknownDestinations;
 use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
 use envoy_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, Listener,
 };
 
+use super::chain::{PLAINTEXT_HTTP, owned};
+use super::hcm::{self, HttpOptions, Routes};
 use super::{accept_one_at_a_time, access_log, bare, tcp};
 use crate::context::Context;
-use crate::filters::ListenerClass;
-use crate::names::{BLACK_HOLE_CLUSTER, VIRTUAL_OUTBOUND};
+use crate::dynamic_dns;
+use crate::filters::{ListenerClass, http_inspector};
+use crate::names::{ALLOW_ANY_DYNAMIC_DNS, BLACK_HOLE_CLUSTER, VIRTUAL_OUTBOUND};
 use crate::origin::{mesh_path, origin};
 use crate::proto::{bool_value, u32_value};
 use crate::proxy::Interception;
-use crate::route::egress_cluster;
+use crate::route::{self, egress_cluster};
 
 /// The listener that hands connections to the one for their destination, and
 /// takes those that have none; `None` without redirection.
@@ -49,14 +54,38 @@ pub(super) fn listener(context: &Context<'_>) -> Option<Listener> {
             ..Default::default()
         },
     ];
+    if dynamic_dns::is_on(context) {
+        listener.listener_filters.push(http_inspector());
+        listener.filter_chains.insert(1, unknown_http(context));
+    }
     Some(listener)
+}
+
+/// The chain for plaintext HTTP to hosts that the proxy is to resolve.
+fn unknown_http(context: &Context<'_>) -> FilterChain {
+    let hosts = vec![route::unknown_hosts(context)];
+    let routes = route::named(context, ALLOW_ANY_DYNAMIC_DNS, hosts);
+    let routes = Routes::Inline(Box::new(routes));
+    let mut options = HttpOptions::new(ListenerClass::Outbound, Protocol::Http, routes);
+    options.stat_prefix = format!("outbound_{VIRTUAL_OUTBOUND}_{ALLOW_ANY_DYNAMIC_DNS}");
+    FilterChain {
+        name: format!("{VIRTUAL_OUTBOUND}-catchall-tcp-http"),
+        filter_chain_match: Some(FilterChainMatch {
+            application_protocols: owned(&PLAINTEXT_HTTP),
+            ..Default::default()
+        }),
+        filters: vec![hcm::filter(context, options, VIRTUAL_OUTBOUND)],
+        ..Default::default()
+    }
 }
 
 /// Filters for connections to destinations that nobody has declared.
 pub(super) fn unknown_destinations(context: &Context<'_>) -> Vec<Filter> {
-    let cluster = match context.scope.allow_any {
-        true => egress_cluster(context.scope.egress_proxy.as_ref()),
-        false => BLACK_HOLE_CLUSTER.to_owned(),
+    let cluster = match context.scope.unknown {
+        UnknownDestinations::Refuse => BLACK_HOLE_CLUSTER.to_owned(),
+        UnknownDestinations::Allow | UnknownDestinations::ByName => {
+            egress_cluster(context.scope.egress_proxy.as_ref())
+        }
     };
     tcp::to_cluster(context, ListenerClass::Outbound, &cluster, &cluster)
 }

@@ -6,6 +6,8 @@ use amime_api::networking::Headers;
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
 
+use super::format::{header_value, is_sendable};
+
 /// Header changes in Envoy's terms.
 #[derive(Default)]
 pub(crate) struct HeaderChanges {
@@ -42,10 +44,13 @@ fn options(
     action: HeaderAppendAction,
 ) -> Vec<HeaderValueOption> {
     let own = headers.iter().filter(|(key, _)| !is_internal(key));
-    own.map(|(key, value)| HeaderValueOption {
-        header: Some(HeaderValue { key: key.clone(), value: value.clone(), ..Default::default() }),
-        append_action: action.into(),
-        ..Default::default()
+    own.filter_map(|(key, value)| {
+        let value = header_value(value)?;
+        Some(HeaderValueOption {
+            header: Some(HeaderValue { key: key.clone(), value, ..Default::default() }),
+            append_action: action.into(),
+            ..Default::default()
+        })
     })
     .collect()
 }
@@ -54,14 +59,17 @@ fn removable(keys: &[String]) -> Vec<String> {
     keys.iter().filter(|key| !is_internal(key)).cloned().collect()
 }
 
-/// Headers that Envoy refuses to change as headers.
+/// Headers that Envoy refuses to change as headers, or at all.
 fn is_internal(key: &str) -> bool {
-    key.starts_with(':') || key.eq_ignore_ascii_case("host")
+    key.is_empty() || !is_sendable(key) || key.starts_with(':') || key.eq_ignore_ascii_case("host")
 }
 
 fn authority(headers: &BTreeMap<String, String>) -> Option<String> {
     let is_host =
         |key: &str| key.eq_ignore_ascii_case(":authority") || key.eq_ignore_ascii_case("host");
     let mut hosts = headers.iter().filter(|(key, _)| is_host(key));
-    hosts.next_back().map(|(_, value)| value.clone()).filter(|value| !value.is_empty())
+    hosts
+        .next_back()
+        .map(|(_, value)| value.clone())
+        .filter(|value| !value.is_empty() && is_sendable(value))
 }

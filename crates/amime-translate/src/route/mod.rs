@@ -1,5 +1,6 @@
 //! RDS: route configurations of sidecars and gateways.
 
+mod format;
 mod gateway;
 mod headers;
 mod hosts;
@@ -13,7 +14,7 @@ use envoy_types::pb::envoy::config::route::v3::{RouteConfiguration, VirtualHost}
 
 pub(crate) use hosts::alternatives;
 pub(crate) use http::{default_inbound, destination_cluster};
-pub(crate) use sidecar::{egress_cluster, operation};
+pub(crate) use sidecar::{egress_cluster, operation, unknown_hosts};
 
 use crate::context::Context;
 use crate::origin::{mesh_path, origin};

@@ -7,6 +7,7 @@ use amime_api::networking::Destination;
 use amime_core::{Hostname, Protocol};
 use amime_model::{
     EgressListener, MESH_GATEWAY, Port, Resolution, RouteSemantics, RoutedService, Service,
+    UnknownDestinations,
 };
 use envoy_types::pb::envoy::config::route::v3::route::Action;
 use envoy_types::pb::envoy::config::route::v3::{DirectResponseAction, Route, VirtualHost};
@@ -16,9 +17,10 @@ use super::http::{self, RouteTarget, default_outbound, destination_cluster, to_c
 use super::matching::everything;
 use super::policy::{consistent_hash, hash_policy};
 use crate::context::Context;
+use crate::dynamic_dns;
 use crate::names::{
-    ALLOW_ANY, BLOCK_ALL, HTTP_PROXY_ROUTE, PASSTHROUGH_CLUSTER, bracketed, domain,
-    outbound_cluster,
+    ALLOW_ANY, ALLOW_ANY_DYNAMIC_DNS, BLOCK_ALL, DYNAMIC_DNS_CLUSTER, HTTP_PROXY_ROUTE,
+    PASSTHROUGH_CLUSTER, bracketed, domain, outbound_cluster,
 };
 use crate::origin::{mesh_path, origin, service_path};
 
@@ -36,7 +38,7 @@ pub(super) fn virtual_hosts(context: &Context<'_>, name: &str) -> Option<Vec<Vir
         return Some(of_service(hosts, name));
     }
     hosts.sort_by(|a, b| a.name.cmp(&b.name));
-    hosts.push(catch_all(context));
+    hosts.push(unknown_hosts(context));
     Some(hosts)
 }
 
@@ -346,13 +348,20 @@ fn all_ports(by_port: BTreeMap<u32, Vec<VirtualHost>>) -> Vec<VirtualHost> {
 }
 
 /// What happens to requests for hosts that nobody has.
-fn catch_all(context: &Context<'_>) -> VirtualHost {
-    let (name, action) = if context.scope.allow_any {
-        let cluster = egress_cluster(context.scope.egress_proxy.as_ref());
-        (ALLOW_ANY, Action::Route(to_cluster(cluster)))
-    } else {
-        let refuse = DirectResponseAction { status: UNKNOWN_HOST_STATUS, ..Default::default() };
-        (BLOCK_ALL, Action::DirectResponse(refuse))
+pub(crate) fn unknown_hosts(context: &Context<'_>) -> VirtualHost {
+    let (name, action) = match context.scope.unknown {
+        UnknownDestinations::Refuse => {
+            let status = UNKNOWN_HOST_STATUS;
+            let refuse = DirectResponseAction { status, ..Default::default() };
+            (BLOCK_ALL, Action::DirectResponse(refuse))
+        }
+        UnknownDestinations::ByName if dynamic_dns::is_on(context) => {
+            (ALLOW_ANY_DYNAMIC_DNS, Action::Route(to_cluster(DYNAMIC_DNS_CLUSTER.to_owned())))
+        }
+        UnknownDestinations::Allow | UnknownDestinations::ByName => {
+            let cluster = egress_cluster(context.scope.egress_proxy.as_ref());
+            (ALLOW_ANY, Action::Route(to_cluster(cluster)))
+        }
     };
     VirtualHost {
         name: name.to_owned(),
