@@ -18,6 +18,7 @@ use super::faults::Faults;
 use super::filters::{Fault, compile_rbac};
 use super::h2::H2Settings;
 use super::names::RouteConfigId;
+use super::peer_metadata::PeerExchange;
 use super::rbac::Rbac;
 use super::route::RouteTable;
 use super::values::{self, bool_or, is, type_name, u32_or, unpack};
@@ -51,8 +52,8 @@ pub(crate) struct HttpConfig {
     pub(crate) suppress_envoy_headers: bool,
     pub(crate) append_forwarded_port: bool,
     pub(crate) scheme: Option<crate::http::head::Scheme>,
-    /// Exchange workload metadata with peers in headers.
-    pub(crate) exchange_metadata: bool,
+    /// Exchange of workload metadata with peers in headers.
+    pub(crate) peer_exchange: PeerExchange,
     /// Tell Istio peers the HTTP version by ALPN.
     pub(crate) istio_alpn: bool,
 }
@@ -168,14 +169,12 @@ pub(crate) enum StripPort {
     Any,
 }
 
-/// Filters of Istio and Envoy that need nothing of the data path here: what
-/// they report is collected anyway, or they only matter for other filters.
-const PASSIVE: [&str; 6] = [
-    "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
+/// What this filter reports is collected anyway.
+const GRPC_STATS: &str = "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig";
+
+/// Filters that are accepted but do nothing here; requests pass as they are.
+const WITHOUT_EFFECT: [&str; 2] = [
     "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb",
-    "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig",
-    "stats.PluginConfig",
-    "io.istio.http.peer_metadata.Config",
     "envoy.extensions.filters.http.set_filter_state.v3.Config",
 ];
 
@@ -230,7 +229,7 @@ impl HttpConfig {
             suppress_envoy_headers: chain.suppress_envoy_headers,
             append_forwarded_port: value.append_x_forwarded_port,
             scheme: scheme_override(value.scheme_header_transformation.as_ref()),
-            exchange_metadata: chain.exchange_metadata,
+            peer_exchange: chain.peer_exchange,
             istio_alpn: chain.istio_alpn,
         })
     }
@@ -336,7 +335,7 @@ fn routes(value: &pb::HttpConnectionManager, compiler: &mut Compiler<'_>) -> Opt
 struct FilterChain {
     filters: Vec<HttpFilter>,
     istio_stats: Option<Arc<IstioStats>>,
-    exchange_metadata: bool,
+    peer_exchange: PeerExchange,
     istio_alpn: bool,
     suppress_envoy_headers: bool,
     router: bool,
@@ -394,10 +393,14 @@ impl FilterChain {
         let name = config_type(any);
         match name.as_str() {
             "stats.PluginConfig" => self.istio_stats = Some(istio_stats(any)),
-            "io.istio.http.peer_metadata.Config" => self.exchange_metadata = true,
+            "io.istio.http.peer_metadata.Config" => {
+                self.peer_exchange = PeerExchange::compile(any, faults);
+            }
             "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig" => self.istio_alpn = true,
-            name if PASSIVE.contains(&name) => {}
-            name if optional => faults.ignore("typed_config", format!("{name} is not supported")),
+            GRPC_STATS => {}
+            name if optional || WITHOUT_EFFECT.contains(&name) => {
+                faults.ignore("typed_config", format!("{name} is not supported"))
+            }
             name => faults.reject("typed_config", format!("{name} is not supported")),
         }
     }

@@ -27,6 +27,7 @@ pub(crate) mod headers;
 pub(crate) mod listener;
 pub(crate) mod matcher;
 pub(crate) mod names;
+pub(crate) mod peer_metadata;
 pub(crate) mod rbac;
 pub(crate) mod retry;
 pub(crate) mod route;

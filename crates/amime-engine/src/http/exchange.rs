@@ -67,6 +67,8 @@ pub(crate) struct Log {
     pub(crate) response_bytes: u64,
     pub(crate) request_bytes: u64,
     pub(crate) downstream_peer: Option<Arc<PeerMetadata>>,
+    /// The client told who it is and is to hear who we are.
+    pub(crate) answer_peer: bool,
     pub(crate) upstream_peer: Option<Arc<PeerMetadata>>,
     pub(crate) grpc: bool,
 }

@@ -117,7 +117,7 @@ fn upstream_peer(
     exchange: &Exchange,
     headers: &mut HeaderMap,
 ) -> Option<std::sync::Arc<amime_telemetry::PeerMetadata>> {
-    if !exchange.connection.config.exchange_metadata {
+    if !exchange.connection.config.peer_exchange.from_upstream {
         return None;
     }
     headers.remove(names::PEER_METADATA_ID);
@@ -283,7 +283,7 @@ fn prepare(plan: &Plan<'_>, weighted: Option<&WeightedCluster>, timeouts: &Timeo
             head.headers.insert(names::EXPECTED_TIMEOUT, value);
         }
     }
-    if config.exchange_metadata
+    if config.peer_exchange.to_upstream
         && let Some((metadata, id)) = &exchange.connection.worker.own_metadata
     {
         head.headers.insert(names::PEER_METADATA, metadata.clone());

@@ -159,7 +159,8 @@ pub(crate) fn admit(
     if let Some(via) = &config.via {
         head.headers.append(header::VIA, via.clone());
     }
-    let peer_metadata = if survey.peer_metadata && config.exchange_metadata {
+    // For our telemetry, not for the application.
+    let peer_metadata = if survey.peer_metadata && config.peer_exchange.from_client {
         head.headers.remove(names::PEER_METADATA_ID);
         head.headers.remove(names::PEER_METADATA)
     } else {

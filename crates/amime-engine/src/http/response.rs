@@ -97,6 +97,12 @@ fn finish(exchange: &Exchange, headers: &mut HeaderMap, from_upstream: bool) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let mut log = exchange.log.borrow_mut();
+    if log.answer_peer
+        && let Some((metadata, id)) = &connection.worker.own_metadata
+    {
+        headers.insert(names::PEER_METADATA, metadata.clone());
+        headers.insert(names::PEER_METADATA_ID, id.clone());
+    }
     if !config.telemetry.access_logs.is_empty() {
         log.response_headers = headers.clone();
     } else if log.grpc

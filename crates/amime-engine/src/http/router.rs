@@ -29,7 +29,9 @@ pub(super) async fn route(
     let exchange = guard.exchange().clone();
     if let Some(peer) = &admitted.peer_metadata {
         let peer = exchange.connection.worker.telemetry.peer(peer.as_bytes());
-        exchange.log.borrow_mut().downstream_peer = peer;
+        let mut log = exchange.log.borrow_mut();
+        log.downstream_peer = peer;
+        log.answer_peer = exchange.connection.config.peer_exchange.to_client;
     }
     let route = match find(&exchange, admitted.internal) {
         Ok(route) => route,

@@ -109,13 +109,22 @@ impl Proxy {
     }
 
     pub(crate) fn with_secrets(identity: Arc<dyn SecretSource>) -> Self {
+        Self::start(identity, "")
+    }
+
+    /// A proxy that peers know as `node_id`.
+    pub(crate) fn known_as(node_id: &str) -> Self {
+        Self::start(Arc::new(NoSecrets), node_id)
+    }
+
+    fn start(identity: Arc<dyn SecretSource>, node_id: &str) -> Self {
         let runtime = Runtime::start(RuntimeOptions {
             concurrency: 2,
             telemetry: Telemetry::new(TelemetryOptions::default()),
             identity,
             mark: None,
             gateway: false,
-            node_id: String::new(),
+            node_id: node_id.to_owned(),
         });
         Self { runtime: runtime.expect("threads start") }
     }

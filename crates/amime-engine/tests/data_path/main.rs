@@ -6,6 +6,7 @@ mod filters;
 mod forwarding;
 mod harness;
 mod listeners;
+mod peer_metadata;
 mod retries;
 mod routing;
 mod tls;
