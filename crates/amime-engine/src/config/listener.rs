@@ -196,7 +196,7 @@ impl Parent<'_, '_> {
         let mut terminal = None;
         let names: Vec<String> = chain.filters.iter().filter_map(filter_type).collect();
         // They stand before the proxy whose settings they are.
-        self.compiler.tcp_stats = names.iter().any(|name| name == "stats.PluginConfig");
+        self.compiler.tcp_stats = names.iter().any(|name| name == TCP_STATS);
         self.compiler.sni_cluster = names.iter().any(|name| name == SNI_CLUSTER);
         for (index, filter) in chain.filters.iter().enumerate() {
             self.compiler.faults.enter(format!("filters[{index}]({})", filter.name));
@@ -247,11 +247,10 @@ impl Parent<'_, '_> {
             }));
         } else {
             match config_type(any).as_str() {
-                SNI_CLUSTER => {}
-                // Telemetry and metadata exchange of Istio over TCP; the
-                // exchange is optional for the peer.
-                "stats.PluginConfig" | "envoy.tcp.metadataexchange.config.MetadataExchange" => {}
-                name if istio_tcp(name) => {}
+                SNI_CLUSTER | TCP_STATS => {}
+                name if WITHOUT_EFFECT.contains(&name) => {
+                    compiler.faults.ignore("typed_config", format!("{name} is not supported"));
+                }
                 name => compiler.faults.reject("typed_config", format!("{name} is not supported")),
             }
         }
@@ -277,17 +276,22 @@ impl Parent<'_, '_> {
 /// The cluster is the one that the server name names.
 const SNI_CLUSTER: &str = "envoy.extensions.filters.network.sni_cluster.v3.SniCluster";
 
+/// Istio's metrics of TCP connections.
+const TCP_STATS: &str = "stats.PluginConfig";
+
+/// Network filters that are accepted but do nothing here. A peer does without
+/// the metadata exchange: it only adds names to the peer's telemetry.
+const WITHOUT_EFFECT: [&str; 3] = [
+    "envoy.tcp.metadataexchange.config.MetadataExchange",
+    "envoy.extensions.network_filters.peer_metadata.Config",
+    "envoy.extensions.filters.network.set_filter_state.v3.Config",
+];
+
 fn filter_type(filter: &pb::Filter) -> Option<String> {
     match filter.config_type.as_ref() {
         Some(pb::filter::ConfigType::TypedConfig(any)) => Some(config_type(any)),
         _ => None,
     }
-}
-
-fn istio_tcp(name: &str) -> bool {
-    name == "envoy.extensions.network_filters.peer_metadata.Config"
-        || name == "istio.stats.PluginConfig"
-        || name == "envoy.extensions.filters.network.set_filter_state.v3.Config"
 }
 
 fn listener_filters(list: &[pb::ListenerFilter], compiler: &mut Compiler<'_>) -> ListenerFilters {

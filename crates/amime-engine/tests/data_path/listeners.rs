@@ -119,3 +119,32 @@ async fn a_websocket_passes_both_ways() {
     client.read_exact(&mut pong).await.expect("a frame");
     assert_eq!(&pong, b"pong");
 }
+
+#[tokio::test]
+async fn filters_that_do_nothing_are_reported() {
+    let listener = listener(&format!(
+        r#"name: http
+address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
+filter_chains:
+- filters:
+  - name: mx
+    typed_config: {{"@type": type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange, protocol: istio-peer-exchange}}
+  - name: hcm
+    typed_config:
+      "@type": {HCM}
+      stat_prefix: h
+      route_config: {{name: r}}
+      http_filters:
+      - name: web
+        typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb}}
+      - name: router
+        typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}"#
+    ));
+    let proxy = Proxy::with(vec![listener]).await;
+    let dump = proxy.runtime.dump();
+    let held = dump.resources.iter().find(|held| held.name == "http").expect("held");
+    for filter in ["(mx).typed_config: ", "(web).typed_config: "] {
+        let found = held.ignored_fields.iter().any(|field| field.contains(filter));
+        assert!(found, "{filter} in {:?}", held.ignored_fields);
+    }
+}
