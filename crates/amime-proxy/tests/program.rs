@@ -93,6 +93,11 @@ fn it_serves_its_configuration_and_ends_when_asked() {
         std::fs::read_to_string(&address_file).ok().filter(|address| !address.is_empty())
     });
     wait("ready", || ask(&address, "GET", "/ready").contains("LIVE").then_some(()));
+    let help = ask(&address, "GET", "/");
+    assert!(help.starts_with("HTTP/1.1 200"), "{help}");
+    for endpoint in ["/certs", "/clusters", "/config_dump", "/listeners", "/logging", "/stats"] {
+        assert!(help.contains(&format!("\n  {endpoint}")), "{endpoint} in {help}");
+    }
     let dump = ask(&address, "GET", "/config_dump");
     assert!(dump.contains("static_clusters") && dump.contains("\"app\""), "{dump}");
     assert!(ask(&address, "POST", "/quitquitquit").contains("OK"));
