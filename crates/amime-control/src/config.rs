@@ -32,6 +32,8 @@ pub struct ControlPlaneConfig {
     /// Mesh-wide settings, YAML. Default: `mesh.yaml` of a source directory,
     /// else Istio's defaults.
     pub mesh_config: Option<PathBuf>,
+    /// Trust domain of all identities. Default: that of the mesh-wide settings.
+    pub trust_domain: Option<String>,
     /// Keys of the CA and of workload tokens; made if the directory has none.
     pub ca_dir: PathBuf,
     /// Namespace that the control plane runs in. Default `istio-system`.
@@ -57,6 +59,7 @@ impl ControlPlaneConfig {
             http_addr: any(8080),
             monitoring_addr: any(15014),
             mesh_config: None,
+            trust_domain: None,
             ca_dir,
             namespace: "istio-system".to_owned(),
             domain: "cluster.local".to_owned(),
@@ -117,6 +120,9 @@ pub struct ControlPlaneArgs {
     /// File with mesh-wide settings
     #[arg(long = "meshConfig", alias = "mesh-config", value_name = "FILE")]
     mesh_config: Option<PathBuf>,
+    /// Trust domain, whatever the mesh-wide settings say
+    #[arg(long = "trust-domain", alias = "trustDomain", value_name = "DOMAIN")]
+    trust_domain: Option<String>,
     #[command(flatten)]
     source: SourceArgs,
     /// Directory that keeps the CA's key, or holds a CA made elsewhere
@@ -176,6 +182,7 @@ impl ControlPlaneArgs {
             http_addr: self.http_addr,
             monitoring_addr: self.monitoring_addr,
             mesh_config: self.mesh_config,
+            trust_domain: self.trust_domain,
             namespace: self.namespace,
             domain: self.domain,
             cluster_id: self.cluster_id,
@@ -226,8 +233,10 @@ mod tests {
             "--secure-grpc-addr=127.0.0.1:0",
             "--clusterID=c",
             "--http-addr=localhost:1",
+            "--trust-domain=example.org",
         ]);
         let config = config.expect("valid");
+        assert_eq!(config.trust_domain.as_deref(), Some("example.org"));
         assert_eq!((config.grpc_addr, config.cluster_id.as_str()), (None, "c"));
         assert_eq!(config.http_addr.to_string(), "127.0.0.1:1");
     }

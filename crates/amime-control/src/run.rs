@@ -322,12 +322,21 @@ fn mesh_config(config: &ControlPlaneConfig) -> Result<MeshConfig, RunError> {
         SourceConfig::Files(dir) => Some(dir.join(MESH_FILE)).filter(|path| path.exists()),
         SourceConfig::Api(_) => None,
     };
-    let Some(path) = config.mesh_config.clone().or(beside) else {
-        return Ok(MeshConfig::default());
+    let mut mesh = match config.mesh_config.clone().or(beside) {
+        Some(path) => read_mesh_config(path)?,
+        None => MeshConfig::default(),
     };
-    let text = std::fs::read_to_string(&path)
-        .map_err(|source| RunError::MeshFile { path: path.clone(), source })?;
-    decode_mesh_config(&path.display().to_string(), &text)
+    if let Some(trust_domain) = &config.trust_domain {
+        mesh.trust_domain.clone_from(trust_domain);
+    }
+    Ok(mesh)
+}
+
+fn read_mesh_config(path: PathBuf) -> Result<MeshConfig, RunError> {
+    let origin = path.display().to_string();
+    let text =
+        std::fs::read_to_string(&path).map_err(|source| RunError::MeshFile { path, source })?;
+    decode_mesh_config(&origin, &text)
         .map_err(|errors| RunError::MeshConfig(errors.iter().map(ToString::to_string).collect()))
 }
 

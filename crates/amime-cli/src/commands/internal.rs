@@ -1,23 +1,16 @@
 //! What `amime` is when it runs as a part of its own mesh.
 
 use amime_core::log::{LogFormat, LogOptions};
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-
-/// Trust domain of a mesh whose settings name none.
-const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 
 /// Arguments of `control-plane`.
 #[derive(Debug, Args)]
 pub(crate) struct EmbeddedControlPlane {
     #[command(flatten)]
     config: amime_control::config::ControlPlaneArgs,
-    /// Trust domain that the caller counts on; another than the default comes
-    /// from the mesh-wide settings
-    #[arg(long, default_value = DEFAULT_TRUST_DOMAIN, value_name = "DOMAIN")]
-    trust_domain: String,
     /// Log levels, as in `info,amime_control=debug`
     #[arg(long, default_value = "info", env = "AMIME_LOG", value_name = "LEVELS")]
     log_level: String,
@@ -28,12 +21,6 @@ pub(crate) struct EmbeddedControlPlane {
 
 /// Runs the control plane until it is told to stop.
 pub(crate) fn control_plane(args: EmbeddedControlPlane) -> anyhow::Result<()> {
-    // Proxies that were told another one would trust nobody.
-    ensure!(
-        args.trust_domain == DEFAULT_TRUST_DOMAIN,
-        "trust domain {} has to be set by --meshConfig",
-        args.trust_domain
-    );
     amime_identity::install_default_provider();
     let format = if args.log_as_json { LogFormat::Json } else { LogFormat::Text };
     amime_core::log::init(&LogOptions { directives: args.log_level, format })?;

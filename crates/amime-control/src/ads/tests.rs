@@ -1,9 +1,11 @@
-//! Who may open a stream, and what ends one.
+//! Who may open a stream, how long it waits, and what ends one.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use amime_api::decode;
 use amime_ca::{CallerIdentity, Credential};
+use amime_model::Change;
 use amime_xds::TypeUrl;
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -28,7 +30,7 @@ struct Server {
     discovery: Discovery,
     shutdown: CancellationToken,
     channel: Channel,
-    _events: mpsc::Sender<Event>,
+    events: mpsc::Sender<Event>,
 }
 
 /// One stream, seen from the client.
@@ -68,7 +70,16 @@ impl Server {
                 .serve_with_incoming(TcpListenerStream::new(listener)),
         );
         let channel = Channel::from_shared(url).expect("a URL").connect().await.expect("served");
-        Self { discovery, shutdown, channel, _events: events }
+        Self { discovery, shutdown, channel, events }
+    }
+
+    async fn apply(&self, yaml: &str) {
+        let decoded = decode::decode("test.yaml", yaml);
+        assert!(decoded.errors.is_empty(), "{:?}", decoded.errors);
+        for resource in decoded.resources {
+            let change = Event::Change(Change::Set(Arc::new(resource)));
+            self.events.send(change).await.expect("discovery runs");
+        }
     }
 
     async fn open(&self, first: DeltaDiscoveryRequest) -> Stream {
@@ -109,14 +120,17 @@ fn clusters(node_id: &str) -> DeltaDiscoveryRequest {
 const WEB: &str = "sidecar~10.0.0.1~web.shop~shop.svc.cluster.local";
 
 impl Stream {
-    async fn accept_one(&mut self) {
+    /// Accepts a response; says of which type.
+    async fn accept_one(&mut self) -> Option<TypeUrl> {
         let response = self.responses.message().await.expect("no fault").expect("a response");
+        let type_url = TypeUrl::parse(&response.type_url);
         let ack = DeltaDiscoveryRequest {
             type_url: response.type_url,
             response_nonce: response.nonce,
             ..Default::default()
         };
         self.requests.send(ack).await.expect("the server reads");
+        type_url
     }
 
     async fn end(&mut self) -> Status {
@@ -165,6 +179,27 @@ async fn the_status_follows_the_stream() {
     server.status(|all| *all == [(web(), Some(SyncState::Synced))]).await;
     drop(stream);
     server.status(<[_]>::is_empty).await;
+}
+
+#[tokio::test]
+async fn a_client_that_asks_for_no_endpoints_gets_listeners_all_the_same() {
+    let server = Server::start(None).await;
+    let web = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\n\
+               spec: {clusterIP: 10.96.0.13, ports: [{name: http, port: 80}]}\n";
+    server.apply(web).await;
+    let mut published = server.discovery.follow();
+    let known = published.wait_for(|news| {
+        news.as_ref().is_some_and(|news| !news.snapshot.services().all().is_empty())
+    });
+    assert!(known.await.is_ok());
+    let start = std::time::Instant::now();
+    let mut stream = server.open(clusters(WEB)).await;
+    let listeners =
+        DeltaDiscoveryRequest { type_url: TypeUrl::Listener.as_str().to_owned(), ..clusters(WEB) };
+    stream.requests.send(listeners).await.expect("the server reads");
+    assert_eq!(stream.accept_one().await, Some(TypeUrl::Cluster));
+    assert_eq!(stream.accept_one().await, Some(TypeUrl::Listener));
+    assert!(start.elapsed() >= Duration::from_secs(2), "they were held back first");
 }
 
 #[tokio::test]

@@ -61,8 +61,10 @@ metadata: {name: reviews, namespace: default}
 spec: {host: reviews}
 ";
     fs::write(config_dir.join("all.yaml"), objects).expect("written");
-    fs::write(config_dir.join("mesh.yaml"), "trustDomain: example.org\n").expect("written");
-    let config = on_loopback(SourceConfig::Files(config_dir), dir.path());
+    let mesh = "trustDomain: file.example\naccessLogFile: /dev/example\n";
+    fs::write(config_dir.join("mesh.yaml"), mesh).expect("written");
+    let mut config = on_loopback(SourceConfig::Files(config_dir), dir.path());
+    config.trust_domain = Some("flag.example".to_owned());
     let shutdown = CancellationToken::new();
     let plane = ControlPlane::start(config, shutdown.clone()).await.expect("starts");
     ready(&plane).await;
@@ -76,7 +78,8 @@ spec: {host: reviews}
     assert_eq!(page("/version").await, amime_core::build::VERSION);
     assert!(page("/debug/registryz").await.contains("reviews.default.svc.cluster.local"));
     assert!(page("/debug/configz").await.contains("\"DestinationRule\""));
-    assert!(page("/debug/mesh").await.contains("example.org"));
+    let mesh = page("/debug/mesh").await;
+    assert!(mesh.contains("flag.example") && mesh.contains("/dev/example"), "{mesh}");
     assert_eq!(page("/debug/syncz").await, "[]");
     page("/debug/endpointz").await;
     page("/debug").await;
