@@ -58,6 +58,7 @@ pub(crate) fn service(object: &Object<ServiceSpec>, trust_domain: &str) -> Servi
         address: cluster_ips[0].clone(),
         cluster_ips,
         allocated: Vec::new(),
+        derived: Vec::new(),
         ports: spec.ports.iter().map(port).collect(),
         labels: meta.labels.clone(),
         selector: (!spec.selector.is_empty()).then(|| spec.selector.clone()),

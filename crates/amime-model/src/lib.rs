@@ -14,6 +14,7 @@
 //! assert!(snapshot.services().all().is_empty());
 //! ```
 
+mod allocation;
 mod authn;
 mod config;
 mod delegate;

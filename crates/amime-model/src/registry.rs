@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use amime_core::Hostname;
 
+use crate::allocation::allocate;
 use crate::service::{Registry, Resolution, Service};
 
 /// Services of all registries.
@@ -24,6 +25,7 @@ impl ServiceIndex {
             key(a).cmp(&key(b))
         });
         resolve_aliases(&mut services);
+        allocate(&mut services);
         let default_export_to = match default_export_to {
             [] => vec!["*".to_owned()],
             list => list.to_vec(),

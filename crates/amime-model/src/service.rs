@@ -101,6 +101,8 @@ pub struct Service {
     pub cluster_ips: Vec<String>,
     /// Virtual IPs that were allocated for a ServiceEntry without addresses.
     pub allocated: Vec<IpAddr>,
+    /// Virtual IPs that follow from the host, for proxies that ask for them.
+    pub derived: Vec<IpAddr>,
     /// Ports in declaration order.
     pub ports: Vec<Port>,
     /// Labels of the declaring object.
@@ -143,11 +145,19 @@ impl Service {
         }
         if view.uses_allocated && self.address == UNSPECIFIED_V4 {
             let mine = |ip: &&IpAddr| if ip.is_ipv4() { view.v4 } else { view.v6 };
-            if let Some(ip) = self.allocated.iter().find(mine) {
+            if let Some(ip) = self.own_addresses(view).iter().find(mine) {
                 return ip.to_string();
             }
         }
         self.address.clone()
+    }
+
+    /// Addresses that the control plane chose.
+    fn own_addresses(&self, view: AddressView) -> &[IpAddr] {
+        match self.allocated.as_slice() {
+            [] if view.uses_derived => &self.derived,
+            allocated => allocated,
+        }
     }
 
     /// Every address a proxy with this view may use for it.
@@ -155,7 +165,7 @@ impl Service {
         let mut addresses: Vec<String> =
             if view.in_cluster { self.cluster_ips.clone() } else { Vec::new() };
         if addresses.is_empty() && view.uses_allocated {
-            addresses = self.allocated.iter().map(IpAddr::to_string).collect();
+            addresses = self.own_addresses(view).iter().map(IpAddr::to_string).collect();
         }
         addresses.retain(|address| view.supports(address));
         if !addresses.is_empty() || self.address.is_empty() {
@@ -179,6 +189,8 @@ pub struct AddressView {
     pub v6: bool,
     /// The proxy answers DNS itself, so allocated addresses reach it.
     pub uses_allocated: bool,
+    /// It asks for addresses where none was allocated.
+    pub uses_derived: bool,
 }
 
 impl AddressView {
@@ -280,7 +292,7 @@ mod tests {
     use super::*;
 
     fn view(in_cluster: bool, v4: bool, v6: bool) -> AddressView {
-        AddressView { in_cluster, v4, v6, uses_allocated: false }
+        AddressView { in_cluster, v4, v6, uses_allocated: false, uses_derived: false }
     }
 
     fn service(address: &str, cluster_ips: &[&str]) -> Service {
@@ -294,6 +306,7 @@ mod tests {
             mesh_external: false,
             address: address.into(),
             cluster_ips: cluster_ips.iter().map(|ip| (*ip).to_owned()).collect(),
+            derived: Vec::new(),
             allocated: vec!["240.240.0.1".parse().expect("an address")],
             ports: Vec::new(),
             labels: Labels::new(),

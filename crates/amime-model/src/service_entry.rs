@@ -74,6 +74,7 @@ fn service(object: &Object<ServiceEntry>, host: &str, address: String) -> Servic
         address,
         cluster_ips: Vec::new(),
         allocated: Vec::new(),
+        derived: Vec::new(),
         ports: entry.ports.iter().map(port).collect(),
         labels: meta.labels.clone(),
         selector: entry.workload_selector.as_ref().map(|selector| selector.labels.clone()),

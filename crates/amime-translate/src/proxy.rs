@@ -178,6 +178,7 @@ impl Proxy {
             v4: self.supports_v4(),
             v6: self.supports_v6(),
             uses_allocated: self.flag("DNS_CAPTURE"),
+            uses_derived: self.flag("DNS_AUTO_ALLOCATE"),
         }
     }
 
