@@ -3,4 +3,5 @@
 mod bookinfo;
 mod generate;
 mod golden;
+mod simulation;
 mod support;
