@@ -9,13 +9,13 @@ use std::time::Duration;
 /// at its start, and some when its peers have had time to connect.
 const FIRST: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
 /// Pause between later looks.
-const LATER: Duration = Duration::from_secs(30);
+const LATER: Duration = Duration::from_secs(10);
 /// Less than this is not worth the page faults. About what one kind of traffic
 /// through a proxy needs.
 const WORTHWHILE_BYTES: usize = 6 << 20;
 
 /// Calls [`release_code_pages`] from a thread of its own: twice in the first
-/// ten seconds, then every half minute if at least 6 MiB of files are mapped.
+/// ten seconds, then every ten seconds if at least 6 MiB of files are mapped.
 ///
 /// A process runs much code once or rarely (argument parsing, TLS set-up,
 /// decoding configuration), and each page of it stays counted as resident.
