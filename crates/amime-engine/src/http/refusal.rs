@@ -14,6 +14,9 @@ use std::task::{Context, Poll};
 use http::HeaderValue;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+/// How each refusal of the codec begins.
+const REFUSAL_START: &[u8] = b"HTTP/1.1 4";
+
 /// A downstream stream under an HTTP/1 codec.
 pub(super) struct Refusals<T> {
     io: T,
@@ -37,7 +40,7 @@ impl<T> Refusals<T> {
 
     /// Our text for the codec's answer `bytes`, if that is a refusal.
     fn replacement(&self, bytes: &[u8]) -> Option<Vec<u8>> {
-        if self.serving() || !bytes.starts_with(b"HTTP/1.1 4") {
+        if self.serving() || !bytes.starts_with(REFUSAL_START) {
             return None;
         }
         // Answers of our own name their server.
@@ -101,9 +104,12 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Refusals<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if !self.serving() {
-            let first = bufs.iter().find(|buf| !buf.is_empty());
-            return self.poll_write(cx, first.map_or(&[][..], |buf| &**buf));
+        // Head and body of an ordinary answer stay one write, also when the
+        // request has ended before the codec writes.
+        let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| &**buf);
+        let may_refuse = !self.refused && !self.serving() && first.starts_with(REFUSAL_START);
+        if self.answer.is_some() || may_refuse {
+            return self.poll_write(cx, first);
         }
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
@@ -118,5 +124,44 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Refusals<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    /// Writes head and body at once and tells how much one call took.
+    async fn written(serving: bool, head: &str) -> (usize, String) {
+        let (ours, mut peer) = tokio::io::duplex(4096);
+        let serving = Arc::new(AtomicBool::new(serving));
+        let server = HeaderValue::from_static("envoy");
+        let mut refusals = Refusals::new(ours, serving, server);
+        let bufs = [io::IoSlice::new(head.as_bytes()), io::IoSlice::new(b"body")];
+        let count =
+            std::future::poll_fn(|cx| Pin::new(&mut refusals).poll_write_vectored(cx, &bufs))
+                .await
+                .expect("the pipe is open");
+        drop(refusals);
+        let mut text = String::new();
+        peer.read_to_string(&mut text).await.expect("text");
+        (count, text)
+    }
+
+    #[tokio::test]
+    async fn an_answer_after_the_request_ended_is_one_write() {
+        let head = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n";
+        let (count, text) = written(false, head).await;
+        assert_eq!(count, text.len(), "one write takes all");
+        assert_eq!(text, format!("{head}body"));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_of_the_codec_is_reworded() {
+        let (count, text) = written(false, "HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        assert_eq!(count, 28);
+        assert!(text.ends_with("server: envoy\r\nconnection: close\r\n\r\nBad Request"), "{text}");
     }
 }

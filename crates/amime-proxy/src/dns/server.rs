@@ -80,10 +80,9 @@ impl DnsProxy {
     /// # Errors
     /// When the address is taken.
     pub(crate) async fn start(options: DnsOptions) -> Result<Self, DnsError> {
-        let bind = |source| DnsError::Bind { address: options.listen, source };
-        let udp = UdpSocket::bind(options.listen).await.map_err(bind)?;
-        let address = udp.local_addr().map_err(bind)?;
-        let tcp = TcpListener::bind(address).await.map_err(bind)?;
+        let (udp, tcp, address) = bind_both(options.listen)
+            .await
+            .map_err(|source| DnsError::Bind { address: options.listen, source })?;
         let shared = Arc::new(Shared {
             table: ArcSwapOption::empty(),
             scope: Scope {
@@ -116,6 +115,23 @@ impl DnsProxy {
     #[cfg(test)]
     pub(crate) fn is_synced(&self) -> bool {
         self.shared.table.load().is_some()
+    }
+}
+
+/// Binds both transports to one port. A port of the kernel's choice is free for
+/// one of them only, so another is tried when the second finds it taken.
+async fn bind_both(listen: SocketAddr) -> io::Result<(UdpSocket, TcpListener, SocketAddr)> {
+    const TRIES: usize = 16;
+    let mut tries = if listen.port() == 0 { TRIES } else { 1 };
+    loop {
+        let tcp = TcpListener::bind(listen).await?;
+        let address = tcp.local_addr()?;
+        tries -= 1;
+        match UdpSocket::bind(address).await {
+            Ok(udp) => return Ok((udp, tcp, address)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
