@@ -6,7 +6,7 @@ use amime_api::networking::{
     Abort, CorsPolicy, Delay, HeaderOperations, Headers, HttpDirectResponse, HttpFaultInjection,
     HttpMatchRequest, HttpRedirect, HttpRetry, HttpRewrite, HttpRoute, StringMatch,
 };
-use amime_core::Duration;
+use amime_core::{Duration, grpc};
 
 use crate::problem::{At, Report};
 use crate::{shared, syntax};
@@ -29,26 +29,6 @@ const RETRY_CONDITIONS: [&str; 16] = [
     "internal",
     "resource-exhausted",
     "unavailable",
-];
-
-const GRPC_STATUSES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
 ];
 
 /// Longest body of a direct response; from the second on it is only questionable.
@@ -378,8 +358,8 @@ fn check_abort(abort: &Abort, at: &At, report: &mut Report) {
     match (abort.http_status, &abort.grpc_status) {
         (Some(status), _) => check_status(i64::from(status), &at.field("httpStatus"), report),
         (None, Some(status)) => {
-            let known = GRPC_STATUSES.contains(&status.as_str())
-                || status.parse::<usize>().is_ok_and(|code| code < GRPC_STATUSES.len());
+            let known = grpc::STATUS_NAMES.contains(&status.as_str())
+                || status.parse::<usize>().is_ok_and(|code| code < grpc::STATUS_NAMES.len());
             if !known {
                 report.error(&at.field("grpcStatus"), format!("{status:?} is not a gRPC status"));
             }

@@ -14,6 +14,7 @@
 
 pub mod build;
 pub mod duration;
+pub mod grpc;
 mod hostname;
 mod locality;
 #[cfg(feature = "process")]

@@ -19,28 +19,7 @@ use envoy_types::pb::google::protobuf::BoolValue;
 use super::matching::string_matcher;
 use crate::context::{Context, Direction};
 use crate::proto::{bool_value, duration, fine_percent, percent, runtime_percent};
-use amime_core::Hostname;
-
-/// gRPC status names in the order of their codes.
-const GRPC_STATUS: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
+use amime_core::{Hostname, grpc};
 
 /// The faults; `None` if none of them can be injected.
 pub(crate) fn fault(settings: &HttpFaultInjection) -> Option<HttpFault> {
@@ -68,7 +47,7 @@ fn abort(settings: &Abort) -> Option<FaultAbort> {
     let error = match (&settings.http_status, &settings.grpc_status) {
         (Some(status), _) => ErrorType::HttpStatus(u32::try_from(*status).ok()?),
         (None, Some(name)) => {
-            let code = GRPC_STATUS.iter().position(|status| status == name)?;
+            let code = grpc::STATUS_NAMES.iter().position(|status| status == name)?;
             ErrorType::GrpcStatus(u32::try_from(code).ok()?)
         }
         (None, None) => return None,
