@@ -2,7 +2,9 @@
 
 mod facts;
 mod secrets;
+mod stream;
 
 pub(crate) use facts::TlsFacts;
 pub use secrets::{NoSecrets, SecretSource};
 pub(crate) use secrets::{SecretStore, load_certificate};
+pub(crate) use stream::MaybeTls;

@@ -11,11 +11,14 @@ use amime_identity::server_name;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
-use super::io::UpstreamIo;
 use crate::config::cluster::{ClusterConfig, Keepalive};
 use crate::config::tls::{Alpn, UpstreamTls, UpstreamTransport};
-use crate::tls::TlsFacts;
+use crate::tls::{MaybeTls, TlsFacts};
+
+/// A connected upstream.
+pub(crate) type UpstreamIo = MaybeTls<TlsStream<TcpStream>>;
 
 /// Facts of an upstream connection.
 #[derive(Debug)]
@@ -96,7 +99,7 @@ async fn handshake(
     tls: &Arc<UpstreamTls>,
     stream: TcpStream,
     target: &Target<'_>,
-) -> Result<(tokio_rustls::client::TlsStream<TcpStream>, TlsFacts), ConnectError> {
+) -> Result<(TlsStream<TcpStream>, TlsFacts), ConnectError> {
     let sni = if !tls.sni.is_empty() {
         Some(tls.sni.as_str())
     } else if tls.host_sni {

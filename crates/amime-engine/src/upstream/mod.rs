@@ -6,7 +6,6 @@
 
 pub(crate) mod cluster;
 pub(crate) mod connect;
-pub(crate) mod io;
 pub(crate) mod lb;
 pub(crate) mod pool;
 mod state;

@@ -13,8 +13,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Notify;
 
 use super::cluster::{ClusterRuntime, Host};
+use super::connect::UpstreamIo;
 use super::connect::{ConnectError, ConnectionFacts, Target, connect};
-use super::io::UpstreamIo;
 use super::state::{Resource, now_ms};
 use crate::config::tls::Alpn;
 use crate::http::body::RequestBody;

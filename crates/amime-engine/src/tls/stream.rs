@@ -1,4 +1,4 @@
-//! An upstream connection's byte stream: plain or TLS.
+//! A connection's byte stream, plain or TLS, towards either side.
 
 use std::io;
 use std::pin::Pin;
@@ -6,16 +6,15 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
 
-/// A connected upstream.
-pub(crate) enum UpstreamIo {
+/// A connected stream; `S` is the TLS session over it.
+pub(crate) enum MaybeTls<S> {
     Tcp(TcpStream),
     // Boxed: the session's state is some kilobytes.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<S>),
 }
 
-impl AsyncRead for UpstreamIo {
+impl<S: AsyncRead + Unpin> AsyncRead for MaybeTls<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -34,7 +33,7 @@ impl AsyncRead for UpstreamIo {
     }
 }
 
-impl AsyncWrite for UpstreamIo {
+impl<S: AsyncWrite + Unpin> AsyncWrite for MaybeTls<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
