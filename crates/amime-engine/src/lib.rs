@@ -1,22 +1,20 @@
 //! The data path of the proxy: from an accepted connection to an upstream and
 //! back, as Envoy v3 resources say.
 //!
-//! Owns the worker threads, the compiled configuration, listeners, HTTP and
-//! TCP proxying, TLS and upstream clusters. It leaves to `amime-proxy` where
-//! resources and certificates come from and who may look at them, and to
+//! Owns the worker threads, listeners, HTTP and TCP proxying, TLS and upstream
+//! clusters. It leaves to `amime-proxy` where resources and certificates come from and who may look at them, and to
 //! `amime-telemetry` what becomes of its records.
 //!
 //! [`runtime::Runtime`] is the way in. A connection goes through `listener`
 //! (what is it?), `http` or `tcp` (where to?) and `upstream` (through which
-//! connection?); `config` holds what these look things up in, `worker` the
-//! thread they run on.
+//! connection?); `amime-config` holds what these look things up in, `worker`
+//! the thread they run on.
 //!
 //! Invariant: a request sees one configuration from beginning to end, and
 //! nothing on its path waits for another thread.
 //!
 //! Spec: <https://www.envoyproxy.io/docs/envoy/latest/intro/life_of_a_request>
 
-mod config;
 mod http;
 mod listener;
 pub mod runtime;

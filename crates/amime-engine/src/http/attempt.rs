@@ -11,13 +11,13 @@ use super::body::RequestBody;
 use super::error::{ProxyError, ResetReason};
 use super::exchange::Exchange;
 use super::forward::PreparedBody;
-use super::head::RequestHead;
 use super::names;
-use crate::config::cluster::UpstreamProtocol;
-use crate::config::tls::{Alpn, UpstreamTransport};
 use crate::upstream::connect::ConnectError;
 use crate::upstream::pool::{Acquire, ConnKey, Lease, Sender, acquire};
 use crate::upstream::{ClusterRuntime, Host, Outcome, Resource};
+use amime_config::cluster::UpstreamProtocol;
+use amime_config::head::RequestHead;
+use amime_config::tls::{Alpn, UpstreamTransport};
 
 /// Why an attempt gave no response.
 #[derive(Clone, Debug)]
@@ -197,7 +197,7 @@ impl Request<'_> {
         };
         let sni = (config.http.auto_sni && tls.sni.is_empty()).then(|| {
             let head = self.exchange.head.borrow();
-            crate::config::route::without_port(head.authority()).into()
+            amime_config::route::without_port(head.authority()).into()
         });
         ConnKey { http2, alpn, sni }
     }
@@ -333,8 +333,8 @@ pub(super) fn absolute(head: &RequestHead, headers: &mut HeaderMap) -> Uri {
     headers.remove(header::UPGRADE);
     let mut parts = http::uri::Parts::default();
     parts.scheme = Some(match head.scheme {
-        super::head::Scheme::Http => http::uri::Scheme::HTTP,
-        super::head::Scheme::Https => http::uri::Scheme::HTTPS,
+        amime_config::head::Scheme::Http => http::uri::Scheme::HTTP,
+        amime_config::head::Scheme::Https => http::uri::Scheme::HTTPS,
     });
     parts.authority = authority.and_then(|value| value.as_bytes().try_into().ok());
     parts.path_and_query = Some(head.path.clone());

@@ -15,12 +15,12 @@ use amime_telemetry::{
 use http::{HeaderMap, Method, StatusCode, Version};
 use tokio::sync::Notify;
 
-use super::head::RequestHead;
 use super::serve::HttpConnection;
-use crate::config::route::RouteRef;
-use crate::tls::TlsFacts;
 use crate::upstream::pool::UpstreamConn;
 use crate::upstream::{ClusterRuntime, Host};
+use amime_config::head::RequestHead;
+use amime_config::route::RouteRef;
+use amime_config::tls_facts::TlsFacts;
 
 /// How a response ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

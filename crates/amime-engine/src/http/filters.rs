@@ -11,10 +11,10 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
 use super::error::ProxyError;
 use super::exchange::Exchange;
-use crate::config::filters::{Abort, Cors, Fault};
-use crate::config::hcm::HttpFilter;
-use crate::config::rbac::{Rbac, Subject};
-use crate::config::route::RouteRef;
+use amime_config::filters::{Abort, Cors, Fault};
+use amime_config::hcm::HttpFilter;
+use amime_config::rbac::{Rbac, Subject};
+use amime_config::route::RouteRef;
 
 /// What filters decide for a request that they let pass, or answer.
 #[derive(Default)]

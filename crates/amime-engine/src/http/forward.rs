@@ -16,17 +16,17 @@ use super::attempt::{self, Attempt, Failure};
 use super::body::{BodyLimits, Replay, ReplayBody, RequestBody, ResponseBody};
 use super::error::ProxyError;
 use super::exchange::{Exchange, ExchangeGuard, answered, protocol};
-use super::head::RequestHead;
 use super::request::Admitted;
 use super::retry::{Decision, RetryState};
 use super::{hash, mirror, names, path, response, upgrade};
-use crate::config::format::FormatInput;
-use crate::config::headers::HeaderEdits;
-use crate::config::route::RouteRef;
-use crate::config::route_action::{
+use crate::upstream::{ClusterRuntime, Host, Resource};
+use amime_config::format::FormatInput;
+use amime_config::head::RequestHead;
+use amime_config::headers::HeaderEdits;
+use amime_config::route::RouteRef;
+use amime_config::route_action::{
     ClusterChoice, Forward, HostRewrite, WeightedCluster, millis_value,
 };
-use crate::upstream::{ClusterRuntime, Host, Resource};
 
 /// What is to be forwarded and how.
 pub(super) struct Plan<'a> {

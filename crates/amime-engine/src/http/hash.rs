@@ -9,11 +9,11 @@ use xxhash_rust::xxh64::xxh64;
 
 use super::exchange::Exchange;
 use super::forward::Plan;
-use crate::config::cluster::Discovery;
-use crate::config::matcher::{joined, query_value};
-use crate::config::route_action::{HashPolicy, HashSource};
-use crate::config::route_match::cookie;
 use crate::upstream::{ClusterRuntime, Host, LbInput};
+use amime_config::cluster::Discovery;
+use amime_config::matcher::{joined, query_value};
+use amime_config::route_action::{HashPolicy, HashSource};
+use amime_config::route_match::cookie;
 
 /// A request's hash, and the cookie to set so that it stays.
 #[derive(Default)]

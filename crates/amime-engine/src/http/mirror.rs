@@ -8,11 +8,11 @@ use http_body_util::BodyExt;
 use super::body::{ReplayBody, RequestBody};
 use super::exchange::Exchange;
 use super::forward::{Plan, PreparedBody};
-use crate::config::cluster::UpstreamProtocol;
-use crate::config::route_action::Mirror;
-use crate::config::tls::Alpn;
 use crate::upstream::pool::{Acquire, ConnKey, Sender, acquire};
 use crate::upstream::{ClusterRuntime, LbInput};
+use amime_config::cluster::UpstreamProtocol;
+use amime_config::route_action::Mirror;
+use amime_config::tls::Alpn;
 
 /// Starts the copies that the route asks for.
 pub(super) fn send_all(plan: &Plan<'_>, body: &PreparedBody) {

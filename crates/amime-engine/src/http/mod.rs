@@ -1,6 +1,6 @@
 //! HTTP: from a downstream connection to an upstream and back.
 //!
-//! Codecs are hyper's; [`head`] and [`body`] are the boundary behind which
+//! Codecs are hyper's; `amime_config::head` and [`body`] are the boundary behind which
 //! another codec can take its place. A request passes [`request`] (what the
 //! connection manager does), [`router`] (route, filters, action), [`forward`]
 //! (attempts) and [`response`]; [`exchange`] accompanies it and tells
@@ -13,7 +13,6 @@ pub(crate) mod exchange;
 mod filters;
 mod forward;
 mod hash;
-pub(crate) mod head;
 mod mirror;
 mod names;
 mod path;

@@ -4,10 +4,10 @@ use http::uri::PathAndQuery;
 use regex::bytes::Regex;
 
 use super::error::ProxyError;
-use super::head::RequestHead;
-use crate::config::hcm::{EscapedSlashes, PathNormalization};
-use crate::config::route_action::{PathRewrite, RedirectPath};
-use crate::config::route_match::PathMatch;
+use amime_config::hcm::{EscapedSlashes, PathNormalization};
+use amime_config::head::RequestHead;
+use amime_config::route_action::{PathRewrite, RedirectPath};
+use amime_config::route_match::PathMatch;
 
 /// Normalises the request's path as configured.
 pub(super) fn normalize(

@@ -12,12 +12,12 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Version, header};
 
 use super::error::ProxyError;
-use super::head::{RequestHead, Scheme};
 use super::names;
 use super::path;
 use super::serve::HttpConnection;
-use crate::config::hcm::{ForwardClientCert, HttpConfig, StripPort, Underscores};
-use crate::config::matcher::joined;
+use amime_config::hcm::{ForwardClientCert, HttpConfig, StripPort, Underscores};
+use amime_config::head::{RequestHead, Scheme};
+use amime_config::matcher::joined;
 
 /// What one pass over the header names has seen.
 #[derive(Default)]
@@ -44,39 +44,40 @@ pub(crate) struct Admitted {
     pub(crate) internal: bool,
 }
 
-impl RequestHead {
-    /// Takes a request from the codec; the authority moves into `host`. The
-    /// result says whether its target can be served at all.
-    pub(super) fn of<B>(request: Request<B>, tls: bool) -> (Self, B, Result<(), ProxyError>) {
-        let (parts, body) = request.into_parts();
-        let uri = parts.uri.into_parts();
-        let mut headers = parts.headers;
-        if let Some(authority) = &uri.authority {
-            // An absolute target or `:authority` stands above any `host`.
-            if let Ok(value) = HeaderValue::from_str(authority.as_str()) {
-                headers.insert(header::HOST, value);
-            }
+/// Takes a request from the codec; the authority moves into `host`. The
+/// result says whether its target can be served at all.
+pub(super) fn take_head<B>(
+    request: Request<B>,
+    tls: bool,
+) -> (RequestHead, B, Result<(), ProxyError>) {
+    let (parts, body) = request.into_parts();
+    let uri = parts.uri.into_parts();
+    let mut headers = parts.headers;
+    if let Some(authority) = &uri.authority {
+        // An absolute target or `:authority` stands above any `host`.
+        if let Ok(value) = HeaderValue::from_str(authority.as_str()) {
+            headers.insert(header::HOST, value);
         }
-        let scheme = match &uri.scheme {
-            Some(scheme) if *scheme == http::uri::Scheme::HTTPS => Scheme::Https,
-            Some(_) => Scheme::Http,
-            None if tls => Scheme::Https,
-            None => Scheme::Http,
-        };
-        let bad = Err(ProxyError::BadRequest("http1.codec_error"));
-        let valid = match (&parts.method, &uri.authority, &uri.path_and_query) {
-            // Tunnels are not served: no route can match a CONNECT request.
-            (&Method::CONNECT, Some(_), None) => Err(ProxyError::NoRoute),
-            (&Method::CONNECT, ..) if parts.version != Version::HTTP_2 => bad,
-            (method, _, Some(path)) if path == "*" && *method != Method::OPTIONS => bad,
-            (_, _, None) => bad,
-            (method, ..) if parts.version != Version::HTTP_2 && !known(method) => bad,
-            _ => Ok(()),
-        };
-        let path = uri.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
-        let version = parts.version;
-        (Self { method: parts.method, path, headers, version, scheme }, body, valid)
     }
+    let scheme = match &uri.scheme {
+        Some(scheme) if *scheme == http::uri::Scheme::HTTPS => Scheme::Https,
+        Some(_) => Scheme::Http,
+        None if tls => Scheme::Https,
+        None => Scheme::Http,
+    };
+    let bad = Err(ProxyError::BadRequest("http1.codec_error"));
+    let valid = match (&parts.method, &uri.authority, &uri.path_and_query) {
+        // Tunnels are not served: no route can match a CONNECT request.
+        (&Method::CONNECT, Some(_), None) => Err(ProxyError::NoRoute),
+        (&Method::CONNECT, ..) if parts.version != Version::HTTP_2 => bad,
+        (method, _, Some(path)) if path == "*" && *method != Method::OPTIONS => bad,
+        (_, _, None) => bad,
+        (method, ..) if parts.version != Version::HTTP_2 && !known(method) => bad,
+        _ => Ok(()),
+    };
+    let path = uri.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let version = parts.version;
+    (RequestHead { method: parts.method, path, headers, version, scheme }, body, valid)
 }
 
 /// Methods that Envoy's HTTP/1 codec takes.

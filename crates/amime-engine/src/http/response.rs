@@ -10,9 +10,9 @@ use super::body::ResponseBody;
 use super::error::{LocalReply, ProxyError};
 use super::exchange::{End, Exchange, ExchangeGuard, answered, protocol};
 use super::names;
-use crate::config::format::FormatInput;
-use crate::config::hcm::ServerHeader;
-use crate::config::headers::HeaderEdits;
+use amime_config::format::FormatInput;
+use amime_config::hcm::ServerHeader;
+use amime_config::headers::HeaderEdits;
 
 thread_local! {
     /// Ready-made values for short service times.

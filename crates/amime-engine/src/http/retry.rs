@@ -12,9 +12,9 @@ use super::attempt::{Attempt, Failure};
 use super::error::ResetReason;
 use super::forward::Plan;
 use super::names;
-use crate::config::retry::{RetryOn, RetryPolicy};
 use crate::upstream::connect::ConnectError;
 use crate::upstream::{ClusterRuntime, Resource};
+use amime_config::retry::{RetryOn, RetryPolicy};
 
 /// What to do with an attempt's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

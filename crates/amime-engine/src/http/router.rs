@@ -12,12 +12,12 @@ use hyper::upgrade::OnUpgrade;
 use super::body::ResponseBody;
 use super::error::{LocalReply, ProxyError};
 use super::exchange::{Exchange, ExchangeGuard};
-use super::head::{RequestHead, Scheme};
 use super::request::Admitted;
 use super::response::{self, Own};
 use super::{filters, forward, names, path};
-use crate::config::route::{RequireTls, RouteRef};
-use crate::config::route_action::{Action, Redirect};
+use amime_config::head::{RequestHead, Scheme};
+use amime_config::route::{RequireTls, RouteRef};
+use amime_config::route_action::{Action, Redirect};
 
 /// Answers a request.
 pub(super) async fn route(

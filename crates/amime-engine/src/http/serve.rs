@@ -15,13 +15,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::body::{BodyError, ResponseBody};
 use super::exchange::{Exchange, ExchangeGuard, Log};
-use super::head::RequestHead;
 use super::refusal::Refusals;
 use super::{request, response, router};
-use crate::config::hcm::{Codec, HttpConfig, RouteSource};
-use crate::config::route::LocalTable;
 use crate::listener::{Connection, DownstreamIo, LiveListener};
 use crate::worker::{LocalExecutor, Worker};
+use amime_config::hcm::{Codec, HttpConfig, RouteSource};
+use amime_config::route::LocalTable;
 
 /// A downstream connection that speaks HTTP.
 pub(crate) struct HttpConnection {
@@ -244,7 +243,7 @@ async fn handle(
         request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
     let http2 = request.version() == http::Version::HTTP_2;
     connection.begin(http2);
-    let (head, body, valid) = RequestHead::of(request, connection.downstream.tls.is_some());
+    let (head, body, valid) = request::take_head(request, connection.downstream.tls.is_some());
     let exchange = Exchange::new(connection.clone(), head);
     let guard = ExchangeGuard::new(exchange.clone());
     exchange.log.borrow_mut().grpc = exchange.head.borrow().is_grpc();

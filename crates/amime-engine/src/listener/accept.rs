@@ -13,19 +13,19 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use super::connection::Connection;
 use super::io::{DownstreamIo, Prefixed, Transport};
 use super::proxy_protocol::{self, Header};
 use super::sniff;
-use crate::config::chain_match::{ChainInput, choose};
-use crate::config::listener::{FilterChain, ListenerConfig, ProxyProtocolMode, Terminal};
-use crate::config::rbac::Subject;
-use crate::config::tls::DownstreamTls;
 use crate::http::{HttpConnection, serve};
 use crate::tcp::{self, Dialed};
-use crate::tls::TlsFacts;
 use crate::upstream::connect::keepalive_options;
 use crate::worker::Worker;
+use amime_config::chain_match::{ChainInput, choose};
+use amime_config::connection::Connection;
+use amime_config::listener::{FilterChain, ListenerConfig, ProxyProtocolMode, Terminal};
+use amime_config::rbac::Subject;
+use amime_config::tls::DownstreamTls;
+use amime_config::tls_facts::TlsFacts;
 
 /// A listener as one worker serves it.
 pub(crate) struct LiveListener {
@@ -248,7 +248,7 @@ impl Incoming {
 
     async fn sniff(&mut self, listener: &ListenerConfig) {
         let port = self.facts.local.port();
-        let on = |set: &Option<crate::config::listener::PortSet>| {
+        let on = |set: &Option<amime_config::listener::PortSet>| {
             set.as_ref().is_some_and(|off| !off.contains(port))
         };
         let mut tls = on(&listener.filters.tls_inspector);

@@ -10,8 +10,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use super::connection::Connection;
 use crate::tls::MaybeTls;
+use amime_config::connection::Connection;
 
 /// A stream whose first bytes have been read already.
 pub(crate) struct Prefixed<T> {

@@ -2,11 +2,10 @@
 //! destination, PROXY protocol, first bytes, filter chain, TLS.
 
 mod accept;
-mod connection;
 mod io;
 mod proxy_protocol;
 mod sniff;
 
 pub(crate) use accept::{LiveListener, accept_loop};
-pub(crate) use connection::Connection;
+pub(crate) use amime_config::connection::Connection;
 pub(crate) use io::DownstreamIo;

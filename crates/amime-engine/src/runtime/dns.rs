@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::Runtime;
 use super::state::DnsJob;
-use crate::config::cluster::Family;
-use crate::config::endpoint::Resolved;
+use amime_config::cluster::Family;
+use amime_config::endpoint::Resolved;
 
 /// Longest sleep between two looks for new names.
 const LOOK: Duration = Duration::from_secs(1);

@@ -7,8 +7,8 @@ use std::time::SystemTime;
 use amime_xds::TypeUrl;
 use bytes::Bytes;
 
-use crate::config::endpoint::Endpoint;
 use crate::upstream::{ClusterSpec, EndpointShard};
+use amime_config::endpoint::Endpoint;
 
 /// A copy of the runtime's state.
 #[derive(Clone, Debug, Default)]

@@ -22,11 +22,11 @@ use amime_xds::{Resource, TypeUrl};
 use http::HeaderValue;
 use tokio::sync::watch;
 
-pub use crate::config::Fault;
+pub use amime_config::Fault;
 pub use dump::{ClusterDump, EndpointDump, ListenerDump, RejectedDump, ResourceDump, RuntimeDump};
 
-use crate::tls::{SecretSource, SecretStore};
 use crate::worker::{self, Published, Shared, WorkerOptions};
+use amime_config::secrets::{SecretSource, SecretStore};
 use state::State;
 
 /// What a runtime is started with.

@@ -22,17 +22,17 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{Secret, sec
 use super::dump::{ClusterDump, ListenerDump, RuntimeDump};
 use super::held::Held;
 use super::{Fault, RuntimeOptions};
-use crate::config::cluster::{ClusterConfig, Discovery};
-use crate::config::endpoint::{AssignmentSpec, Resolved};
-use crate::config::listener::ListenerConfig;
-use crate::config::names::{ClusterId, Names, RouteConfigId};
-use crate::config::route::RouteTable;
-use crate::config::tls::inline_certificate;
-use crate::config::values::data_source;
-use crate::config::{Compiler, Faults, Required};
-use crate::tls::SecretStore;
 use crate::upstream::{ClusterSpec, ClusterState};
 use crate::worker::{Published, SocketSet};
+use amime_config::cluster::{ClusterConfig, Discovery};
+use amime_config::endpoint::{AssignmentSpec, Resolved};
+use amime_config::listener::ListenerConfig;
+use amime_config::names::{ClusterId, Names, RouteConfigId};
+use amime_config::route::RouteTable;
+use amime_config::secrets::SecretStore;
+use amime_config::tls::inline_certificate;
+use amime_config::values::data_source;
+use amime_config::{Compiler, Faults, Required};
 
 struct ListenerEntry {
     config: Arc<ListenerConfig>,
@@ -494,19 +494,19 @@ impl State {
 pub(super) struct DnsJob {
     pub(super) cluster: ClusterId,
     pub(super) names: Vec<(String, u16)>,
-    pub(super) family: crate::config::cluster::Family,
+    pub(super) family: amime_config::cluster::Family,
 }
 
 fn dns_settings(
     config: &ClusterConfig,
-) -> Option<(std::time::Duration, crate::config::cluster::Family)> {
+) -> Option<(std::time::Duration, amime_config::cluster::Family)> {
     match config.discovery {
         Discovery::StrictDns { refresh, family } | Discovery::LogicalDns { refresh, family } => {
             Some((refresh, family))
         }
         // A name in EDS is resolved as strict DNS would.
         Discovery::Eds(_) => {
-            Some((std::time::Duration::from_secs(5), crate::config::cluster::Family::Both))
+            Some((std::time::Duration::from_secs(5), amime_config::cluster::Family::Both))
         }
         Discovery::Static | Discovery::OriginalDst { .. } => None,
     }

@@ -8,17 +8,17 @@ use amime_telemetry::{ResponseFlags, TcpEvent, TcpRecord, UpstreamRecord};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::copy::{Copied, CopyEnd, copy_both};
-use crate::config::cluster::Discovery;
-use crate::config::listener::FilterChain;
-use crate::config::tcp::TcpConfig;
-use crate::config::tls::Alpn;
 use crate::listener::{Connection, DownstreamIo};
-use crate::tls::TlsFacts;
 use crate::upstream::connect::UpstreamIo;
 use crate::upstream::connect::{ConnectError, ConnectionFacts, Target, connect};
 use crate::upstream::pool::{Acquire, OpenGuard, count_failure};
 use crate::upstream::{ClusterRuntime, Host, LbInput, Outcome, Resource};
 use crate::worker::Worker;
+use amime_config::cluster::Discovery;
+use amime_config::listener::FilterChain;
+use amime_config::tcp::TcpConfig;
+use amime_config::tls::Alpn;
+use amime_config::tls_facts::TlsFacts;
 
 /// A connected upstream.
 pub(crate) struct Dialed {

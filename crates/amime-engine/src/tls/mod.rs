@@ -1,10 +1,6 @@
-//! TLS on the data path: where secrets come from and what handshakes told.
+//! TLS on the data path: plain and encrypted streams behind one type.
 
-mod facts;
-mod secrets;
 mod stream;
 
-pub(crate) use facts::TlsFacts;
-pub use secrets::{NoSecrets, SecretSource};
-pub(crate) use secrets::{SecretStore, load_certificate};
+pub use amime_config::secrets::{NoSecrets, SecretSource};
 pub(crate) use stream::MaybeTls;

@@ -14,9 +14,9 @@ use amime_telemetry::{ClusterStats, WorkerTelemetry};
 
 use super::lb::{LbInput, PriorityGroup};
 use super::pool::HostPool;
-use super::state::{ClusterState, EndpointShard, EndpointState, Outcome, Resource};
-use crate::config::cluster::{ClusterConfig, Discovery};
-use crate::config::endpoint::{Endpoint, EndpointSet};
+use amime_config::cluster::{ClusterConfig, Discovery};
+use amime_config::endpoint::{Endpoint, EndpointSet};
+use amime_config::endpoint_state::{ClusterState, EndpointShard, EndpointState, Outcome, Resource};
 
 /// A cluster with its endpoints, shared by all workers.
 #[derive(Debug)]

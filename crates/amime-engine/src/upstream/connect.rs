@@ -13,9 +13,10 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::config::cluster::{ClusterConfig, Keepalive};
-use crate::config::tls::{Alpn, UpstreamTls, UpstreamTransport};
-use crate::tls::{MaybeTls, TlsFacts};
+use crate::tls::MaybeTls;
+use amime_config::cluster::{ClusterConfig, Keepalive};
+use amime_config::tls::{Alpn, UpstreamTls, UpstreamTransport};
+use amime_config::tls_facts::TlsFacts;
 
 /// A connected upstream.
 pub(crate) type UpstreamIo = MaybeTls<TlsStream<TcpStream>>;

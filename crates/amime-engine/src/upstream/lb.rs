@@ -9,7 +9,7 @@ use std::rc::Rc;
 use xxhash_rust::xxh64::xxh64;
 
 use super::cluster::Host;
-use crate::config::cluster::LbPolicy;
+use amime_config::cluster::LbPolicy;
 
 /// Endpoints of one priority.
 pub(crate) struct PriorityGroup {

@@ -2,14 +2,13 @@
 //! health checks, circuit breakers.
 //!
 //! Each worker has pools of its own; what must be common to all (ejection,
-//! limits, counters) is in [`state`] and costs no lock.
+//! limits, counters) is in `amime_config::endpoint_state` and costs no lock.
 
 pub(crate) mod cluster;
 pub(crate) mod connect;
 pub(crate) mod lb;
 pub(crate) mod pool;
-mod state;
 
+pub(crate) use amime_config::endpoint_state::{ClusterState, EndpointShard, Outcome, Resource};
 pub(crate) use cluster::{ClusterRuntime, ClusterSpec, Host};
 pub(crate) use lb::LbInput;
-pub(crate) use state::{ClusterState, EndpointShard, EndpointState, Outcome, Resource};

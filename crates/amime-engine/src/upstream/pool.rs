@@ -15,10 +15,10 @@ use tokio::sync::Notify;
 use super::cluster::{ClusterRuntime, Host};
 use super::connect::UpstreamIo;
 use super::connect::{ConnectError, ConnectionFacts, Target, connect};
-use super::state::{Resource, now_ms};
-use crate::config::tls::Alpn;
 use crate::http::body::RequestBody;
 use crate::worker::LocalExecutor;
+use amime_config::endpoint_state::{Resource, now_ms};
+use amime_config::tls::Alpn;
 
 /// What distinguishes connections to one endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]

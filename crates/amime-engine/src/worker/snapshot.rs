@@ -8,11 +8,11 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Worker;
-use crate::config::listener::ListenerConfig;
-use crate::config::names::{ClusterId, RouteConfigId};
-use crate::config::route::{LocalTable, RouteTable};
 use crate::listener::LiveListener;
 use crate::upstream::{ClusterRuntime, ClusterSpec};
+use amime_config::listener::ListenerConfig;
+use amime_config::names::{ClusterId, RouteConfigId};
+use amime_config::route::{LocalTable, RouteTable};
 
 /// The configuration in force; one value for all workers.
 #[derive(Debug, Default)]

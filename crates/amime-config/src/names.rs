@@ -10,15 +10,15 @@ use std::sync::Arc;
 
 /// Index of a cluster name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct ClusterId(pub(crate) u32);
+pub struct ClusterId(pub u32);
 
 /// Index of a route configuration name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct RouteConfigId(pub(crate) u32);
+pub struct RouteConfigId(pub u32);
 
 /// The names seen so far.
 #[derive(Default)]
-pub(crate) struct Names {
+pub struct Names {
     clusters: Table,
     routes: Table,
 }
@@ -43,20 +43,20 @@ impl Table {
 }
 
 impl Names {
-    pub(crate) fn cluster(&mut self, name: &str) -> ClusterId {
+    pub fn cluster(&mut self, name: &str) -> ClusterId {
         ClusterId(self.clusters.intern(name))
     }
 
-    pub(crate) fn route_config(&mut self, name: &str) -> RouteConfigId {
+    pub fn route_config(&mut self, name: &str) -> RouteConfigId {
         RouteConfigId(self.routes.intern(name))
     }
 
     /// How many cluster names there are: the length of tables by id.
-    pub(crate) fn cluster_count(&self) -> usize {
+    pub fn cluster_count(&self) -> usize {
         self.clusters.names.len()
     }
 
-    pub(crate) fn route_config_count(&self) -> usize {
+    pub fn route_config_count(&self) -> usize {
         self.routes.names.len()
     }
 }

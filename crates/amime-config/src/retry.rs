@@ -11,31 +11,31 @@ use super::values;
 
 /// Conditions under which an attempt is repeated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct RetryOn(u32);
+pub struct RetryOn(u32);
 
 impl RetryOn {
-    pub(crate) const FIVE_XX: Self = Self(1);
-    pub(crate) const GATEWAY_ERROR: Self = Self(1 << 1);
-    pub(crate) const RESET: Self = Self(1 << 2);
-    pub(crate) const RESET_BEFORE_REQUEST: Self = Self(1 << 3);
-    pub(crate) const CONNECT_FAILURE: Self = Self(1 << 4);
-    pub(crate) const RETRIABLE_4XX: Self = Self(1 << 5);
-    pub(crate) const REFUSED_STREAM: Self = Self(1 << 6);
-    pub(crate) const STATUS_CODES: Self = Self(1 << 7);
-    pub(crate) const HEADERS: Self = Self(1 << 8);
-    pub(crate) const RATE_LIMITED: Self = Self(1 << 9);
-    pub(crate) const GRPC_CANCELLED: Self = Self(1 << 10);
-    pub(crate) const GRPC_DEADLINE: Self = Self(1 << 11);
-    pub(crate) const GRPC_INTERNAL: Self = Self(1 << 12);
-    pub(crate) const GRPC_EXHAUSTED: Self = Self(1 << 13);
-    pub(crate) const GRPC_UNAVAILABLE: Self = Self(1 << 14);
+    pub const FIVE_XX: Self = Self(1);
+    pub const GATEWAY_ERROR: Self = Self(1 << 1);
+    pub const RESET: Self = Self(1 << 2);
+    pub const RESET_BEFORE_REQUEST: Self = Self(1 << 3);
+    pub const CONNECT_FAILURE: Self = Self(1 << 4);
+    pub const RETRIABLE_4XX: Self = Self(1 << 5);
+    pub const REFUSED_STREAM: Self = Self(1 << 6);
+    pub const STATUS_CODES: Self = Self(1 << 7);
+    pub const HEADERS: Self = Self(1 << 8);
+    pub const RATE_LIMITED: Self = Self(1 << 9);
+    pub const GRPC_CANCELLED: Self = Self(1 << 10);
+    pub const GRPC_DEADLINE: Self = Self(1 << 11);
+    pub const GRPC_INTERNAL: Self = Self(1 << 12);
+    pub const GRPC_EXHAUSTED: Self = Self(1 << 13);
+    pub const GRPC_UNAVAILABLE: Self = Self(1 << 14);
 
-    pub(crate) const fn contains(self, other: Self) -> bool {
+    pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 != 0
     }
 
     /// Reads a comma-separated list; unknown words have no effect, as in Envoy.
-    pub(crate) fn parse(list: &str) -> Self {
+    pub fn parse(list: &str) -> Self {
         let mut all = Self::default();
         for word in list.split(',') {
             all.0 |= match word.trim() {
@@ -60,38 +60,38 @@ impl RetryOn {
         all
     }
 
-    pub(crate) const fn is_empty(self) -> bool {
+    pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    pub(crate) const fn union(self, other: Self) -> Self {
+    pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 }
 
 /// A compiled `RetryPolicy`.
 #[derive(Debug, Default)]
-pub(crate) struct RetryPolicy {
-    pub(crate) on: RetryOn,
+pub struct RetryPolicy {
+    pub on: RetryOn,
     /// Attempts beyond the first.
-    pub(crate) limit: u32,
-    pub(crate) per_try_timeout: Option<Duration>,
-    pub(crate) status_codes: Vec<u16>,
-    pub(crate) response_headers: Vec<HeaderMatcher>,
-    pub(crate) request_headers: Vec<HeaderMatcher>,
+    pub limit: u32,
+    pub per_try_timeout: Option<Duration>,
+    pub status_codes: Vec<u16>,
+    pub response_headers: Vec<HeaderMatcher>,
+    pub request_headers: Vec<HeaderMatcher>,
     pub(crate) back_off_base: Duration,
     pub(crate) back_off_max: Duration,
     /// Avoid endpoints that were tried already.
-    pub(crate) avoid_previous_hosts: bool,
+    pub avoid_previous_hosts: bool,
     /// Times another endpoint is drawn when a predicate refuses one.
-    pub(crate) reselect_limit: u32,
+    pub reselect_limit: u32,
 }
 
 /// Envoy's default base interval.
 const BASE: Duration = Duration::from_millis(25);
 
 impl RetryPolicy {
-    pub(crate) fn compile(value: &pb::RetryPolicy, faults: &mut Faults) -> Option<Arc<Self>> {
+    pub fn compile(value: &pb::RetryPolicy, faults: &mut Faults) -> Option<Arc<Self>> {
         faults.ignore_if(value.retry_priority.is_some(), "retry_priority");
         faults.ignore_if(value.per_try_idle_timeout.is_some(), "per_try_idle_timeout");
         faults.ignore_if(!value.retry_options_predicates.is_empty(), "retry_options_predicates");
@@ -144,7 +144,7 @@ impl RetryPolicy {
 
     /// How long to wait before retry number `retry` (from 1): a random part
     /// of an interval that doubles, as Envoy's jittered back-off.
-    pub(crate) fn back_off(&self, retry: u32) -> Duration {
+    pub fn back_off(&self, retry: u32) -> Duration {
         let ceiling = self
             .back_off_base
             .saturating_mul(1_u32.checked_shl(retry.min(20)).unwrap_or(u32::MAX) - 1)

@@ -17,11 +17,11 @@ use super::headers::HeaderEdits;
 use super::route_action::Action;
 use super::route_match::RouteMatch;
 use super::values::metadata_string;
-use crate::http::head::RequestHead;
+use crate::head::RequestHead;
 
 /// A compiled `RouteConfiguration`.
 #[derive(Debug)]
-pub(crate) struct RouteTable {
+pub struct RouteTable {
     vhosts: Vec<VirtualHost>,
     exact: HashMap<Box<str>, usize>,
     /// `*.suffix` and `*-suffix` domains without the star, longest first.
@@ -31,20 +31,20 @@ pub(crate) struct RouteTable {
     any: Option<usize>,
     ignore_port: bool,
     /// Headers that only internal clients may send.
-    pub(crate) internal_only: Vec<http::HeaderName>,
+    pub internal_only: Vec<http::HeaderName>,
 }
 
 /// A compiled `VirtualHost`.
 #[derive(Debug)]
-pub(crate) struct VirtualHost {
-    pub(crate) require_tls: RequireTls,
+pub struct VirtualHost {
+    pub require_tls: RequireTls,
     routes: Vec<Route>,
 }
 
 /// A table as one worker shares it: counted within the thread, so that
 /// requests of several workers do not fight over one count.
 #[derive(Debug)]
-pub(crate) struct LocalTable(pub(crate) Arc<RouteTable>);
+pub struct LocalTable(pub Arc<RouteTable>);
 
 impl std::ops::Deref for LocalTable {
     type Target = RouteTable;
@@ -57,7 +57,7 @@ impl std::ops::Deref for LocalTable {
 /// A route within its table, held without touching a count that other
 /// workers share.
 #[derive(Clone, Debug)]
-pub(crate) struct RouteRef {
+pub struct RouteRef {
     table: Rc<LocalTable>,
     vhost: usize,
     route: usize,
@@ -73,10 +73,7 @@ impl std::ops::Deref for RouteRef {
 
 impl RouteRef {
     /// The virtual host of a request and its route there, if it has them.
-    pub(crate) fn find(
-        table: &Rc<LocalTable>,
-        head: &RequestHead,
-    ) -> Option<(RequireTls, Option<Self>)> {
+    pub fn find(table: &Rc<LocalTable>, head: &RequestHead) -> Option<(RequireTls, Option<Self>)> {
         let (vhost, host) = table.vhost(head.authority())?;
         let route = host.routes.iter().position(|route| route.matcher.matches(head));
         let found = route.map(|route| Self { table: table.clone(), vhost, route });
@@ -86,7 +83,7 @@ impl RouteRef {
 
 /// Whether plaintext requests are redirected to https.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RequireTls {
+pub enum RequireTls {
     No,
     ExternalOnly,
     All,
@@ -94,32 +91,32 @@ pub(crate) enum RequireTls {
 
 /// A compiled `Route` with what its parents add.
 #[derive(Debug)]
-pub(crate) struct Route {
-    pub(crate) name: Arc<str>,
+pub struct Route {
+    pub name: Arc<str>,
     /// `filter_metadata.istio.config`: the object that it came from.
-    pub(crate) origin: Option<Arc<str>>,
-    pub(crate) matcher: RouteMatch,
-    pub(crate) action: Action,
-    pub(crate) request_edits: HeaderEdits,
-    pub(crate) response_edits: HeaderEdits,
-    pub(crate) filters: PerRoute,
-    pub(crate) attempt_count: AttemptCount,
+    pub origin: Option<Arc<str>>,
+    pub matcher: RouteMatch,
+    pub action: Action,
+    pub request_edits: HeaderEdits,
+    pub response_edits: HeaderEdits,
+    pub filters: PerRoute,
+    pub attempt_count: AttemptCount,
     /// Body bytes kept for retries.
-    pub(crate) buffer_limit: usize,
+    pub buffer_limit: usize,
 }
 
 /// Where the attempt count is told.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct AttemptCount {
-    pub(crate) in_request: bool,
-    pub(crate) in_response: bool,
+pub struct AttemptCount {
+    pub in_request: bool,
+    pub in_response: bool,
 }
 
 /// Envoy's default limit of a stream's buffer.
 const BUFFER_LIMIT: usize = 1 << 20;
 
 impl RouteTable {
-    pub(crate) fn compile(value: &pb::RouteConfiguration, compiler: &mut Compiler<'_>) -> Self {
+    pub fn compile(value: &pb::RouteConfiguration, compiler: &mut Compiler<'_>) -> Self {
         let mut table = Self {
             vhosts: Vec::with_capacity(value.virtual_hosts.len()),
             exact: HashMap::new(),
@@ -202,7 +199,7 @@ impl RouteTable {
     }
 
     /// The virtual host of `authority`.
-    pub(crate) fn vhost(&self, authority: &str) -> Option<(usize, &VirtualHost)> {
+    pub fn vhost(&self, authority: &str) -> Option<(usize, &VirtualHost)> {
         self.vhost_index(authority).map(|index| (index, &self.vhosts[index]))
     }
 
@@ -234,7 +231,7 @@ impl RouteTable {
 }
 
 /// `host` without `:port`; IPv6 literals keep their brackets.
-pub(crate) fn without_port(authority: &str) -> &str {
+pub fn without_port(authority: &str) -> &str {
     match authority.rsplit_once(':') {
         Some((host, port))
             if port.bytes().all(|byte| byte.is_ascii_digit())
@@ -307,11 +304,11 @@ struct EditFields<'a> {
 }
 
 /// The levels above a route.
-pub(super) struct Layers<'a> {
+pub(crate) struct Layers<'a> {
     table: &'a Layer,
     vhost: &'a Layer,
     specific_wins: bool,
-    pub(super) vhost_pb: &'a pb::VirtualHost,
+    pub(crate) vhost_pb: &'a pb::VirtualHost,
 }
 
 impl Layers<'_> {

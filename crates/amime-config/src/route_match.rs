@@ -6,12 +6,12 @@ use regex::bytes::Regex;
 use super::faults::Faults;
 use super::matcher::{HeaderMatcher, QueryMatcher, StringMatcher, header_matchers, regex};
 use super::values::{Fraction, bool_or};
-use crate::http::head::RequestHead;
+use crate::head::RequestHead;
 
 /// The path part of a route match. Patterns that ignore case are stored in
 /// lower case.
 #[derive(Debug)]
-pub(crate) enum PathMatch {
+pub enum PathMatch {
     Prefix(String, CaseSensitive),
     Exact(String, CaseSensitive),
     /// Prefix that ends at a path segment.
@@ -21,7 +21,7 @@ pub(crate) enum PathMatch {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct CaseSensitive(bool);
+pub struct CaseSensitive(bool);
 
 impl CaseSensitive {
     fn same(self, a: &str, b: &str) -> bool {
@@ -41,7 +41,7 @@ impl CaseSensitive {
 
 impl PathMatch {
     /// How much of the path a prefix rewrite replaces; `None` if the whole.
-    pub(crate) fn matched_len(&self) -> Option<usize> {
+    pub fn matched_len(&self) -> Option<usize> {
         match self {
             Self::Prefix(prefix, _) | Self::Segments(prefix, _) => Some(prefix.len()),
             Self::Exact(..) | Self::Regex(_) | Self::Connect => None,
@@ -65,8 +65,8 @@ impl PathMatch {
 
 /// A compiled `RouteMatch`.
 #[derive(Debug)]
-pub(crate) struct RouteMatch {
-    pub(crate) path: PathMatch,
+pub struct RouteMatch {
+    pub path: PathMatch,
     headers: Vec<HeaderMatcher>,
     query: Vec<QueryMatcher>,
     cookies: Vec<CookieMatch>,
@@ -82,7 +82,7 @@ struct CookieMatch {
 }
 
 impl RouteMatch {
-    pub(crate) fn compile(value: &pb::RouteMatch, faults: &mut Faults) -> Option<Self> {
+    pub fn compile(value: &pb::RouteMatch, faults: &mut Faults) -> Option<Self> {
         let path = path_match(value, faults);
         faults.reject_if(value.tls_context.is_some(), "tls_context");
         faults.reject_if(!value.dynamic_metadata.is_empty(), "dynamic_metadata");
@@ -106,7 +106,7 @@ impl RouteMatch {
         })
     }
 
-    pub(crate) fn matches(&self, head: &RequestHead) -> bool {
+    pub fn matches(&self, head: &RequestHead) -> bool {
         // The path first: it tells most routes apart and costs least.
         self.path.matches(head)
             && self.headers.iter().all(|header| header.matches(head))
@@ -158,7 +158,7 @@ impl CookieMatch {
 }
 
 /// The value of one cookie.
-pub(crate) fn cookie<'a>(head: &'a RequestHead, name: &str) -> Option<&'a str> {
+pub fn cookie<'a>(head: &'a RequestHead, name: &str) -> Option<&'a str> {
     head.headers.get_all(http::header::COOKIE).iter().find_map(|header| {
         header.to_str().ok()?.split(';').find_map(|pair| {
             let (key, value) = pair.trim().split_once('=')?;

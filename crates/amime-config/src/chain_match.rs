@@ -19,7 +19,7 @@ use super::values::cidr;
 
 /// The criteria of one chain; empty ones match anything.
 #[derive(Debug, Default)]
-pub(crate) struct ChainMatch {
+pub struct ChainMatch {
     destination_port: Option<u16>,
     prefixes: Vec<IpNet>,
     server_names: Vec<String>,
@@ -41,22 +41,19 @@ enum SourceType {
 
 /// What is known of a connection when the chain is chosen.
 #[derive(Clone, Debug)]
-pub(crate) struct ChainInput<'a> {
-    pub(crate) destination: SocketAddr,
-    pub(crate) source: SocketAddr,
-    pub(crate) direct_source: IpAddr,
+pub struct ChainInput<'a> {
+    pub destination: SocketAddr,
+    pub source: SocketAddr,
+    pub direct_source: IpAddr,
     /// Empty if none.
-    pub(crate) server_name: &'a str,
+    pub server_name: &'a str,
     /// `tls` or `raw_buffer`.
-    pub(crate) transport: &'a str,
-    pub(crate) application: &'a [Vec<u8>],
+    pub transport: &'a str,
+    pub application: &'a [Vec<u8>],
 }
 
 impl ChainMatch {
-    pub(crate) fn compile(
-        value: Option<&pb::FilterChainMatch>,
-        faults: &mut Faults,
-    ) -> Option<Self> {
+    pub fn compile(value: Option<&pb::FilterChainMatch>, faults: &mut Faults) -> Option<Self> {
         let Some(value) = value else { return Some(Self::default()) };
         faults.reject_if(!value.address_suffix.is_empty(), "address_suffix");
         let mut nets = |list: &[_], field: &str| -> Vec<IpNet> {
@@ -114,7 +111,7 @@ impl ChainMatch {
 }
 
 /// The chain for a connection, if one matches.
-pub(crate) fn choose<'a>(
+pub fn choose<'a>(
     chains: &'a [Arc<FilterChain>],
     input: &ChainInput<'_>,
 ) -> Option<&'a Arc<FilterChain>> {
@@ -177,7 +174,7 @@ fn is_local(input: &ChainInput<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::listener::Terminal;
+    use crate::listener::Terminal;
 
     fn chain(matcher: ChainMatch) -> Arc<FilterChain> {
         Arc::new(FilterChain {

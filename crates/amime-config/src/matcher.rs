@@ -8,13 +8,13 @@ use http::HeaderName;
 use regex::bytes::{Regex, RegexBuilder};
 
 use super::faults::Faults;
-use crate::http::head::RequestHead;
+use crate::head::RequestHead;
 
 /// Compiles an RE2 expression.
 ///
 /// RE2's classes such as `\d` are ASCII, so Unicode mode is only a fallback
 /// for expressions that name Unicode classes. `whole` anchors at both ends.
-pub(crate) fn regex(pattern: &str, whole: bool, faults: &mut Faults) -> Option<Regex> {
+pub fn regex(pattern: &str, whole: bool, faults: &mut Faults) -> Option<Regex> {
     let text = if whole { format!("^(?:{pattern})$") } else { pattern.to_owned() };
     let build = |unicode| RegexBuilder::new(&text).unicode(unicode).build();
     match build(false).or_else(|_| build(true)) {
@@ -28,7 +28,7 @@ pub(crate) fn regex(pattern: &str, whole: bool, faults: &mut Faults) -> Option<R
 
 /// A compiled `StringMatcher`; `ignore_case` patterns are stored in lower case.
 #[derive(Debug)]
-pub(crate) enum StringMatcher {
+pub enum StringMatcher {
     Exact(Box<[u8]>, bool),
     Prefix(Box<[u8]>, bool),
     Suffix(Box<[u8]>, bool),
@@ -37,7 +37,7 @@ pub(crate) enum StringMatcher {
 }
 
 impl StringMatcher {
-    pub(crate) fn compile(value: &matcher::StringMatcher, faults: &mut Faults) -> Option<Self> {
+    pub fn compile(value: &matcher::StringMatcher, faults: &mut Faults) -> Option<Self> {
         use matcher::string_matcher::MatchPattern;
         let fold = value.ignore_case;
         let text = |text: &str| -> Box<[u8]> {
@@ -57,7 +57,7 @@ impl StringMatcher {
         })
     }
 
-    pub(crate) fn matches(&self, value: &[u8]) -> bool {
+    pub fn matches(&self, value: &[u8]) -> bool {
         let same = |a: &[u8], b: &[u8], fold: bool| {
             if fold { a.eq_ignore_ascii_case(b) } else { a == b }
         };
@@ -79,7 +79,7 @@ impl StringMatcher {
 
 /// A header or one of the pseudo headers that matchers and formats may name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum HeaderSource {
+pub enum HeaderSource {
     Method,
     Path,
     Authority,
@@ -88,7 +88,7 @@ pub(crate) enum HeaderSource {
 }
 
 impl HeaderSource {
-    pub(crate) fn parse(name: &str) -> Option<Self> {
+    pub fn parse(name: &str) -> Option<Self> {
         Some(match name.to_ascii_lowercase().as_str() {
             ":method" => Self::Method,
             ":path" => Self::Path,
@@ -99,7 +99,7 @@ impl HeaderSource {
     }
 
     /// The value in `head`; several headers of one name are joined by commas.
-    pub(crate) fn value<'a>(&self, head: &'a RequestHead) -> Option<Cow<'a, [u8]>> {
+    pub fn value<'a>(&self, head: &'a RequestHead) -> Option<Cow<'a, [u8]>> {
         match self {
             Self::Method => Some(Cow::Borrowed(head.method.as_str().as_bytes())),
             Self::Path => Some(Cow::Borrowed(head.path.as_str().as_bytes())),
@@ -111,7 +111,7 @@ impl HeaderSource {
 }
 
 /// All values of `name`, joined by commas when there are several.
-pub(crate) fn joined<'a>(headers: &'a http::HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
+pub fn joined<'a>(headers: &'a http::HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
     let mut values = headers.get_all(name).iter();
     let first = values.next()?;
     let Some(second) = values.next() else {
@@ -134,7 +134,7 @@ enum HeaderTest {
 
 /// A compiled `HeaderMatcher`.
 #[derive(Debug)]
-pub(crate) struct HeaderMatcher {
+pub struct HeaderMatcher {
     source: HeaderSource,
     test: HeaderTest,
     invert: bool,
@@ -142,7 +142,7 @@ pub(crate) struct HeaderMatcher {
 }
 
 impl HeaderMatcher {
-    pub(crate) fn compile(value: &route::HeaderMatcher, faults: &mut Faults) -> Option<Self> {
+    pub fn compile(value: &route::HeaderMatcher, faults: &mut Faults) -> Option<Self> {
         use route::header_matcher::HeaderMatchSpecifier as Test;
         let Some(source) = HeaderSource::parse(&value.name) else {
             faults.reject("name", format!("`{}` is not a header name", value.name));
@@ -180,7 +180,7 @@ impl HeaderMatcher {
         })
     }
 
-    pub(crate) fn matches(&self, head: &RequestHead) -> bool {
+    pub fn matches(&self, head: &RequestHead) -> bool {
         match &self.source {
             HeaderSource::Header(name) => self.matches_any(&head.headers, name),
             source => self.matches_value(source.value(head).as_deref()),
@@ -188,7 +188,7 @@ impl HeaderMatcher {
     }
 
     /// As `matches`, for response headers.
-    pub(crate) fn matches_headers(&self, headers: &http::HeaderMap) -> bool {
+    pub fn matches_headers(&self, headers: &http::HeaderMap) -> bool {
         match &self.source {
             HeaderSource::Header(name) => self.matches_any(headers, name),
             _ => false,
@@ -228,7 +228,7 @@ impl HeaderMatcher {
 }
 
 /// Compiles a list of header matchers under `field`.
-pub(crate) fn header_matchers(
+pub fn header_matchers(
     list: &[route::HeaderMatcher],
     field: &str,
     faults: &mut Faults,
@@ -241,17 +241,14 @@ pub(crate) fn header_matchers(
 
 /// A compiled `QueryParameterMatcher`.
 #[derive(Debug)]
-pub(crate) struct QueryMatcher {
+pub struct QueryMatcher {
     name: String,
     test: Option<StringMatcher>,
     present: bool,
 }
 
 impl QueryMatcher {
-    pub(crate) fn compile(
-        value: &route::QueryParameterMatcher,
-        faults: &mut Faults,
-    ) -> Option<Self> {
+    pub fn compile(value: &route::QueryParameterMatcher, faults: &mut Faults) -> Option<Self> {
         use route::query_parameter_matcher::QueryParameterMatchSpecifier as Test;
         let (test, present) = match value.query_parameter_match_specifier.as_ref() {
             Some(Test::StringMatch(text)) => (Some(StringMatcher::compile(text, faults)?), true),
@@ -261,7 +258,7 @@ impl QueryMatcher {
         Some(Self { name: value.name.clone(), test, present })
     }
 
-    pub(crate) fn matches(&self, query: &str) -> bool {
+    pub fn matches(&self, query: &str) -> bool {
         let value = query_value(query, &self.name);
         match (&self.test, value) {
             (None, value) => value.is_some() == self.present,
@@ -272,7 +269,7 @@ impl QueryMatcher {
 }
 
 /// The first value of `name` in a query string, undecoded.
-pub(crate) fn query_value<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+pub fn query_value<'a>(query: &'a str, name: &str) -> Option<&'a str> {
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (key == name).then_some(value)

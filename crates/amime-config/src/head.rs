@@ -12,14 +12,14 @@ use http::{HeaderMap, HeaderValue, Method, Uri, Version, header};
 
 /// URL scheme of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub(crate) enum Scheme {
+pub enum Scheme {
     #[default]
     Http,
     Https,
 }
 
 impl Scheme {
-    pub(crate) fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
             Self::Https => "https",
@@ -29,14 +29,14 @@ impl Scheme {
 
 /// Head of a request.
 #[derive(Clone, Debug)]
-pub(crate) struct RequestHead {
-    pub(crate) method: Method,
-    pub(crate) path: PathAndQuery,
-    pub(crate) headers: HeaderMap,
+pub struct RequestHead {
+    pub method: Method,
+    pub path: PathAndQuery,
+    pub headers: HeaderMap,
     /// What the client speaks.
-    pub(crate) version: Version,
+    pub version: Version,
     /// Scheme the request was made with, `x-forwarded-proto` included.
-    pub(crate) scheme: Scheme,
+    pub scheme: Scheme,
 }
 
 impl RequestHead {
@@ -45,12 +45,12 @@ impl RequestHead {
     }
 
     /// The authority, empty if there is none or it is not text.
-    pub(crate) fn authority(&self) -> &str {
+    pub fn authority(&self) -> &str {
         self.authority_value().and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
     /// True for a gRPC request: its errors travel as `grpc-status`.
-    pub(crate) fn is_grpc(&self) -> bool {
+    pub fn is_grpc(&self) -> bool {
         let Some(value) = self.headers.get(header::CONTENT_TYPE) else { return false };
         let value = value.as_bytes();
         // `application/grpc-web` is not gRPC: it has its own framing of errors.
@@ -60,7 +60,7 @@ impl RequestHead {
     }
 
     /// The request target for an upstream of HTTP/1.
-    pub(crate) fn origin_form(&self) -> Uri {
+    pub fn origin_form(&self) -> Uri {
         Uri::from(self.path.clone())
     }
 }

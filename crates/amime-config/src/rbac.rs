@@ -13,12 +13,12 @@ use ipnet::IpNet;
 use super::faults::Faults;
 use super::matcher::{HeaderMatcher, StringMatcher};
 use super::values;
-use crate::http::head::RequestHead;
-use crate::listener::Connection;
+use crate::connection::Connection;
+use crate::head::RequestHead;
 
 /// One set of rules with its action.
 #[derive(Debug)]
-pub(crate) struct Rules {
+pub struct Rules {
     deny_on_match: bool,
     log_only: bool,
     policies: Vec<(Arc<str>, Condition, Condition)>,
@@ -26,26 +26,26 @@ pub(crate) struct Rules {
 
 /// What rules say of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Verdict {
-    pub(crate) allowed: bool,
+pub struct Verdict {
+    pub allowed: bool,
     /// The policy that matched.
-    pub(crate) policy: Option<Arc<str>>,
+    pub policy: Option<Arc<str>>,
 }
 
 /// Enforced and shadow rules of a filter.
 #[derive(Debug, Default)]
-pub(crate) struct Rbac {
-    pub(crate) rules: Option<Rules>,
-    pub(crate) shadow: Option<Rules>,
+pub struct Rbac {
+    pub rules: Option<Rules>,
+    pub shadow: Option<Rules>,
 }
 
 /// What conditions look at.
 #[derive(Clone, Copy)]
-pub(crate) struct Subject<'a> {
-    pub(crate) connection: &'a Connection,
-    pub(crate) request: Option<&'a RequestHead>,
+pub struct Subject<'a> {
+    pub connection: &'a Connection,
+    pub request: Option<&'a RequestHead>,
     /// The client's address after `x-forwarded-for`.
-    pub(crate) remote: IpAddr,
+    pub remote: IpAddr,
 }
 
 #[derive(Debug)]
@@ -66,7 +66,7 @@ enum Condition {
 }
 
 impl Rules {
-    pub(crate) fn compile(value: &pb::Rbac, faults: &mut Faults) -> Self {
+    pub fn compile(value: &pb::Rbac, faults: &mut Faults) -> Self {
         let mut policies: Vec<_> = value.policies.iter().collect();
         // Names in order, so that the policy reported is always the same one.
         policies.sort_by_key(|(name, _)| name.as_str());
@@ -87,7 +87,7 @@ impl Rules {
         }
     }
 
-    pub(crate) fn check(&self, subject: Subject<'_>) -> Verdict {
+    pub fn check(&self, subject: Subject<'_>) -> Verdict {
         let hit = self.policies.iter().find(|(_, permissions, principals)| {
             permissions.holds(subject) && principals.holds(subject)
         });

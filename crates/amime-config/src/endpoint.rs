@@ -16,70 +16,70 @@ use super::cluster::ClusterConfig;
 use super::faults::Faults;
 use super::tls::UpstreamTransport;
 use super::values::{self, HostAddress};
-use crate::upstream::EndpointState;
+use crate::endpoint_state::EndpointState;
 
 /// An endpoint as configured, its address perhaps still a name.
 #[derive(Clone, Debug)]
-pub(crate) struct EndpointSpec {
-    pub(crate) address: HostAddress,
-    pub(crate) hostname: Arc<str>,
-    pub(crate) weight: u32,
-    pub(crate) healthy: bool,
-    pub(crate) transport: UpstreamTransport,
+pub struct EndpointSpec {
+    pub address: HostAddress,
+    pub hostname: Arc<str>,
+    pub weight: u32,
+    pub healthy: bool,
+    pub transport: UpstreamTransport,
     /// Index of the transport among the cluster's: part of a pool's key.
-    pub(crate) transport_index: usize,
-    pub(crate) peer: Option<Arc<PeerMetadata>>,
+    pub transport_index: usize,
+    pub peer: Option<Arc<PeerMetadata>>,
 }
 
 /// Endpoints of one locality within a priority.
 #[derive(Clone, Debug)]
-pub(crate) struct LocalitySpec {
-    pub(crate) locality: [Arc<str>; 3],
-    pub(crate) weight: u32,
-    pub(crate) endpoints: Vec<EndpointSpec>,
+pub struct LocalitySpec {
+    pub locality: [Arc<str>; 3],
+    pub weight: u32,
+    pub endpoints: Vec<EndpointSpec>,
 }
 
 /// A compiled `ClusterLoadAssignment`: localities by priority.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct AssignmentSpec {
-    pub(crate) priorities: Vec<Vec<LocalitySpec>>,
+pub struct AssignmentSpec {
+    pub priorities: Vec<Vec<LocalitySpec>>,
     /// Percent; 140 by default.
-    pub(crate) overprovisioning: u32,
+    pub overprovisioning: u32,
 }
 
 /// An endpoint that can be connected to.
 #[derive(Debug)]
-pub(crate) struct Endpoint {
-    pub(crate) address: SocketAddr,
-    pub(crate) hostname: Arc<str>,
-    pub(crate) weight: u32,
-    pub(crate) healthy: bool,
-    pub(crate) transport: UpstreamTransport,
-    pub(crate) transport_index: usize,
-    pub(crate) peer: Option<Arc<PeerMetadata>>,
-    pub(crate) state: Arc<EndpointState>,
+pub struct Endpoint {
+    pub address: SocketAddr,
+    pub hostname: Arc<str>,
+    pub weight: u32,
+    pub healthy: bool,
+    pub transport: UpstreamTransport,
+    pub transport_index: usize,
+    pub peer: Option<Arc<PeerMetadata>>,
+    pub state: Arc<EndpointState>,
 }
 
 /// Endpoints of one locality, all addresses known.
 #[derive(Debug)]
-pub(crate) struct LocalityGroup {
-    pub(crate) locality: [Arc<str>; 3],
-    pub(crate) weight: u32,
-    pub(crate) endpoints: Vec<Arc<Endpoint>>,
+pub struct LocalityGroup {
+    pub locality: [Arc<str>; 3],
+    pub weight: u32,
+    pub endpoints: Vec<Arc<Endpoint>>,
 }
 
 /// What load balancing works on.
 #[derive(Debug, Default)]
-pub(crate) struct EndpointSet {
-    pub(crate) priorities: Vec<Vec<LocalityGroup>>,
-    pub(crate) overprovisioning: u32,
+pub struct EndpointSet {
+    pub priorities: Vec<Vec<LocalityGroup>>,
+    pub overprovisioning: u32,
 }
 
 /// Addresses that names resolved to.
-pub(crate) type Resolved = HashMap<(String, u16), Vec<SocketAddr>>;
+pub type Resolved = HashMap<(String, u16), Vec<SocketAddr>>;
 
 impl AssignmentSpec {
-    pub(crate) fn compile(
+    pub fn compile(
         value: &pb::ClusterLoadAssignment,
         cluster: &ClusterConfig,
         faults: &mut Faults,
@@ -110,7 +110,7 @@ impl AssignmentSpec {
     }
 
     /// Names that must be resolved first.
-    pub(crate) fn names(&self) -> Vec<(String, u16)> {
+    pub fn names(&self) -> Vec<(String, u16)> {
         let mut names = Vec::new();
         for endpoint in self.priorities.iter().flatten().flat_map(|group| &group.endpoints) {
             if let HostAddress::Name(name, port) = &endpoint.address {
@@ -122,7 +122,7 @@ impl AssignmentSpec {
 
     /// The endpoints with names replaced by `resolved` addresses; states are
     /// taken over from `previous`.
-    pub(crate) fn resolve(
+    pub fn resolve(
         &self,
         resolved: &Resolved,
         first_address_only: bool,
@@ -179,7 +179,7 @@ impl AssignmentSpec {
 }
 
 impl EndpointSet {
-    pub(crate) fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+    pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
         self.priorities.iter().flatten().flat_map(|group| &group.endpoints)
     }
 }
@@ -251,7 +251,7 @@ impl EndpointSpec {
 }
 
 /// True if every entry of `want` is in the endpoint's metadata.
-pub(crate) fn metadata_contains(metadata: Option<&core::Metadata>, want: &wkt::Struct) -> bool {
+pub fn metadata_contains(metadata: Option<&core::Metadata>, want: &wkt::Struct) -> bool {
     let have =
         metadata.and_then(|metadata| metadata.filter_metadata.get("envoy.transport_socket_match"));
     want.fields.iter().all(|(key, value)| {

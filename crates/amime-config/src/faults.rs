@@ -26,14 +26,14 @@ impl fmt::Display for Fault {
 
 /// Collects faults while a resource is compiled.
 #[derive(Default)]
-pub(crate) struct Faults {
+pub struct Faults {
     path: Vec<String>,
     list: Vec<Fault>,
 }
 
 impl Faults {
     /// Runs `inside` with `field` appended to the current path.
-    pub(crate) fn within<T>(
+    pub fn within<T>(
         &mut self,
         field: impl Into<String>,
         inside: impl FnOnce(&mut Self) -> T,
@@ -45,27 +45,27 @@ impl Faults {
     }
 
     /// Enters a field; pair with [`Faults::leave`].
-    pub(crate) fn enter(&mut self, field: impl Into<String>) {
+    pub fn enter(&mut self, field: impl Into<String>) {
         self.path.push(field.into());
     }
 
     /// Leaves the innermost field.
-    pub(crate) fn leave(&mut self) {
+    pub fn leave(&mut self) {
         self.path.pop();
     }
 
     /// Refuses the resource because of `field`.
-    pub(crate) fn reject(&mut self, field: &str, reason: impl Into<String>) {
+    pub fn reject(&mut self, field: &str, reason: impl Into<String>) {
         self.push(field, reason.into(), true);
     }
 
     /// Records that `field` has no effect here.
-    pub(crate) fn ignore(&mut self, field: &str, reason: impl Into<String>) {
+    pub fn ignore(&mut self, field: &str, reason: impl Into<String>) {
         self.push(field, reason.into(), false);
     }
 
     /// Records `field` as ignored when it is set.
-    pub(crate) fn ignore_if(&mut self, set: bool, field: &str) {
+    pub fn ignore_if(&mut self, set: bool, field: &str) {
         if set {
             self.push(field, "not supported".to_owned(), false);
         }
@@ -73,19 +73,19 @@ impl Faults {
 
     /// Refuses the resource when `field` is set, for fields that change what
     /// a request may do or where it goes.
-    pub(crate) fn reject_if(&mut self, set: bool, field: &str) {
+    pub fn reject_if(&mut self, set: bool, field: &str) {
         if set {
             self.push(field, "not supported".to_owned(), true);
         }
     }
 
     /// True once something was rejected.
-    pub(crate) fn fatal(&self) -> bool {
+    pub fn fatal(&self) -> bool {
         self.list.iter().any(|fault| fault.fatal)
     }
 
     /// All faults so far, in the order found.
-    pub(crate) fn into_list(self) -> Vec<Fault> {
+    pub fn into_list(self) -> Vec<Fault> {
         self.list
     }
 

@@ -35,7 +35,7 @@ impl SecretSource for NoSecrets {
 ///
 /// A name that nobody has delivered yet gets an empty live value: the
 /// handshake fails until the secret arrives, the configuration stands.
-pub(crate) struct SecretStore {
+pub struct SecretStore {
     workload: Arc<dyn SecretSource>,
     received: Mutex<Received>,
 }
@@ -47,23 +47,23 @@ struct Received {
 }
 
 impl SecretStore {
-    pub(crate) fn new(workload: Arc<dyn SecretSource>) -> Self {
+    pub fn new(workload: Arc<dyn SecretSource>) -> Self {
         Self { workload, received: Mutex::default() }
     }
 
     /// True if `name` is the workload's own and so is not asked for over SDS.
-    pub(crate) fn is_local(&self, name: &str) -> bool {
+    pub fn is_local(&self, name: &str) -> bool {
         self.workload.certificate(name).is_some() || self.workload.roots(name).is_some()
     }
 
-    pub(crate) fn certificate(&self, name: &str) -> Arc<LiveCert> {
+    pub fn certificate(&self, name: &str) -> Arc<LiveCert> {
         self.workload.certificate(name).unwrap_or_else(|| {
             let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
             received.certificates.entry(name.to_owned()).or_insert_with(LiveCert::empty).clone()
         })
     }
 
-    pub(crate) fn roots(&self, name: &str) -> Arc<LiveBundle> {
+    pub fn roots(&self, name: &str) -> Arc<LiveBundle> {
         self.workload.roots(name).unwrap_or_else(|| {
             let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
             let empty = || LiveBundle::new(TrustBundle::empty());
@@ -72,19 +72,14 @@ impl SecretStore {
     }
 
     /// Puts a certificate received as `name` in force.
-    pub(crate) fn set_certificate(
-        &self,
-        name: &str,
-        chain: &[u8],
-        key: &[u8],
-    ) -> Result<(), String> {
+    pub fn set_certificate(&self, name: &str, chain: &[u8], key: &[u8]) -> Result<(), String> {
         let cert = load_certificate(chain, key)?;
         self.certificate(name).set(cert);
         Ok(())
     }
 
     /// Puts roots received as `name` in force.
-    pub(crate) fn set_roots(&self, name: &str, roots: &[u8]) -> Result<(), String> {
+    pub fn set_roots(&self, name: &str, roots: &[u8]) -> Result<(), String> {
         let bundle = TrustBundle::from_pem(roots).map_err(|error| error.to_string())?;
         self.roots(name).set(bundle);
         Ok(())
@@ -92,7 +87,7 @@ impl SecretStore {
 }
 
 /// Reads a PEM chain and key.
-pub(crate) fn load_certificate(chain: &[u8], key: &[u8]) -> Result<WorkloadCert, String> {
+pub fn load_certificate(chain: &[u8], key: &[u8]) -> Result<WorkloadCert, String> {
     let key = PrivateKey::from_pem(key).map_err(|error| error.to_string())?;
     WorkloadCert::from_pem(chain, key).map_err(|error| error.to_string())
 }

@@ -11,31 +11,41 @@
 //! Spec: <https://www.envoyproxy.io/docs/envoy/latest/api-v3/api>
 
 #![allow(
+    missing_docs,
+    reason = "a field or variant without a comment has the name and the meaning of the Envoy field it \
+              was compiled from; what differs says so"
+)]
+#![allow(
     deprecated,
     reason = "control planes of today still send some fields that Envoy's API deprecates"
 )]
 
-pub(crate) mod chain_match;
-pub(crate) mod cluster;
-pub(crate) mod endpoint;
+pub mod chain_match;
+pub mod cluster;
+pub mod connection;
+pub mod endpoint;
+pub mod endpoint_state;
 mod faults;
-pub(crate) mod filters;
-pub(crate) mod format;
-pub(crate) mod h2;
-pub(crate) mod hcm;
-pub(crate) mod headers;
-pub(crate) mod listener;
-pub(crate) mod matcher;
-pub(crate) mod names;
-pub(crate) mod peer_metadata;
-pub(crate) mod rbac;
-pub(crate) mod retry;
-pub(crate) mod route;
-pub(crate) mod route_action;
-pub(crate) mod route_match;
-pub(crate) mod tcp;
-pub(crate) mod tls;
-pub(crate) mod values;
+pub mod filters;
+pub mod format;
+pub mod h2;
+pub mod hcm;
+pub mod head;
+pub mod headers;
+pub mod listener;
+pub mod matcher;
+pub mod names;
+pub mod peer_metadata;
+pub mod rbac;
+pub mod retry;
+pub mod route;
+pub mod route_action;
+pub mod route_match;
+pub mod secrets;
+pub mod tcp;
+pub mod tls;
+pub mod tls_facts;
+pub mod values;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -44,36 +54,35 @@ use amime_identity::{LiveBundle, LiveCert};
 use amime_telemetry::{AccessLogger, Telemetry};
 use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
 
-pub use faults::Fault;
-pub(crate) use faults::Faults;
+pub use faults::{Fault, Faults};
 
-use crate::tls::SecretStore;
+use crate::secrets::SecretStore;
 use names::Names;
 
 /// Names of other resources that a resource needs.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Required {
-    pub(crate) routes: BTreeSet<String>,
-    pub(crate) secrets: BTreeSet<String>,
+pub struct Required {
+    pub routes: BTreeSet<String>,
+    pub secrets: BTreeSet<String>,
 }
 
 /// What compiling needs and collects.
-pub(crate) struct Compiler<'a> {
-    pub(crate) faults: Faults,
-    pub(crate) names: &'a mut Names,
-    pub(crate) secrets: &'a SecretStore,
-    pub(crate) telemetry: &'a Telemetry,
-    pub(crate) required: Required,
+pub struct Compiler<'a> {
+    pub faults: Faults,
+    pub names: &'a mut Names,
+    pub secrets: &'a SecretStore,
+    pub telemetry: &'a Telemetry,
+    pub required: Required,
     /// The proxy is a gateway.
-    pub(crate) gateway: bool,
+    pub gateway: bool,
     /// The filter chain being compiled has Istio's TCP metrics.
-    pub(crate) tcp_stats: bool,
+    pub tcp_stats: bool,
     /// The filter chain being compiled routes by server name.
-    pub(crate) sni_cluster: bool,
+    pub sni_cluster: bool,
 }
 
 impl<'a> Compiler<'a> {
-    pub(crate) fn new(
+    pub fn new(
         names: &'a mut Names,
         secrets: &'a SecretStore,
         telemetry: &'a Telemetry,
@@ -107,7 +116,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    pub(crate) fn access_logs(&mut self, logs: &[AccessLog]) -> Vec<AccessLogger> {
+    pub fn access_logs(&mut self, logs: &[AccessLog]) -> Vec<AccessLogger> {
         let mut loggers = Vec::with_capacity(logs.len());
         for (index, log) in logs.iter().enumerate() {
             match self.telemetry.access_log(log) {

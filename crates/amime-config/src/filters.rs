@@ -23,45 +23,45 @@ use super::values::{self, Fraction, is, type_name, unpack};
 
 /// Filter settings of a route, the route's own before its parents'.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct PerRoute {
-    pub(crate) fault: Option<Arc<Fault>>,
-    pub(crate) cors: Option<Arc<Cors>>,
+pub struct PerRoute {
+    pub fault: Option<Arc<Fault>>,
+    pub cors: Option<Arc<Cors>>,
     /// `Some(None)` switches the filter off for the route.
-    pub(crate) rbac: Option<Option<Arc<Rbac>>>,
+    pub rbac: Option<Option<Arc<Rbac>>>,
 }
 
 /// A compiled `HTTPFault`.
 #[derive(Debug)]
-pub(crate) struct Fault {
-    pub(crate) delay: Option<(Fraction, Duration)>,
-    pub(crate) abort: Option<(Fraction, Abort)>,
-    pub(crate) headers: Vec<HeaderMatcher>,
-    pub(crate) upstream_cluster: String,
-    pub(crate) max_active: u32,
+pub struct Fault {
+    pub delay: Option<(Fraction, Duration)>,
+    pub abort: Option<(Fraction, Abort)>,
+    pub headers: Vec<HeaderMatcher>,
+    pub upstream_cluster: String,
+    pub max_active: u32,
 }
 
 /// What an aborted request gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Abort {
+pub enum Abort {
     Http(http::StatusCode),
     Grpc(u32),
 }
 
 /// A compiled CORS policy.
 #[derive(Debug)]
-pub(crate) struct Cors {
-    pub(crate) enabled: Fraction,
-    pub(crate) origins: Vec<StringMatcher>,
-    pub(crate) methods: Option<HeaderValue>,
-    pub(crate) headers: Option<HeaderValue>,
-    pub(crate) expose: Option<HeaderValue>,
-    pub(crate) max_age: Option<HeaderValue>,
-    pub(crate) credentials: bool,
-    pub(crate) forward_unmatched_preflights: bool,
+pub struct Cors {
+    pub enabled: Fraction,
+    pub origins: Vec<StringMatcher>,
+    pub methods: Option<HeaderValue>,
+    pub headers: Option<HeaderValue>,
+    pub expose: Option<HeaderValue>,
+    pub max_age: Option<HeaderValue>,
+    pub credentials: bool,
+    pub forward_unmatched_preflights: bool,
 }
 
 impl PerRoute {
-    pub(crate) fn compile(configs: &HashMap<String, Any>, compiler: &mut Compiler<'_>) -> Self {
+    pub fn compile(configs: &HashMap<String, Any>, compiler: &mut Compiler<'_>) -> Self {
         let mut filters = Self::default();
         let faults = &mut compiler.faults;
         for (name, any) in configs {
@@ -95,11 +95,7 @@ impl PerRoute {
     }
 
     /// Adds the CORS policy that older control planes put on routes.
-    pub(crate) fn add_cors(
-        &mut self,
-        policy: Option<&route::CorsPolicy>,
-        compiler: &mut Compiler<'_>,
-    ) {
+    pub fn add_cors(&mut self, policy: Option<&route::CorsPolicy>, compiler: &mut Compiler<'_>) {
         if let Some(policy) = policy
             && self.cors.is_none()
         {
@@ -111,7 +107,7 @@ impl PerRoute {
     }
 
     /// Takes from `parent` what is not set here.
-    pub(crate) fn inherit(&mut self, parent: &Self) {
+    pub fn inherit(&mut self, parent: &Self) {
         self.fault = self.fault.take().or_else(|| parent.fault.clone());
         self.cors = self.cors.take().or_else(|| parent.cors.clone());
         self.rbac = self.rbac.take().or_else(|| parent.rbac.clone());
@@ -119,7 +115,7 @@ impl PerRoute {
 }
 
 impl Fault {
-    pub(crate) fn compile(value: &fault::HttpFault, faults: &mut Faults) -> Self {
+    pub fn compile(value: &fault::HttpFault, faults: &mut Faults) -> Self {
         faults.ignore_if(value.response_rate_limit.is_some(), "response_rate_limit");
         faults.ignore_if(!value.downstream_nodes.is_empty(), "downstream_nodes");
         let delay = value.delay.as_ref().and_then(|delay| {
@@ -167,7 +163,7 @@ impl Fault {
 }
 
 /// Compiles the HTTP filter's two sets of rules.
-pub(crate) fn compile_rbac(value: &rbac::Rbac, faults: &mut Faults) -> Rbac {
+pub fn compile_rbac(value: &rbac::Rbac, faults: &mut Faults) -> Rbac {
     faults.reject_if(value.matcher.is_some(), "matcher");
     faults.ignore_if(value.shadow_matcher.is_some(), "shadow_matcher");
     let mut rules = |rules: Option<&_>, field: &str| {

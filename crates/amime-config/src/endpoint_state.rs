@@ -10,26 +10,26 @@ use std::time::{Duration, Instant};
 
 use amime_telemetry::{Counter, Gauge};
 
-use crate::config::cluster::{Limits, Outlier};
+use crate::cluster::{Limits, Outlier};
 
 /// One worker's counters of an endpoint.
 #[derive(Debug, Default)]
 #[repr(align(64))]
-pub(crate) struct EndpointShard {
-    pub(crate) cx_active: Gauge,
-    pub(crate) cx_total: Counter,
-    pub(crate) cx_connect_fail: Counter,
-    pub(crate) rq_active: Gauge,
-    pub(crate) rq_total: Counter,
-    pub(crate) rq_success: Counter,
-    pub(crate) rq_error: Counter,
-    pub(crate) rq_timeout: Counter,
+pub struct EndpointShard {
+    pub cx_active: Gauge,
+    pub cx_total: Counter,
+    pub cx_connect_fail: Counter,
+    pub rq_active: Gauge,
+    pub rq_total: Counter,
+    pub rq_success: Counter,
+    pub rq_error: Counter,
+    pub rq_timeout: Counter,
 }
 
 /// State of an endpoint that survives updates of its cluster.
 #[derive(Debug)]
-pub(crate) struct EndpointState {
-    pub(crate) shards: Box<[EndpointShard]>,
+pub struct EndpointState {
+    pub shards: Box<[EndpointShard]>,
     /// Milliseconds since [`epoch`]; 0: in service.
     ejected_until: AtomicU64,
     ejections: AtomicU32,
@@ -40,14 +40,14 @@ pub(crate) struct EndpointState {
 
 /// How an attempt ended, for passive health checking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub enum Outcome {
     Status(u16),
     /// The connection could not be made or broke.
     LocalOrigin,
 }
 
 impl EndpointState {
-    pub(crate) fn new(workers: usize) -> Self {
+    pub fn new(workers: usize) -> Self {
         Self {
             shards: (0..workers.max(1)).map(|_| EndpointShard::default()).collect(),
             ejected_until: AtomicU64::new(0),
@@ -59,13 +59,13 @@ impl EndpointState {
     }
 
     /// True while outlier detection keeps the endpoint out.
-    pub(crate) fn ejected(&self) -> bool {
+    pub fn ejected(&self) -> bool {
         let until = self.ejected_until.load(Ordering::Relaxed);
         until != 0 && now_ms() < until
     }
 
     /// Counts an outcome; true if the endpoint has now failed too often.
-    pub(crate) fn observe(&self, outcome: Outcome, outlier: &Outlier) -> bool {
+    pub fn observe(&self, outcome: Outcome, outlier: &Outlier) -> bool {
         let over = |counter: &AtomicU32, bad: bool, limit: u32| {
             if !bad {
                 // Reading first keeps the line shared while all is well.
@@ -95,7 +95,7 @@ impl EndpointState {
     }
 
     /// Takes the endpoint out for a time that grows with each ejection.
-    pub(crate) fn eject(&self, outlier: &Outlier) {
+    pub fn eject(&self, outlier: &Outlier) {
         let times = self.ejections.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         let time = outlier.base_ejection.saturating_mul(times).min(outlier.max_ejection);
         let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
@@ -107,7 +107,7 @@ impl EndpointState {
 }
 
 /// Milliseconds since the first call in this process.
-pub(crate) fn now_ms() -> u64 {
+pub fn now_ms() -> u64 {
     static EPOCH: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     let epoch = *EPOCH.get_or_init(|| Instant::now() - Duration::from_millis(1));
     u64::try_from(epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
@@ -115,7 +115,7 @@ pub(crate) fn now_ms() -> u64 {
 
 /// Which limit of a circuit breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Resource {
+pub enum Resource {
     Connections,
     Pending,
     Requests,
@@ -124,17 +124,17 @@ pub(crate) enum Resource {
 
 /// Use of a cluster's circuit breakers, by priority.
 #[derive(Debug, Default)]
-pub(crate) struct ClusterState {
+pub struct ClusterState {
     used: [[AtomicU32; 4]; 2],
 }
 
 impl ClusterState {
-    pub(crate) fn used(&self, priority: usize, resource: Resource) -> u32 {
+    pub fn used(&self, priority: usize, resource: Resource) -> u32 {
         self.used[priority][resource as usize].load(Ordering::Relaxed)
     }
 
     /// Takes one of `resource`; false if its limit is reached.
-    pub(crate) fn take(&self, limits: &[Limits; 2], priority: usize, resource: Resource) -> bool {
+    pub fn take(&self, limits: &[Limits; 2], priority: usize, resource: Resource) -> bool {
         let limits = &limits[priority];
         let limit = match resource {
             Resource::Connections => limits.connections,
@@ -155,14 +155,14 @@ impl ClusterState {
     }
 
     /// Takes one although the limit may be reached.
-    pub(crate) fn force(&self, limits: &[Limits; 2], priority: usize) {
+    pub fn force(&self, limits: &[Limits; 2], priority: usize) {
         if limits[priority].connections != u32::MAX {
             self.used[priority][Resource::Connections as usize].fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Gives back what `take` took.
-    pub(crate) fn give(&self, limits: &[Limits; 2], priority: usize, resource: Resource) {
+    pub fn give(&self, limits: &[Limits; 2], priority: usize, resource: Resource) {
         let limits = &limits[priority];
         let counted = match resource {
             Resource::Connections => limits.connections != u32::MAX,

@@ -13,13 +13,13 @@ use prost::{Message, Name};
 use super::faults::Faults;
 
 /// A protobuf duration; negative ones count as zero.
-pub(crate) fn duration(value: &pb::Duration) -> Duration {
+pub fn duration(value: &pb::Duration) -> Duration {
     let nanos = u32::try_from(value.nanos).unwrap_or(0).min(999_999_999);
     Duration::new(u64::try_from(value.seconds).unwrap_or(0), nanos)
 }
 
 /// A duration where absent means `default` and zero means disabled.
-pub(crate) fn timeout(value: Option<&pb::Duration>, default: Option<Duration>) -> Option<Duration> {
+pub fn timeout(value: Option<&pb::Duration>, default: Option<Duration>) -> Option<Duration> {
     match value {
         None => default,
         Some(value) => Some(duration(value)).filter(|value| !value.is_zero()),
@@ -35,7 +35,7 @@ pub(crate) fn bool_or(value: Option<&pb::BoolValue>, default: bool) -> bool {
 }
 
 /// Decodes `any` as `M`, or records why it is not one.
-pub(crate) fn unpack<M: Message + Name + Default>(any: &pb::Any, faults: &mut Faults) -> Option<M> {
+pub fn unpack<M: Message + Name + Default>(any: &pb::Any, faults: &mut Faults) -> Option<M> {
     if !is::<M>(any) {
         faults.reject("typed_config", format!("expected {}, got {}", M::full_name(), any.type_url));
         return None;
@@ -50,24 +50,24 @@ pub(crate) fn unpack<M: Message + Name + Default>(any: &pb::Any, faults: &mut Fa
 }
 
 /// True if `any` carries an `M`.
-pub(crate) fn is<M: Name>(any: &pb::Any) -> bool {
+pub fn is<M: Name>(any: &pb::Any) -> bool {
     type_name(any) == M::full_name()
 }
 
 /// The message type an `Any` names, without its URL prefix.
-pub(crate) fn type_name(any: &pb::Any) -> &str {
+pub fn type_name(any: &pb::Any) -> &str {
     any.type_url.rsplit('/').next().unwrap_or_default()
 }
 
 /// A probability in millionths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Fraction(u32);
+pub struct Fraction(u32);
 
 impl Fraction {
     pub(crate) const ALWAYS: Self = Self(1_000_000);
     pub(crate) const NEVER: Self = Self(0);
 
-    pub(crate) fn new(percent: &FractionalPercent) -> Self {
+    pub fn new(percent: &FractionalPercent) -> Self {
         let scale = match percent.denominator() {
             DenominatorType::Hundred => 10_000,
             DenominatorType::TenThousand => 100,
@@ -81,7 +81,7 @@ impl Fraction {
     }
 
     /// Draws; certain outcomes cost no randomness.
-    pub(crate) fn draw(self) -> bool {
+    pub fn draw(self) -> bool {
         match self.0 {
             0 => false,
             1_000_000 => true,
@@ -92,7 +92,7 @@ impl Fraction {
 
 /// An address as configured; names are left to the resolver.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum HostAddress {
+pub enum HostAddress {
     /// A literal IP address and port.
     Ip(SocketAddr),
     /// A name to resolve, and a port.
@@ -102,7 +102,7 @@ pub(crate) enum HostAddress {
 }
 
 /// Reads an Envoy address, recording a fault for kinds that cannot be used.
-pub(crate) fn address(value: Option<&core::Address>, faults: &mut Faults) -> Option<HostAddress> {
+pub fn address(value: Option<&core::Address>, faults: &mut Faults) -> Option<HostAddress> {
     match value.and_then(|value| value.address.as_ref()) {
         Some(core::address::Address::SocketAddress(socket)) => socket_address(socket, faults),
         Some(core::address::Address::Pipe(pipe)) => {
@@ -140,7 +140,7 @@ fn socket_address(socket: &core::SocketAddress, faults: &mut Faults) -> Option<H
 }
 
 /// Reads an address range; the bits beyond the prefix are dropped as Envoy does.
-pub(crate) fn cidr(value: &core::CidrRange, faults: &mut Faults) -> Option<IpNet> {
+pub fn cidr(value: &core::CidrRange, faults: &mut Faults) -> Option<IpNet> {
     let ip: Option<IpAddr> = value.address_prefix.parse().ok();
     let net = ip.and_then(|ip| {
         let bits = value.prefix_len.as_ref().map_or(0, |length| length.value);
@@ -153,7 +153,7 @@ pub(crate) fn cidr(value: &core::CidrRange, faults: &mut Faults) -> Option<IpNet
 }
 
 /// The bytes of a data source, read now from file or environment.
-pub(crate) fn data_source(source: &core::DataSource) -> Result<Vec<u8>, String> {
+pub fn data_source(source: &core::DataSource) -> Result<Vec<u8>, String> {
     use core::data_source::Specifier;
     match &source.specifier {
         Some(Specifier::InlineBytes(bytes)) => Ok(bytes.clone()),
@@ -169,7 +169,7 @@ pub(crate) fn data_source(source: &core::DataSource) -> Result<Vec<u8>, String> 
 }
 
 /// A string in nested struct metadata, e.g. `filter_metadata.istio.config`.
-pub(crate) fn metadata_string<'a>(
+pub fn metadata_string<'a>(
     metadata: Option<&'a core::Metadata>,
     filter: &str,
     key: &str,

@@ -9,28 +9,28 @@ use std::net::SocketAddr;
 use http::{HeaderMap, HeaderValue};
 
 use super::matcher::HeaderSource;
-use crate::http::head::RequestHead;
+use crate::head::RequestHead;
 
 /// What operators can refer to.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct FormatInput<'a> {
+pub struct FormatInput<'a> {
     /// The request; while its own headers are edited, its other parts.
-    pub(crate) request: Option<&'a RequestHead>,
+    pub request: Option<&'a RequestHead>,
     /// True while a response is edited: its headers are not the request's.
-    pub(crate) editing_response: bool,
-    pub(crate) response_code: u16,
-    pub(crate) downstream_remote: Option<SocketAddr>,
-    pub(crate) downstream_local: Option<SocketAddr>,
-    pub(crate) upstream_host: Option<SocketAddr>,
-    pub(crate) sni: Option<&'a str>,
-    pub(crate) protocol: &'a str,
-    pub(crate) peer_uri_san: Option<&'a str>,
-    pub(crate) route_name: &'a str,
-    pub(crate) cluster: &'a str,
+    pub editing_response: bool,
+    pub response_code: u16,
+    pub downstream_remote: Option<SocketAddr>,
+    pub downstream_local: Option<SocketAddr>,
+    pub upstream_host: Option<SocketAddr>,
+    pub sni: Option<&'a str>,
+    pub protocol: &'a str,
+    pub peer_uri_san: Option<&'a str>,
+    pub route_name: &'a str,
+    pub cluster: &'a str,
 }
 
 #[derive(Clone, Debug)]
-pub(crate) enum Piece {
+pub enum Piece {
     Text(String),
     Request { main: HeaderSource, alternative: Option<HeaderSource>, limit: usize },
     Response { name: HeaderSource, limit: usize },
@@ -52,13 +52,13 @@ pub(crate) enum Piece {
 
 /// A header value, ready-made when it has no operators.
 #[derive(Clone, Debug)]
-pub(crate) enum Format {
+pub enum Format {
     Fixed(HeaderValue),
     Pieces(Vec<Piece>),
 }
 
 impl Format {
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, String> {
         let mut pieces = Vec::new();
         let mut plain = String::new();
         let mut rest = text;
@@ -91,7 +91,7 @@ impl Format {
     }
 
     /// The value now; `headers` is the map under edit.
-    pub(crate) fn render(&self, headers: &HeaderMap, input: &FormatInput<'_>) -> HeaderValue {
+    pub fn render(&self, headers: &HeaderMap, input: &FormatInput<'_>) -> HeaderValue {
         match self {
             Self::Fixed(value) => value.clone(),
             Self::Pieces(pieces) => {

@@ -7,24 +7,24 @@ use rustls_pki_types::CertificateDer;
 
 /// Facts of one TLS session.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct TlsFacts {
-    pub(crate) version: &'static str,
+pub struct TlsFacts {
+    pub version: &'static str,
     pub(crate) cipher: &'static str,
     /// The peer showed a certificate.
-    pub(crate) mutual: bool,
-    pub(crate) peer_uri_san: Option<String>,
-    pub(crate) peer_dns_san: Option<String>,
-    pub(crate) peer_subject: Option<String>,
+    pub mutual: bool,
+    pub peer_uri_san: Option<String>,
+    pub peer_dns_san: Option<String>,
+    pub peer_subject: Option<String>,
     /// SHA-256 of the peer's certificate, hex.
-    pub(crate) peer_hash: Option<String>,
-    pub(crate) local_uri_san: Option<String>,
+    pub peer_hash: Option<String>,
+    pub local_uri_san: Option<String>,
     /// Protocol agreed on.
-    pub(crate) alpn: Option<Vec<u8>>,
+    pub alpn: Option<Vec<u8>>,
 }
 
 impl TlsFacts {
     /// Reads the session's facts; `local_uri_san` names our own certificate.
-    pub(crate) fn of(session: &CommonState, local_uri_san: Option<String>) -> Self {
+    pub fn of(session: &CommonState, local_uri_san: Option<String>) -> Self {
         let mut facts = Self {
             version: match session.protocol_version() {
                 Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
@@ -61,12 +61,12 @@ impl TlsFacts {
     }
 
     /// The name that access control knows the peer by.
-    pub(crate) fn principal(&self) -> &str {
+    pub fn principal(&self) -> &str {
         let name = self.peer_uri_san.as_ref().or(self.peer_dns_san.as_ref());
         name.or(self.peer_subject.as_ref()).map_or("", String::as_str)
     }
 
-    pub(crate) fn record(&self) -> TlsRecord<'_> {
+    pub fn record(&self) -> TlsRecord<'_> {
         TlsRecord {
             version: self.version,
             cipher: self.cipher,

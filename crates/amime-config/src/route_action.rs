@@ -20,7 +20,7 @@ use super::values::{self, Fraction, bool_or};
 
 /// A compiled route action.
 #[derive(Debug)]
-pub(crate) enum Action {
+pub enum Action {
     Forward(Box<Forward>),
     Redirect(Redirect),
     Direct {
@@ -33,32 +33,32 @@ pub(crate) enum Action {
 
 /// Where and how to forward.
 #[derive(Debug)]
-pub(crate) struct Forward {
-    pub(crate) cluster: ClusterChoice,
-    pub(crate) cluster_not_found: StatusCode,
+pub struct Forward {
+    pub cluster: ClusterChoice,
+    pub cluster_not_found: StatusCode,
     /// `None`: no limit.
-    pub(crate) timeout: Option<Duration>,
+    pub timeout: Option<Duration>,
     /// `timeout` in milliseconds, ready-made.
-    pub(crate) timeout_header: Option<HeaderValue>,
+    pub timeout_header: Option<HeaderValue>,
     /// Overrides the connection manager's when set; zero disables.
-    pub(crate) idle_timeout: Option<Duration>,
+    pub idle_timeout: Option<Duration>,
     /// Longest life of a stream; overrides the connection manager's.
-    pub(crate) max_stream_duration: Option<Duration>,
+    pub max_stream_duration: Option<Duration>,
     /// Honour `grpc-timeout` up to this; zero means as given.
-    pub(crate) grpc_timeout_max: Option<Duration>,
-    pub(crate) retry: Option<Arc<RetryPolicy>>,
-    pub(crate) host_rewrite: HostRewrite,
-    pub(crate) append_forwarded_host: bool,
-    pub(crate) path_rewrite: PathRewrite,
-    pub(crate) hash: Vec<HashPolicy>,
-    pub(crate) mirrors: Vec<Mirror>,
-    pub(crate) upgrades: Vec<(String, bool)>,
-    pub(crate) high_priority: bool,
+    pub grpc_timeout_max: Option<Duration>,
+    pub retry: Option<Arc<RetryPolicy>>,
+    pub host_rewrite: HostRewrite,
+    pub append_forwarded_host: bool,
+    pub path_rewrite: PathRewrite,
+    pub hash: Vec<HashPolicy>,
+    pub mirrors: Vec<Mirror>,
+    pub upgrades: Vec<(String, bool)>,
+    pub high_priority: bool,
 }
 
 /// How the cluster is chosen.
 #[derive(Debug)]
-pub(crate) enum ClusterChoice {
+pub enum ClusterChoice {
     One(ClusterId),
     Weighted { entries: Vec<WeightedCluster>, total: u64 },
     Header(HeaderName),
@@ -66,16 +66,16 @@ pub(crate) enum ClusterChoice {
 
 /// One destination of a weighted route.
 #[derive(Debug)]
-pub(crate) struct WeightedCluster {
-    pub(crate) cluster: ClusterId,
-    pub(crate) weight: u64,
-    pub(crate) host_rewrite: Option<HeaderValue>,
-    pub(crate) request_edits: HeaderEdits,
-    pub(crate) response_edits: HeaderEdits,
+pub struct WeightedCluster {
+    pub cluster: ClusterId,
+    pub weight: u64,
+    pub host_rewrite: Option<HeaderValue>,
+    pub request_edits: HeaderEdits,
+    pub response_edits: HeaderEdits,
 }
 
 #[derive(Debug)]
-pub(crate) enum HostRewrite {
+pub enum HostRewrite {
     Keep,
     Literal(HeaderValue),
     /// The endpoint's own name.
@@ -85,7 +85,7 @@ pub(crate) enum HostRewrite {
 }
 
 #[derive(Debug)]
-pub(crate) enum PathRewrite {
+pub enum PathRewrite {
     Keep,
     Prefix(String),
     Regex(Regex, String),
@@ -93,13 +93,13 @@ pub(crate) enum PathRewrite {
 
 /// Part of a consistent hash.
 #[derive(Debug)]
-pub(crate) struct HashPolicy {
-    pub(crate) source: HashSource,
-    pub(crate) terminal: bool,
+pub struct HashPolicy {
+    pub source: HashSource,
+    pub terminal: bool,
 }
 
 #[derive(Debug)]
-pub(crate) enum HashSource {
+pub enum HashSource {
     Header(HeaderName),
     /// A cookie, made and set when absent and `ttl` is given.
     Cookie {
@@ -114,26 +114,26 @@ pub(crate) enum HashSource {
 
 /// A copy of requests sent elsewhere, its response dropped.
 #[derive(Debug)]
-pub(crate) struct Mirror {
-    pub(crate) cluster: ClusterId,
-    pub(crate) fraction: Fraction,
-    pub(crate) append_shadow: bool,
+pub struct Mirror {
+    pub cluster: ClusterId,
+    pub fraction: Fraction,
+    pub append_shadow: bool,
 }
 
 /// A redirect answer.
 #[derive(Debug)]
-pub(crate) struct Redirect {
-    pub(crate) status: StatusCode,
-    pub(crate) host: String,
-    pub(crate) port: u32,
-    pub(crate) scheme: Option<String>,
-    pub(crate) https: bool,
-    pub(crate) path: RedirectPath,
-    pub(crate) strip_query: bool,
+pub struct Redirect {
+    pub status: StatusCode,
+    pub host: String,
+    pub port: u32,
+    pub scheme: Option<String>,
+    pub https: bool,
+    pub path: RedirectPath,
+    pub strip_query: bool,
 }
 
 #[derive(Debug)]
-pub(crate) enum RedirectPath {
+pub enum RedirectPath {
     Keep,
     Replace(String),
     Prefix(String),
@@ -144,7 +144,7 @@ pub(crate) enum RedirectPath {
 const ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Action {
-    pub(super) fn compile(
+    pub(crate) fn compile(
         value: &pb::Route,
         layers: &Layers<'_>,
         compiler: &mut Compiler<'_>,
@@ -284,7 +284,7 @@ impl Forward {
 }
 
 /// A duration as a header value in milliseconds.
-pub(crate) fn millis_value(duration: Duration) -> HeaderValue {
+pub fn millis_value(duration: Duration) -> HeaderValue {
     HeaderValue::from(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 

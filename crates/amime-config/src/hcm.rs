@@ -25,41 +25,41 @@ use super::values::{self, bool_or, is, type_name, u32_or, unpack};
 
 /// A compiled `HttpConnectionManager`.
 #[derive(Debug)]
-pub(crate) struct HttpConfig {
-    pub(crate) stat_prefix: String,
-    pub(crate) codec: Codec,
-    pub(crate) routes: RouteSource,
-    pub(crate) filters: Vec<HttpFilter>,
-    pub(crate) telemetry: ListenerTelemetry,
-    pub(crate) server_name: HeaderValue,
-    pub(crate) server_header: ServerHeader,
-    pub(crate) remote: RemoteAddress,
-    pub(crate) request_id: RequestId,
-    pub(crate) path: PathNormalization,
-    pub(crate) client_cert: ClientCert,
-    pub(crate) via: Option<HeaderValue>,
-    pub(crate) http1: Http1,
-    pub(crate) h2: H2Settings,
-    pub(crate) max_headers_kb: u32,
-    pub(crate) max_headers: usize,
-    pub(crate) underscores: Underscores,
-    pub(crate) timeouts: Timeouts,
-    pub(crate) max_requests_per_connection: Option<u32>,
+pub struct HttpConfig {
+    pub stat_prefix: String,
+    pub codec: Codec,
+    pub routes: RouteSource,
+    pub filters: Vec<HttpFilter>,
+    pub telemetry: ListenerTelemetry,
+    pub server_name: HeaderValue,
+    pub server_header: ServerHeader,
+    pub remote: RemoteAddress,
+    pub request_id: RequestId,
+    pub path: PathNormalization,
+    pub client_cert: ClientCert,
+    pub via: Option<HeaderValue>,
+    pub http1: Http1,
+    pub h2: H2Settings,
+    pub max_headers_kb: u32,
+    pub max_headers: usize,
+    pub underscores: Underscores,
+    pub timeouts: Timeouts,
+    pub max_requests_per_connection: Option<u32>,
     /// Upgrade types allowed, lower case.
-    pub(crate) upgrades: Vec<String>,
-    pub(crate) strip_port: StripPort,
-    pub(crate) strip_trailing_dot: bool,
-    pub(crate) suppress_envoy_headers: bool,
-    pub(crate) append_forwarded_port: bool,
-    pub(crate) scheme: Option<crate::http::head::Scheme>,
+    pub upgrades: Vec<String>,
+    pub strip_port: StripPort,
+    pub strip_trailing_dot: bool,
+    pub suppress_envoy_headers: bool,
+    pub append_forwarded_port: bool,
+    pub scheme: Option<crate::head::Scheme>,
     /// Exchange of workload metadata with peers in headers.
-    pub(crate) peer_exchange: PeerExchange,
+    pub peer_exchange: PeerExchange,
     /// Tell Istio peers the HTTP version by ALPN.
-    pub(crate) istio_alpn: bool,
+    pub istio_alpn: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Codec {
+pub enum Codec {
     Auto,
     Http1,
     Http2,
@@ -67,21 +67,21 @@ pub(crate) enum Codec {
 
 /// Where routes come from.
 #[derive(Debug)]
-pub(crate) enum RouteSource {
+pub enum RouteSource {
     Inline(Arc<RouteTable>),
     Rds(RouteConfigId),
 }
 
 /// Filters that act on requests, in order.
 #[derive(Debug)]
-pub(crate) enum HttpFilter {
+pub enum HttpFilter {
     Fault(Fault),
     Cors,
     Rbac(Arc<Rbac>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ServerHeader {
+pub enum ServerHeader {
     Overwrite,
     AppendIfAbsent,
     PassThrough,
@@ -89,30 +89,30 @@ pub(crate) enum ServerHeader {
 
 /// How the client's address and origin are found.
 #[derive(Debug)]
-pub(crate) struct RemoteAddress {
-    pub(crate) use_remote: bool,
-    pub(crate) trusted_hops: u32,
-    pub(crate) skip_append: bool,
+pub struct RemoteAddress {
+    pub use_remote: bool,
+    pub trusted_hops: u32,
+    pub skip_append: bool,
     /// Ranges that count as internal.
-    pub(crate) internal: Vec<IpNet>,
+    pub internal: Vec<IpNet>,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct RequestId {
-    pub(crate) generate: bool,
-    pub(crate) preserve_external: bool,
-    pub(crate) always_in_response: bool,
+pub struct RequestId {
+    pub generate: bool,
+    pub preserve_external: bool,
+    pub always_in_response: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct PathNormalization {
-    pub(crate) normalize: bool,
-    pub(crate) merge_slashes: bool,
-    pub(crate) escaped_slashes: EscapedSlashes,
+pub struct PathNormalization {
+    pub normalize: bool,
+    pub merge_slashes: bool,
+    pub escaped_slashes: EscapedSlashes,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum EscapedSlashes {
+pub enum EscapedSlashes {
     Keep,
     Reject,
     Redirect,
@@ -121,15 +121,15 @@ pub(crate) enum EscapedSlashes {
 
 /// What happens to `x-forwarded-client-cert`.
 #[derive(Clone, Debug)]
-pub(crate) struct ClientCert {
-    pub(crate) forward: ForwardClientCert,
-    pub(crate) subject: bool,
-    pub(crate) uri: bool,
-    pub(crate) dns: bool,
+pub struct ClientCert {
+    pub forward: ForwardClientCert,
+    pub subject: bool,
+    pub uri: bool,
+    pub dns: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ForwardClientCert {
+pub enum ForwardClientCert {
     Sanitize,
     ForwardOnly,
     AppendForward,
@@ -138,14 +138,14 @@ pub(crate) enum ForwardClientCert {
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct Http1 {
-    pub(crate) accept_http_10: bool,
-    pub(crate) default_host: Option<HeaderValue>,
-    pub(crate) preserve_case: bool,
+pub struct Http1 {
+    pub accept_http_10: bool,
+    pub default_host: Option<HeaderValue>,
+    pub preserve_case: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Underscores {
+pub enum Underscores {
     Allow,
     Reject,
     Drop,
@@ -153,17 +153,17 @@ pub(crate) enum Underscores {
 
 /// `None`: no limit.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Timeouts {
-    pub(crate) idle: Option<Duration>,
-    pub(crate) stream_idle: Option<Duration>,
-    pub(crate) request: Option<Duration>,
-    pub(crate) request_headers: Option<Duration>,
-    pub(crate) max_connection: Option<Duration>,
-    pub(crate) max_stream: Option<Duration>,
+pub struct Timeouts {
+    pub idle: Option<Duration>,
+    pub stream_idle: Option<Duration>,
+    pub request: Option<Duration>,
+    pub request_headers: Option<Duration>,
+    pub max_connection: Option<Duration>,
+    pub max_stream: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum StripPort {
+pub enum StripPort {
     No,
     Matching,
     Any,
@@ -179,7 +179,7 @@ const WITHOUT_EFFECT: [&str; 2] = [
 ];
 
 impl HttpConfig {
-    pub(crate) fn compile(
+    pub fn compile(
         value: &pb::HttpConnectionManager,
         mut telemetry: ListenerTelemetry,
         compiler: &mut Compiler<'_>,
@@ -408,7 +408,7 @@ impl FilterChain {
 
 /// The message type that an extension is configured with, also inside of a
 /// `TypedStruct`.
-pub(super) fn config_type(any: &Any) -> String {
+pub(crate) fn config_type(any: &Any) -> String {
     typed_struct_name(any).unwrap_or_else(|| type_name(any).to_owned())
 }
 
@@ -503,13 +503,13 @@ fn timeouts(value: &pb::HttpConnectionManager, common: &core::HttpProtocolOption
 
 fn scheme_override(
     value: Option<&core::SchemeHeaderTransformation>,
-) -> Option<crate::http::head::Scheme> {
+) -> Option<crate::head::Scheme> {
     use core::scheme_header_transformation::Transformation;
     let Some(Transformation::SchemeToOverwrite(scheme)) = value?.transformation.as_ref() else {
         return None;
     };
     match scheme.as_str() {
-        "https" => Some(crate::http::head::Scheme::Https),
-        _ => Some(crate::http::head::Scheme::Http),
+        "https" => Some(crate::head::Scheme::Https),
+        _ => Some(crate::head::Scheme::Http),
     }
 }

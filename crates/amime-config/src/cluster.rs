@@ -20,29 +20,29 @@ use super::values::{self, HostAddress, unpack};
 
 /// A compiled `Cluster`.
 #[derive(Debug)]
-pub(crate) struct ClusterConfig {
-    pub(crate) id: ClusterId,
-    pub(crate) name: Arc<str>,
-    pub(crate) info: ClusterInfo,
-    pub(crate) discovery: Discovery,
-    pub(crate) lb: LbPolicy,
-    pub(crate) connect_timeout: Duration,
-    pub(crate) http: HttpUpstream,
+pub struct ClusterConfig {
+    pub id: ClusterId,
+    pub name: Arc<str>,
+    pub info: ClusterInfo,
+    pub discovery: Discovery,
+    pub lb: LbPolicy,
+    pub connect_timeout: Duration,
+    pub http: HttpUpstream,
     /// Limits of default and of high priority.
-    pub(crate) limits: [Limits; 2],
-    pub(crate) outlier: Option<Outlier>,
+    pub limits: [Limits; 2],
+    pub outlier: Option<Outlier>,
     /// Source address of connections.
-    pub(crate) bind: Option<SocketAddr>,
-    pub(crate) keepalive: Option<Keepalive>,
+    pub bind: Option<SocketAddr>,
+    pub keepalive: Option<Keepalive>,
     /// Percent of endpoints that must be healthy for health to be heeded.
-    pub(crate) panic_percent: u32,
-    pub(crate) locality_weighted: bool,
+    pub panic_percent: u32,
+    pub locality_weighted: bool,
     transports: Vec<TransportChoice>,
 }
 
 /// Where endpoints come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Discovery {
+pub enum Discovery {
     Static,
     /// By EDS under this name.
     Eds(String),
@@ -65,7 +65,7 @@ pub(crate) enum Discovery {
 
 /// Address families wanted of a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Family {
+pub enum Family {
     V4,
     V6,
     Both,
@@ -73,7 +73,7 @@ pub(crate) enum Family {
 
 /// How an endpoint is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LbPolicy {
+pub enum LbPolicy {
     RoundRobin,
     LeastRequest { choices: u32 },
     Random,
@@ -83,21 +83,21 @@ pub(crate) enum LbPolicy {
 
 /// HTTP towards the cluster.
 #[derive(Clone, Debug)]
-pub(crate) struct HttpUpstream {
-    pub(crate) protocol: UpstreamProtocol,
+pub struct HttpUpstream {
+    pub protocol: UpstreamProtocol,
     /// `None`: connections may idle for ever.
-    pub(crate) idle_timeout: Option<Duration>,
-    pub(crate) max_requests_per_connection: Option<u32>,
-    pub(crate) h2: H2Settings,
+    pub idle_timeout: Option<Duration>,
+    pub max_requests_per_connection: Option<u32>,
+    pub h2: H2Settings,
     /// Ask for the request's host in TLS when the context names none.
-    pub(crate) auto_sni: bool,
-    pub(crate) preserve_header_case: bool,
-    pub(crate) max_headers: usize,
+    pub auto_sni: bool,
+    pub preserve_header_case: bool,
+    pub max_headers: usize,
 }
 
 /// Which HTTP version is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum UpstreamProtocol {
+pub enum UpstreamProtocol {
     Http1,
     Http2,
     /// The client's.
@@ -108,38 +108,38 @@ pub(crate) enum UpstreamProtocol {
 
 /// Circuit breaker thresholds; `u32::MAX` costs no counting.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    pub(crate) connections: u32,
-    pub(crate) pending: u32,
-    pub(crate) requests: u32,
-    pub(crate) retries: u32,
+pub struct Limits {
+    pub connections: u32,
+    pub pending: u32,
+    pub requests: u32,
+    pub retries: u32,
     pub(crate) retry_budget: Option<RetryBudget>,
 }
 
 /// Retries allowed as a share of requests in flight.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct RetryBudget {
-    pub(crate) percent: f64,
-    pub(crate) min: u32,
+pub struct RetryBudget {
+    pub percent: f64,
+    pub min: u32,
 }
 
 /// Passive health checking.
 #[derive(Clone, Debug)]
-pub(crate) struct Outlier {
-    pub(crate) consecutive_5xx: u32,
+pub struct Outlier {
+    pub consecutive_5xx: u32,
     pub(crate) consecutive_gateway: u32,
     pub(crate) consecutive_local: Option<u32>,
     pub(crate) base_ejection: Duration,
     pub(crate) max_ejection: Duration,
-    pub(crate) max_ejection_percent: u32,
+    pub max_ejection_percent: u32,
 }
 
 /// TCP keep-alive probes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Keepalive {
-    pub(crate) time: Option<Duration>,
-    pub(crate) interval: Option<Duration>,
-    pub(crate) probes: Option<u32>,
+pub struct Keepalive {
+    pub time: Option<Duration>,
+    pub interval: Option<Duration>,
+    pub probes: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -156,7 +156,7 @@ const DEFAULT_LIMITS: Limits =
     Limits { connections: 1024, pending: 1024, requests: 1024, retries: 3, retry_budget: None };
 
 impl ClusterConfig {
-    pub(crate) fn compile(value: &pb::Cluster, compiler: &mut Compiler<'_>) -> Option<Self> {
+    pub fn compile(value: &pb::Cluster, compiler: &mut Compiler<'_>) -> Option<Self> {
         let transports = transports(value, compiler);
         let id = compiler.names.cluster(&value.name);
         let faults = &mut compiler.faults;
@@ -196,10 +196,7 @@ impl ClusterConfig {
     }
 
     /// The transport for an endpoint with `metadata`, and its index.
-    pub(crate) fn transport_of(
-        &self,
-        metadata: Option<&core::Metadata>,
-    ) -> (usize, UpstreamTransport) {
+    pub fn transport_of(&self, metadata: Option<&core::Metadata>) -> (usize, UpstreamTransport) {
         let index = self
             .transports
             .iter()
@@ -400,7 +397,7 @@ fn bind(value: Option<&core::BindConfig>, faults: &mut Faults) -> Option<SocketA
     }
 }
 
-pub(super) fn keepalive(value: Option<&core::TcpKeepalive>) -> Option<Keepalive> {
+pub(crate) fn keepalive(value: Option<&core::TcpKeepalive>) -> Option<Keepalive> {
     let value = value?;
     let seconds = |value: &wkt::UInt32Value| Duration::from_secs(u64::from(value.value));
     Some(Keepalive {

@@ -19,20 +19,20 @@ use super::values::type_name;
 
 /// Directions in which `x-envoy-peer-metadata` is taken off or put on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PeerExchange {
+pub struct PeerExchange {
     /// Read it from requests and take it off them.
-    pub(crate) from_client: bool,
+    pub from_client: bool,
     /// Put ours on responses to clients that sent theirs.
-    pub(crate) to_client: bool,
+    pub to_client: bool,
     /// Read it from responses and take it off them.
-    pub(crate) from_upstream: bool,
+    pub from_upstream: bool,
     /// Put ours on requests.
-    pub(crate) to_upstream: bool,
+    pub to_upstream: bool,
 }
 
 impl PeerExchange {
     /// Reads the filter's settings, as the message itself or in a `TypedStruct`.
-    pub(super) fn compile(any: &Any, faults: &mut Faults) -> Self {
+    pub(crate) fn compile(any: &Any, faults: &mut Faults) -> Self {
         let read = if type_name(any).ends_with(".TypedStruct") {
             TypedStruct::decode(any.value.as_slice())
                 .map(|outer| Self::of_struct(&outer.value.unwrap_or_default(), faults))

@@ -8,11 +8,11 @@ use super::values::{self, u32_or};
 
 /// HTTP/2 settings; windows in bytes.
 #[derive(Clone, Debug)]
-pub(crate) struct H2Settings {
-    pub(crate) max_concurrent_streams: u32,
-    pub(crate) stream_window: u32,
-    pub(crate) connection_window: u32,
-    pub(crate) keepalive: Option<(Duration, Duration)>,
+pub struct H2Settings {
+    pub max_concurrent_streams: u32,
+    pub stream_window: u32,
+    pub connection_window: u32,
+    pub keepalive: Option<(Duration, Duration)>,
 }
 
 /// Envoy's defaults since 1.36: windows that bound the memory of a stream.
@@ -21,7 +21,7 @@ const CONNECTION_WINDOW: u32 = 24 << 20;
 const CONCURRENT_STREAMS: u32 = 1024;
 
 impl H2Settings {
-    pub(crate) fn compile(value: Option<&Http2ProtocolOptions>) -> Self {
+    pub fn compile(value: Option<&Http2ProtocolOptions>) -> Self {
         let field = |pick: fn(&Http2ProtocolOptions) -> Option<&_>, default| {
             u32_or(value.and_then(pick), default)
         };

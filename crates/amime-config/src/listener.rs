@@ -27,65 +27,65 @@ use super::values::{self, HostAddress, bool_or, is, metadata_string, type_name, 
 
 /// A compiled `Listener`.
 #[derive(Debug)]
-pub(crate) struct ListenerConfig {
-    pub(crate) name: Arc<str>,
-    pub(crate) address: SocketAddr,
-    pub(crate) bind: bool,
-    pub(crate) backlog: u32,
-    pub(crate) transparent: bool,
-    pub(crate) keepalive: Option<Keepalive>,
+pub struct ListenerConfig {
+    pub name: Arc<str>,
+    pub address: SocketAddr,
+    pub bind: bool,
+    pub backlog: u32,
+    pub transparent: bool,
+    pub keepalive: Option<Keepalive>,
     /// Hand connections to the listener of the address they were sent to.
-    pub(crate) hand_off: bool,
-    pub(crate) filters: ListenerFilters,
+    pub hand_off: bool,
+    pub filters: ListenerFilters,
     /// `None`: wait for ever.
-    pub(crate) filters_timeout: Option<Duration>,
-    pub(crate) continue_on_timeout: bool,
-    pub(crate) chains: Vec<Arc<FilterChain>>,
-    pub(crate) default_chain: Option<Arc<FilterChain>>,
+    pub filters_timeout: Option<Duration>,
+    pub continue_on_timeout: bool,
+    pub chains: Vec<Arc<FilterChain>>,
+    pub default_chain: Option<Arc<FilterChain>>,
 }
 
 /// What a listener finds out before it chooses a filter chain.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct ListenerFilters {
-    pub(crate) original_dst: bool,
-    pub(crate) tls_inspector: Option<PortSet>,
-    pub(crate) http_inspector: Option<PortSet>,
-    pub(crate) proxy_protocol: Option<ProxyProtocolMode>,
+pub struct ListenerFilters {
+    pub original_dst: bool,
+    pub tls_inspector: Option<PortSet>,
+    pub http_inspector: Option<PortSet>,
+    pub proxy_protocol: Option<ProxyProtocolMode>,
 }
 
 /// Destination ports on which a listener filter is off.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct PortSet(Vec<(u16, u16)>);
+pub struct PortSet(Vec<(u16, u16)>);
 
 impl PortSet {
-    pub(crate) fn contains(&self, port: u16) -> bool {
+    pub fn contains(&self, port: u16) -> bool {
         self.0.iter().any(|(start, end)| (*start..=*end).contains(&port))
     }
 }
 
 /// Whether the PROXY header must be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ProxyProtocolMode {
+pub enum ProxyProtocolMode {
     Required,
     Optional,
 }
 
 /// A compiled `FilterChain`.
 #[derive(Debug)]
-pub(crate) struct FilterChain {
-    pub(crate) matcher: ChainMatch,
-    pub(crate) tls: Option<Arc<DownstreamTls>>,
-    pub(crate) handshake_timeout: Option<Duration>,
+pub struct FilterChain {
+    pub matcher: ChainMatch,
+    pub tls: Option<Arc<DownstreamTls>>,
+    pub handshake_timeout: Option<Duration>,
     /// Network filters before the last one.
-    pub(crate) rbac: Vec<Rbac>,
-    pub(crate) terminal: Terminal,
+    pub rbac: Vec<Rbac>,
+    pub terminal: Terminal,
     /// The object that the chain or its listener came from.
-    pub(crate) origin: Option<Arc<str>>,
+    pub origin: Option<Arc<str>>,
 }
 
 /// The last network filter.
 #[derive(Debug)]
-pub(crate) enum Terminal {
+pub enum Terminal {
     Http(Arc<HttpConfig>),
     Tcp(Arc<TcpConfig>),
     /// A chain without filters closes what it is given.
@@ -93,7 +93,7 @@ pub(crate) enum Terminal {
 }
 
 impl ListenerConfig {
-    pub(crate) fn compile(value: &pb::Listener, compiler: &mut Compiler<'_>) -> Option<Self> {
+    pub fn compile(value: &pb::Listener, compiler: &mut Compiler<'_>) -> Option<Self> {
         let faults = &mut compiler.faults;
         faults.ignore_if(!value.additional_addresses.is_empty(), "additional_addresses");
         faults.reject_if(value.udp_listener_config.is_some(), "udp_listener_config");
@@ -146,7 +146,7 @@ impl ListenerConfig {
     }
 
     /// True if some chain can only be chosen with the client's first bytes.
-    pub(crate) fn inspects(&self, port: u16) -> bool {
+    pub fn inspects(&self, port: u16) -> bool {
         let on = |set: &Option<PortSet>| set.as_ref().is_some_and(|off| !off.contains(port));
         on(&self.filters.tls_inspector) || on(&self.filters.http_inspector)
     }

@@ -21,11 +21,11 @@ enum Step {
 
 /// Edits applied in order.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct HeaderEdits(Vec<Step>);
+pub struct HeaderEdits(Vec<Step>);
 
 impl HeaderEdits {
     /// Removals come before additions, as in Envoy.
-    pub(crate) fn compile(
+    pub fn compile(
         add: &[HeaderValueOption],
         remove: &[String],
         fields: [&str; 2],
@@ -47,17 +47,17 @@ impl HeaderEdits {
         Self(steps)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Appends the steps of `next`.
-    pub(crate) fn then(&mut self, next: &Self) {
+    pub fn then(&mut self, next: &Self) {
         self.0.extend(next.0.iter().cloned());
     }
 
     /// Runs the steps on `headers`, which `input` need not include.
-    pub(crate) fn apply(&self, headers: &mut HeaderMap, input: &FormatInput<'_>) {
+    pub fn apply(&self, headers: &mut HeaderMap, input: &FormatInput<'_>) {
         for step in &self.0 {
             match step {
                 Step::Remove(name) => {

@@ -19,22 +19,22 @@ use rustls::{ClientConfig, ServerConfig};
 
 use super::Compiler;
 use super::values::{bool_or, data_source, is, type_name, unpack};
-use crate::tls::load_certificate;
+use crate::secrets::load_certificate;
 
 /// How bytes travel to an upstream.
 #[derive(Clone, Debug)]
-pub(crate) enum UpstreamTransport {
+pub enum UpstreamTransport {
     Raw,
     Tls(Arc<UpstreamTls>),
 }
 
 /// Settings of a TLS client.
 #[derive(Debug)]
-pub(crate) struct UpstreamTls {
+pub struct UpstreamTls {
     /// Server name to ask for; empty: none, or the request's with `auto_sni`.
-    pub(crate) sni: String,
+    pub sni: String,
     /// Take the server name from the endpoint's host name.
-    pub(crate) host_sni: bool,
+    pub host_sni: bool,
     certificate: Option<Arc<LiveCert>>,
     /// ALPN as configured.
     plain: Arc<ClientConfig>,
@@ -46,7 +46,7 @@ pub(crate) struct UpstreamTls {
 
 /// Which ALPN list to offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub(crate) enum Alpn {
+pub enum Alpn {
     #[default]
     Configured,
     IstioHttp1,
@@ -55,11 +55,11 @@ pub(crate) enum Alpn {
 
 impl UpstreamTls {
     /// The URI SAN that we present now.
-    pub(crate) fn local_uri_san(&self) -> Option<String> {
+    pub fn local_uri_san(&self) -> Option<String> {
         uri_san(self.certificate.as_deref()?)
     }
 
-    pub(crate) fn config(&self, alpn: Alpn) -> Arc<ClientConfig> {
+    pub fn config(&self, alpn: Alpn) -> Arc<ClientConfig> {
         match alpn {
             Alpn::Configured => &self.plain,
             Alpn::IstioHttp1 => &self.istio_http1,
@@ -71,10 +71,10 @@ impl UpstreamTls {
 
 /// Settings of a TLS server.
 #[derive(Debug)]
-pub(crate) struct DownstreamTls {
+pub struct DownstreamTls {
     with_alpn: Arc<ServerConfig>,
     without_alpn: Arc<ServerConfig>,
-    pub(crate) require_sni: bool,
+    pub require_sni: bool,
     certificate: Arc<LiveCert>,
 }
 
@@ -88,14 +88,14 @@ fn uri_san(certificate: &LiveCert) -> Option<String> {
 
 impl DownstreamTls {
     /// The URI SAN that we present now.
-    pub(crate) fn local_uri_san(&self) -> Option<String> {
+    pub fn local_uri_san(&self) -> Option<String> {
         uri_san(&self.certificate)
     }
 
     /// The settings for a client that offers `alpn`. A client without a
     /// protocol in common is served without ALPN, as by Envoy, where rustls
     /// would refuse it.
-    pub(crate) fn config(&self, offered: &[Vec<u8>]) -> Arc<ServerConfig> {
+    pub fn config(&self, offered: &[Vec<u8>]) -> Arc<ServerConfig> {
         let known = &self.with_alpn.alpn_protocols;
         if offered.iter().any(|protocol| known.contains(protocol)) {
             self.with_alpn.clone()
@@ -106,7 +106,7 @@ impl DownstreamTls {
 }
 
 /// Compiles a cluster's transport socket.
-pub(crate) fn upstream_transport(
+pub fn upstream_transport(
     socket: Option<&core::TransportSocket>,
     compiler: &mut Compiler<'_>,
 ) -> Option<UpstreamTransport> {
@@ -127,7 +127,7 @@ pub(crate) fn upstream_transport(
 }
 
 /// Compiles a filter chain's transport socket; `Ok(None)` is plaintext.
-pub(crate) fn downstream_transport(
+pub fn downstream_transport(
     socket: Option<&core::TransportSocket>,
     compiler: &mut Compiler<'_>,
 ) -> Option<Option<Arc<DownstreamTls>>> {
@@ -251,7 +251,7 @@ fn certificate(
 }
 
 /// Chain and key of a certificate message, PEM.
-pub(crate) fn inline_certificate(value: &pb::TlsCertificate) -> Result<(Vec<u8>, Vec<u8>), String> {
+pub fn inline_certificate(value: &pb::TlsCertificate) -> Result<(Vec<u8>, Vec<u8>), String> {
     let part = |source: Option<&core::DataSource>, name: &str| {
         data_source(source.ok_or_else(|| format!("{name} is missing"))?)
     };

@@ -12,24 +12,24 @@ use super::values;
 
 /// A compiled `TcpProxy`.
 #[derive(Debug)]
-pub(crate) struct TcpConfig {
-    pub(crate) stat_prefix: String,
+pub struct TcpConfig {
+    pub stat_prefix: String,
     clusters: Vec<(ClusterId, u64)>,
     total: u64,
     /// `None`: no limit.
-    pub(crate) idle_timeout: Option<Duration>,
-    pub(crate) max_duration: Option<Duration>,
-    pub(crate) connect_attempts: u32,
-    pub(crate) telemetry: ListenerTelemetry,
-    pub(crate) hash_source_ip: bool,
+    pub idle_timeout: Option<Duration>,
+    pub max_duration: Option<Duration>,
+    pub connect_attempts: u32,
+    pub telemetry: ListenerTelemetry,
+    pub hash_source_ip: bool,
     /// The cluster is the one that the server name names.
-    pub(crate) by_server_name: bool,
+    pub by_server_name: bool,
 }
 
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 impl TcpConfig {
-    pub(crate) fn compile(
+    pub fn compile(
         value: &pb::TcpProxy,
         mut telemetry: ListenerTelemetry,
         compiler: &mut Compiler<'_>,
@@ -73,7 +73,7 @@ impl TcpConfig {
     }
 
     /// Draws a cluster by weight.
-    pub(crate) fn cluster(&self) -> ClusterId {
+    pub fn cluster(&self) -> ClusterId {
         if let [(only, _)] = self.clusters.as_slice() {
             return *only;
         }
