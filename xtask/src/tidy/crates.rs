@@ -59,7 +59,7 @@ const CRATES: &[Crate] = &[
     Crate { name: "amime-inject", layer: 3, may_use: &["amime-core", "amime-api", "amime-model"] },
     Crate {
         name: "amime-control",
-        layer: 4,
+        layer: 5,
         may_use: &[
             "amime-core",
             "amime-identity",
@@ -87,10 +87,10 @@ const CRATES: &[Crate] = &[
             "amime-engine",
         ],
     },
-    Crate { name: "amime-console", layer: 4, may_use: &["amime-core", "amime-api"] },
+    Crate { name: "amime-console", layer: 5, may_use: &["amime-core", "amime-api"] },
     Crate {
         name: "amime-local",
-        layer: 5,
+        layer: 6,
         may_use: &[
             "amime-core",
             "amime-net",
@@ -102,7 +102,7 @@ const CRATES: &[Crate] = &[
     },
     Crate {
         name: "amime-cli",
-        layer: 6,
+        layer: 7,
         may_use: &[
             "amime-core",
             "amime-net",
@@ -123,7 +123,7 @@ const CRATES: &[Crate] = &[
     },
     Crate {
         name: "amime-bench",
-        layer: 6,
+        layer: 7,
         may_use: &["amime-core", "amime-identity", "amime-xds"],
     },
 ];
