@@ -87,6 +87,12 @@ impl TypeUrl {
         matches!(self, Self::Cluster | Self::Listener | Self::NameTable)
     }
 
+    /// Whether a state-of-the-world response of this type replaces everything
+    /// that the client has.
+    pub const fn is_full_set(self) -> bool {
+        matches!(self, Self::Cluster | Self::Listener | Self::NameTable)
+    }
+
     /// Position in [`PUSH_ORDER`].
     pub fn push_rank(self) -> usize {
         PUSH_ORDER.iter().position(|t| *t == self).unwrap_or(PUSH_ORDER.len())

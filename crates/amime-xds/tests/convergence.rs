@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use amime_xds::client::{DeltaClient, Handler, Rejection, Subscription, Update};
+use amime_xds::client::{
+    DeltaClient, Handler, Rejection, SotwClient, StreamState, Subscription, Update,
+};
 use amime_xds::server::{DeltaSession, Pusher, Session, SotwSession, Source, Wanted};
 use amime_xds::{Resource, TypeUrl};
 use bytes::Bytes;
@@ -49,9 +51,11 @@ fn name(n: u8) -> String {
     format!("outbound|{n}||svc.ns")
 }
 
-/// A body that carries its name, as Envoy's messages do.
+/// A message with its name in field 1, as Envoy's have it, and one byte in a
+/// field that none of them has.
 fn resource(ty: TypeUrl, name: &str, content: u8) -> Resource {
-    let body = [name.as_bytes(), &[content]].concat();
+    let length = u8::try_from(name.len()).expect("a short name");
+    let body = [&[0x0a, length], name.as_bytes(), &[0x80, 0x7d, content]].concat();
     Resource::from_body(ty, name, Bytes::from(body))
 }
 
@@ -139,10 +143,14 @@ trait Client {
     fn check_invariants(&self) {}
 }
 
-struct Delta {
-    state: DeltaClient,
+/// Our own client of one variant.
+struct Ours<S> {
+    state: S,
     in_force: InForce,
 }
+
+type Delta = Ours<DeltaClient>;
+type OurSotw = Ours<SotwClient>;
 
 impl Default for Delta {
     fn default() -> Self {
@@ -160,15 +168,15 @@ impl Client for Delta {
     }
 
     fn connect(&mut self) -> Vec<Self::Request> {
-        self.state.on_connect(&self.in_force)
+        self.start()
     }
 
     fn receive(&mut self, response: Self::Response) -> Vec<Self::Request> {
-        self.state.on_response(response, &mut self.in_force)
+        self.answer(response)
     }
 
     fn resubscribe(&mut self, _ty: TypeUrl) -> Vec<Self::Request> {
-        self.state.refresh(&self.in_force)
+        self.refresh()
     }
 
     fn in_force(&mut self) -> &mut InForce {
@@ -190,6 +198,68 @@ impl Client for Delta {
                 .map(|((_, n), r)| (n.as_str(), &*r.version))
                 .collect();
             assert_eq!(held, in_force, "{ty}: the versions held are those in force");
+        }
+    }
+}
+
+impl<S: StreamState> Ours<S> {
+    fn start(&mut self) -> Vec<S::Request> {
+        self.state.on_connect(&self.in_force)
+    }
+
+    fn answer(&mut self, response: S::Response) -> Vec<S::Request> {
+        let requests = self.state.on_response(response, &mut self.in_force);
+        self.in_force.drop_unwanted();
+        requests
+    }
+
+    fn refresh(&mut self) -> Vec<S::Request> {
+        self.in_force.drop_unwanted();
+        self.state.refresh(&self.in_force)
+    }
+}
+
+impl Default for OurSotw {
+    fn default() -> Self {
+        Self { state: SotwClient::new(Node::default()), in_force: InForce::default() }
+    }
+}
+
+impl Client for OurSotw {
+    type Session = SotwSession;
+    type Request = DiscoveryRequest;
+    type Response = DiscoveryResponse;
+
+    fn session(stream: u64) -> SotwSession {
+        SotwSession::new(stream)
+    }
+
+    fn connect(&mut self) -> Vec<DiscoveryRequest> {
+        self.start()
+    }
+
+    fn receive(&mut self, response: DiscoveryResponse) -> Vec<DiscoveryRequest> {
+        self.answer(response)
+    }
+
+    fn resubscribe(&mut self, _ty: TypeUrl) -> Vec<DiscoveryRequest> {
+        self.refresh()
+    }
+
+    fn in_force(&mut self) -> &mut InForce {
+        &mut self.in_force
+    }
+
+    fn nonce(response: &DiscoveryResponse) -> &str {
+        &response.nonce
+    }
+
+    fn check_invariants(&self) {
+        for ty in TYPES {
+            let held: Vec<_> = self.state.held(ty).collect();
+            let in_force = self.in_force.resources.keys().filter(|(t, _)| *t == ty);
+            let in_force: Vec<_> = in_force.map(|(_, n)| n.as_str()).collect();
+            assert_eq!(held, in_force, "{ty}: what is held is in force");
         }
     }
 }
@@ -235,8 +305,8 @@ impl Client for Sotw {
         let mut error = None;
         let mut names = BTreeSet::new();
         for any in response.resources {
-            let (content, name) = any.value.split_last().expect("bodies have content");
-            let name = String::from_utf8(name.to_vec()).expect("names are text");
+            let (content, rest) = any.value.split_last().expect("bodies have content");
+            let name = String::from_utf8(rest[2..rest.len() - 2].to_vec()).expect("names are text");
             names.insert(name.clone());
             if let Err(rejection) = self.in_force.apply_one(resource(ty, &name, *content)) {
                 error = Some(Status { code: 13, message: rejection.error, details: Vec::new() });
@@ -377,8 +447,8 @@ impl<C: Client + Default> Link<C> {
             if !wanted || *content == POISON {
                 continue;
             }
-            let got = in_force.resources.get(&(*ty, name.clone()));
-            assert_eq!(got, Some(&resource(*ty, name, *content)), "{ty} {name}");
+            let got = in_force.resources.get(&(*ty, name.clone())).map(|one| &one.body);
+            assert_eq!(got, Some(&resource(*ty, name, *content).body), "{ty} {name}");
         }
         for (ty, name) in in_force.resources.keys() {
             // Taken away only when no older route can name it.
@@ -409,6 +479,11 @@ proptest! {
     #[test]
     fn delta_clients_end_with_the_servers_set(steps in prop::collection::vec(step(), 0..80)) {
         converge::<Delta>(steps, true);
+    }
+
+    #[test]
+    fn our_sotw_client_ends_with_the_servers_set(steps in prop::collection::vec(step(), 0..80)) {
+        converge::<OurSotw>(steps, false);
     }
 
     #[test]

@@ -7,18 +7,10 @@ use envoy_types::pb::envoy::service::discovery::v3 as discovery;
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse,
 };
-use envoy_types::pb::google::rpc::Status;
 
-use super::{Handler, Rejection, Subscription, Update};
+use super::verdict::refusal;
+use super::{Handler, Rejection, StreamState, Subscription, Update, WILDCARD};
 use crate::{Resource, TypeUrl};
-
-/// gRPC `INVALID_ARGUMENT`, the code of a refusal.
-const INVALID_ARGUMENT: i32 = 3;
-
-/// Bytes of a refusal; it travels as a status message.
-const MAX_ERROR_BYTES: usize = 8192;
-
-const WILDCARD: &str = "*";
 
 /// What is held of one type, and what was asked on the current stream.
 #[derive(Debug, Default)]
@@ -53,67 +45,6 @@ impl DeltaClient {
     pub fn held(&self, type_url: TypeUrl) -> impl Iterator<Item = (&str, &str)> {
         let held = self.types.get(&type_url).into_iter().flat_map(|h| &h.versions);
         held.map(|(name, version)| (name.as_str(), version.as_str()))
-    }
-
-    /// Starts a stream: everything wanted is asked for, with what is held.
-    pub fn on_connect(&mut self, handler: &dyn Handler) -> Vec<DeltaDiscoveryRequest> {
-        self.node_sent = false;
-        for held in self.types.values_mut() {
-            held.asked = None;
-            held.last_nonce = None;
-        }
-        self.refresh(handler)
-    }
-
-    /// Requests for what the handler wants now and did not want before.
-    pub fn refresh(&mut self, handler: &dyn Handler) -> Vec<DeltaDiscoveryRequest> {
-        let wanted = handler.subscriptions();
-        let mut requests = Vec::new();
-        let dropped: Vec<_> = self.types.keys().copied().collect();
-        for type_url in dropped {
-            if !wanted.iter().any(|(t, _)| *t == type_url) {
-                let nothing = Subscription::Names(BTreeSet::new());
-                requests.extend(self.resubscribe(type_url, nothing));
-            }
-        }
-        for (type_url, subscription) in wanted {
-            requests.extend(self.resubscribe(type_url, subscription));
-        }
-        requests.into_iter().map(|r| self.with_node(r)).collect()
-    }
-
-    /// Applies one response: the verdict goes first, then what the applied
-    /// resources made necessary.
-    ///
-    /// A response that repeats the nonce before it, or is of a type never
-    /// asked for, is ignored.
-    pub fn on_response(
-        &mut self,
-        response: DeltaDiscoveryResponse,
-        handler: &mut dyn Handler,
-    ) -> Vec<DeltaDiscoveryRequest> {
-        let Some(type_url) = TypeUrl::parse(&response.type_url) else { return Vec::new() };
-        let Some(held) = self.types.get_mut(&type_url) else { return Vec::new() };
-        if held.asked.is_none() || held.last_nonce.as_ref() == Some(&response.nonce) {
-            return Vec::new();
-        }
-        held.last_nonce = Some(response.nonce.clone());
-        let nonce = response.nonce.clone();
-        let (update, mut rejections) = open(type_url, response, held.asked.as_ref());
-        let added: Vec<_> =
-            update.added.iter().map(|r| (r.name.clone(), r.version.to_string())).collect();
-        let removed = update.removed.clone();
-        rejections.extend(handler.apply(update));
-        held.record(added, removed, &rejections);
-        let verdict = DeltaDiscoveryRequest {
-            type_url: type_url.as_str().to_owned(),
-            response_nonce: nonce,
-            error_detail: refusal(&rejections),
-            ..Default::default()
-        };
-        let mut requests = vec![self.with_node(verdict)];
-        requests.extend(self.refresh(handler));
-        requests
     }
 
     fn resubscribe(
@@ -155,6 +86,66 @@ impl DeltaClient {
             request.node = Some(self.node.clone());
         }
         request
+    }
+}
+
+impl StreamState for DeltaClient {
+    type Request = DeltaDiscoveryRequest;
+    type Response = DeltaDiscoveryResponse;
+
+    fn on_connect(&mut self, handler: &dyn Handler) -> Vec<DeltaDiscoveryRequest> {
+        self.node_sent = false;
+        for held in self.types.values_mut() {
+            held.asked = None;
+            held.last_nonce = None;
+        }
+        self.refresh(handler)
+    }
+
+    fn refresh(&mut self, handler: &dyn Handler) -> Vec<DeltaDiscoveryRequest> {
+        let wanted = handler.subscriptions();
+        let mut requests = Vec::new();
+        let dropped: Vec<_> = self.types.keys().copied().collect();
+        for type_url in dropped {
+            if !wanted.iter().any(|(t, _)| *t == type_url) {
+                let nothing = Subscription::Names(BTreeSet::new());
+                requests.extend(self.resubscribe(type_url, nothing));
+            }
+        }
+        for (type_url, subscription) in wanted {
+            requests.extend(self.resubscribe(type_url, subscription));
+        }
+        requests.into_iter().map(|r| self.with_node(r)).collect()
+    }
+
+    fn on_response(
+        &mut self,
+        response: DeltaDiscoveryResponse,
+        handler: &mut dyn Handler,
+    ) -> Vec<DeltaDiscoveryRequest> {
+        let Some(type_url) = TypeUrl::parse(&response.type_url) else { return Vec::new() };
+        let Some(held) = self.types.get_mut(&type_url) else { return Vec::new() };
+        // Never asked for, or a repetition.
+        if held.asked.is_none() || held.last_nonce.as_ref() == Some(&response.nonce) {
+            return Vec::new();
+        }
+        held.last_nonce = Some(response.nonce.clone());
+        let nonce = response.nonce.clone();
+        let (update, mut rejections) = open(type_url, response, held.asked.as_ref());
+        let added: Vec<_> =
+            update.added.iter().map(|r| (r.name.clone(), r.version.to_string())).collect();
+        let removed = update.removed.clone();
+        rejections.extend(handler.apply(update));
+        held.record(added, removed, &rejections);
+        let verdict = DeltaDiscoveryRequest {
+            type_url: type_url.as_str().to_owned(),
+            response_nonce: nonce,
+            error_detail: refusal(&rejections),
+            ..Default::default()
+        };
+        let mut requests = vec![self.with_node(verdict)];
+        requests.extend(self.refresh(handler));
+        requests
     }
 }
 
@@ -255,14 +246,4 @@ fn open_resource(
         version: resource.version.into(),
         body: any.value.into(),
     }))
-}
-
-fn refusal(rejections: &[Rejection]) -> Option<Status> {
-    if rejections.is_empty() {
-        return None;
-    }
-    let lines: Vec<_> = rejections.iter().map(|r| format!("{}: {}", r.name, r.error)).collect();
-    let mut message = lines.join("\n");
-    message.truncate(message.floor_char_boundary(MAX_ERROR_BYTES));
-    Some(Status { code: INVALID_ARGUMENT, message, details: Vec::new() })
 }

@@ -11,8 +11,10 @@
 mod delta;
 #[cfg(feature = "grpc")]
 mod run;
+mod sotw;
 #[cfg(test)]
 mod tests;
+mod verdict;
 
 use std::collections::BTreeSet;
 
@@ -20,7 +22,11 @@ use crate::{Resource, TypeUrl};
 
 pub use delta::DeltaClient;
 #[cfg(feature = "grpc")]
-pub use run::{AdsClient, ClientConfig, Connection};
+pub use run::{AdsClient, ClientConfig, Connection, Variant};
+pub use sotw::SotwClient;
+
+/// The name that stands for all names.
+const WILDCARD: &str = "*";
 
 /// One response of the server, decoded down to its resources.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +55,30 @@ pub enum Subscription {
     Wildcard,
     /// These names only. An empty set asks for nothing.
     Names(BTreeSet<String>),
+}
+
+/// Client side of one variant of the protocol, across reconnects.
+pub trait StreamState {
+    /// What the server is sent.
+    type Request;
+    /// What the server sends.
+    type Response;
+
+    /// Starts a stream: everything wanted is asked for, with what is held.
+    fn on_connect(&mut self, handler: &dyn Handler) -> Vec<Self::Request>;
+
+    /// Requests for what the handler wants now and did not want before.
+    fn refresh(&mut self, handler: &dyn Handler) -> Vec<Self::Request>;
+
+    /// Applies one response: the verdict goes first, then what the applied
+    /// resources made necessary.
+    ///
+    /// A response of a type never asked for is ignored.
+    fn on_response(
+        &mut self,
+        response: Self::Response,
+        handler: &mut dyn Handler,
+    ) -> Vec<Self::Request>;
 }
 
 /// The party that applies resources.

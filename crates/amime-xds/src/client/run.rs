@@ -1,4 +1,4 @@
-//! Runs a [`DeltaClient`] over gRPC: one stream at a time, for ever.
+//! Runs either client over gRPC: one stream at a time, for ever.
 //!
 //! Owns connecting, back-off and the stream; what is held and asked is the
 //! state machine's. A message over the size limit ends the stream, not the
@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::Node;
-use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 use tonic::codegen::{Body, Bytes, StdError};
 
-use super::{DeltaClient, Handler};
+use super::{DeltaClient, Handler, SotwClient, StreamState};
 use crate::Resource;
 
 /// Requests that may wait for a server that does not read.
@@ -33,6 +33,18 @@ pub struct ClientConfig {
     pub backoff_max: Duration,
     /// Largest response in bytes. Default 64 MiB.
     pub max_message_bytes: usize,
+    /// Variant of the protocol. Default delta.
+    pub variant: Variant,
+}
+
+/// Which of the two variants of ADS a server is spoken to in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Variant {
+    /// `DeltaAggregatedResources`: changes only.
+    #[default]
+    Delta,
+    /// `StreamAggregatedResources`: whole sets.
+    StateOfTheWorld,
 }
 
 impl ClientConfig {
@@ -43,6 +55,7 @@ impl ClientConfig {
             backoff_min: Duration::from_millis(200),
             backoff_max: Duration::from_secs(15),
             max_message_bytes: 64 * 1024 * 1024,
+            variant: Variant::default(),
         }
     }
 }
@@ -80,11 +93,17 @@ impl From<tonic::Status> for StreamError {
     }
 }
 
-/// A delta ADS client with its connection state.
+#[derive(Debug)]
+enum State {
+    Delta(DeltaClient),
+    Sotw(SotwClient),
+}
+
+/// An ADS client with its connection state.
 #[derive(Debug)]
 pub struct AdsClient {
     config: ClientConfig,
-    state: DeltaClient,
+    state: State,
     connection: watch::Sender<Connection>,
     wake: Arc<Notify>,
 }
@@ -92,7 +111,10 @@ pub struct AdsClient {
 impl AdsClient {
     /// Not connected yet.
     pub fn new(config: ClientConfig) -> Self {
-        let state = DeltaClient::new(config.node.clone());
+        let state = match config.variant {
+            Variant::Delta => State::Delta(DeltaClient::new(config.node.clone())),
+            Variant::StateOfTheWorld => State::Sotw(SotwClient::new(config.node.clone())),
+        };
         let connection = watch::Sender::new(Connection::default());
         Self { config, state, connection, wake: Arc::new(Notify::new()) }
     }
@@ -101,7 +123,10 @@ impl AdsClient {
     /// [`DeltaClient::preload`].
     pub fn preload<'a>(&mut self, resources: impl IntoIterator<Item = &'a Resource>) {
         for resource in resources {
-            self.state.preload(resource);
+            match &mut self.state {
+                State::Delta(state) => state.preload(resource),
+                State::Sotw(state) => state.preload(resource),
+            }
         }
     }
 
@@ -173,34 +198,60 @@ impl AdsClient {
         S::ResponseBody: Body<Data = Bytes> + Send + 'static,
         <S::ResponseBody as Body>::Error: Into<StdError> + Send,
     {
-        let (outbound, requests) = mpsc::channel(MAX_QUEUED_REQUESTS);
         let mut client = AggregatedDiscoveryServiceClient::new(channel)
             .max_decoding_message_size(self.config.max_message_bytes);
-        send(&outbound, self.state.on_connect(handler))?;
-        let responses = client.delta_aggregated_resources(ReceiverStream::new(requests)).await?;
-        let mut responses = responses.into_inner();
-        loop {
-            tokio::select! {
-                response = responses.message() => {
-                    let response = response?.ok_or(StreamError::Closed)?;
-                    self.connection.send_if_modified(|connection| {
-                        std::mem::replace(connection, Connection::Connected) != Connection::Connected
-                    });
-                    send(&outbound, self.state.on_response(response, handler))?;
-                }
-                () = self.wake.notified() => {
-                    send(&outbound, self.state.refresh(handler))?;
-                }
+        let Self { state, connection, wake, .. } = self;
+        match state {
+            State::Delta(state) => {
+                let (outbound, requests) = open(state, handler)?;
+                let responses = client.delta_aggregated_resources(requests).await?;
+                pump(state, handler, &outbound, responses.into_inner(), (connection, wake)).await
+            }
+            State::Sotw(state) => {
+                let (outbound, requests) = open(state, handler)?;
+                let responses = client.stream_aggregated_resources(requests).await?;
+                pump(state, handler, &outbound, responses.into_inner(), (connection, wake)).await
             }
         }
     }
 }
 
+type Requests<S> = mpsc::Sender<<S as StreamState>::Request>;
+
+/// The queue of requests, with the first ones in it.
+fn open<S: StreamState>(
+    state: &mut S,
+    handler: &dyn Handler,
+) -> Result<(Requests<S>, ReceiverStream<S::Request>), StreamError> {
+    let (outbound, requests) = mpsc::channel(MAX_QUEUED_REQUESTS);
+    send(&outbound, state.on_connect(handler))?;
+    Ok((outbound, ReceiverStream::new(requests)))
+}
+
+/// Answers responses until the stream ends.
+async fn pump<S: StreamState>(
+    state: &mut S,
+    handler: &mut dyn Handler,
+    outbound: &Requests<S>,
+    mut responses: Streaming<S::Response>,
+    (connection, wake): (&watch::Sender<Connection>, &Notify),
+) -> Result<Infallible, StreamError> {
+    loop {
+        tokio::select! {
+            response = responses.message() => {
+                let response = response?.ok_or(StreamError::Closed)?;
+                connection.send_if_modified(|connection| {
+                    std::mem::replace(connection, Connection::Connected) != Connection::Connected
+                });
+                send(outbound, state.on_response(response, handler))?;
+            }
+            () = wake.notified() => send(outbound, state.refresh(handler))?,
+        }
+    }
+}
+
 // Waiting here for a server that itself waits for us to read would never end.
-fn send(
-    outbound: &mpsc::Sender<DeltaDiscoveryRequest>,
-    requests: Vec<DeltaDiscoveryRequest>,
-) -> Result<(), StreamError> {
+fn send<R>(outbound: &mpsc::Sender<R>, requests: Vec<R>) -> Result<(), StreamError> {
     for request in requests {
         outbound.try_send(request).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => StreamError::Stuck,

@@ -57,12 +57,12 @@ impl SotwSession {
         for resource in &diff.changed {
             entry.sent.insert(resource.name.clone(), resource.clone());
         }
-        let resources = if is_full_set(type_url) {
+        let resources = if type_url.is_full_set() {
             entry.sent.values().map(Resource::to_any).collect()
         } else {
             diff.changed.iter().map(Resource::to_any).collect()
         };
-        if !is_full_set(type_url) {
+        if !type_url.is_full_set() {
             entry.sent.clear();
         }
         self.follow_up(type_url, &diff.changed);
@@ -108,11 +108,6 @@ impl SotwSession {
             self.forced.get_or_insert_default().extend(names);
         }
     }
-}
-
-/// Types whose responses replace everything the client has.
-fn is_full_set(type_url: TypeUrl) -> bool {
-    matches!(type_url, TypeUrl::Cluster | TypeUrl::Listener | TypeUrl::NameTable)
 }
 
 /// Takes over the names of a request; says whether it asks for something.
@@ -205,7 +200,7 @@ impl Session for SotwSession {
             return None;
         }
         let diff = entry.watch.diff(push);
-        let full = is_full_set(push.type_url);
+        let full = push.type_url.is_full_set();
         let news = !diff.changed.is_empty() || (full && !diff.removed.is_empty());
         let answers = full && entry.watch.must_answer;
         if !news && !answers {
@@ -223,7 +218,7 @@ impl Session for SotwSession {
             return None;
         }
         let removed: Vec<_> = std::mem::take(&mut watch.leaving).into_iter().collect();
-        if !is_full_set(type_url) {
+        if !type_url.is_full_set() {
             // Named types have no way to say "gone"; the client drops them when
             // it drops what refers to them.
             for name in removed {
