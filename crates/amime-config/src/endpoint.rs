@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use amime_telemetry::PeerMetadata;
 use envoy_types::pb::envoy::config::core::v3 as core;
+pub use envoy_types::pb::envoy::config::core::v3::HealthStatus;
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 use envoy_types::pb::google::protobuf as wkt;
 
@@ -24,11 +25,13 @@ pub struct EndpointSpec {
     pub address: HostAddress,
     pub hostname: Arc<str>,
     pub weight: u32,
-    pub healthy: bool,
+    pub status: HealthStatus,
     pub transport: UpstreamTransport,
     /// Index of the transport among the cluster's: part of a pool's key.
     pub transport_index: usize,
     pub peer: Option<Arc<PeerMetadata>>,
+    /// Metadata under `envoy.lb`: subsets and hash keys are made of it.
+    pub lb: Option<Arc<wkt::Struct>>,
 }
 
 /// Endpoints of one locality within a priority.
@@ -53,11 +56,54 @@ pub struct Endpoint {
     pub address: SocketAddr,
     pub hostname: Arc<str>,
     pub weight: u32,
-    pub healthy: bool,
+    /// Health by configuration.
+    pub status: HealthStatus,
+    /// Index of its priority in the set.
+    pub priority: u32,
     pub transport: UpstreamTransport,
     pub transport_index: usize,
     pub peer: Option<Arc<PeerMetadata>>,
+    /// Metadata under `envoy.lb`: subsets and hash keys are made of it.
+    pub lb: Option<Arc<wkt::Struct>>,
     pub state: Arc<EndpointState>,
+}
+
+/// What load balancing may do with an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    Healthy,
+    /// Used for what healthy endpoints cannot take.
+    Degraded,
+    /// Used in panic only.
+    Unhealthy,
+    /// Unhealthy, and left out where the share of healthy ones is counted.
+    Excluded,
+}
+
+impl Endpoint {
+    /// Health from all sources; see [`ClusterState::health_changed`].
+    ///
+    /// [`ClusterState::health_changed`]: crate::endpoint_state::ClusterState::health_changed
+    pub fn health(&self) -> Health {
+        if self.state.ejected() {
+            return Health::Unhealthy;
+        }
+        match self.status {
+            HealthStatus::Unknown | HealthStatus::Healthy => Health::Healthy,
+            HealthStatus::Degraded => Health::Degraded,
+            HealthStatus::Unhealthy | HealthStatus::Draining | HealthStatus::Timeout => {
+                Health::Unhealthy
+            }
+        }
+    }
+
+    /// True if configuration says nothing against it.
+    pub fn configured_healthy(&self) -> bool {
+        matches!(
+            self.status,
+            HealthStatus::Unknown | HealthStatus::Healthy | HealthStatus::Degraded
+        )
+    }
 }
 
 /// Endpoints of one locality, all addresses known.
@@ -133,34 +179,36 @@ impl AssignmentSpec {
         for endpoint in previous.iter().flat_map(|set| set.endpoints()) {
             states.insert((endpoint.address, endpoint.transport_index), endpoint.state.clone());
         }
-        let mut build = |spec: &EndpointSpec, address: SocketAddr| {
+        let mut build = |spec: &EndpointSpec, address: SocketAddr, priority: u32| {
             let key = (address, spec.transport_index);
             let new = || Arc::new(EndpointState::new(workers));
             Arc::new(Endpoint {
                 address,
                 hostname: spec.hostname.clone(),
                 weight: spec.weight,
-                healthy: spec.healthy,
+                status: spec.status,
+                priority,
                 transport: spec.transport.clone(),
                 transport_index: spec.transport_index,
                 peer: spec.peer.clone(),
+                lb: spec.lb.clone(),
                 state: states.entry(key).or_insert_with(new).clone(),
             })
         };
         let mut set =
             EndpointSet { priorities: Vec::new(), overprovisioning: self.overprovisioning };
-        for groups in &self.priorities {
+        for (groups, priority) in self.priorities.iter().zip(0..) {
             let mut localities = Vec::with_capacity(groups.len());
             for group in groups {
                 let mut endpoints = Vec::with_capacity(group.endpoints.len());
                 for spec in &group.endpoints {
                     match &spec.address {
-                        HostAddress::Ip(address) => endpoints.push(build(spec, *address)),
+                        HostAddress::Ip(address) => endpoints.push(build(spec, *address, priority)),
                         HostAddress::Name(name, port) => {
                             let found = resolved.get(&(name.clone(), *port));
                             let take = if first_address_only { 1 } else { usize::MAX };
                             for address in found.into_iter().flatten().take(take) {
-                                endpoints.push(build(spec, *address));
+                                endpoints.push(build(spec, *address, priority));
                             }
                         }
                         HostAddress::Pipe(_) => {}
@@ -232,19 +280,18 @@ impl EndpointSpec {
             (_, name) => name,
         };
         let (transport_index, transport) = cluster.transport_of(value.metadata.as_ref());
-        use core::HealthStatus;
+        let metadata = value.metadata.as_ref();
+        let lb = metadata.and_then(|metadata| metadata.filter_metadata.get("envoy.lb"));
         Some(Self {
             hostname: hostname.into(),
             weight: values::u32_or(value.load_balancing_weight.as_ref(), 1).max(1),
-            healthy: matches!(
-                value.health_status(),
-                HealthStatus::Unknown | HealthStatus::Healthy | HealthStatus::Degraded
-            ),
+            status: value.health_status(),
             transport,
             transport_index,
             peer: values::metadata_string(value.metadata.as_ref(), "istio", "workload")
                 .and_then(PeerMetadata::from_endpoint)
                 .map(Arc::new),
+            lb: lb.cloned().map(Arc::new),
             address,
         })
     }

@@ -30,6 +30,8 @@ pub struct EndpointShard {
 #[derive(Debug)]
 pub struct EndpointState {
     pub shards: Box<[EndpointShard]>,
+    /// When it became usable, by [`now_ms`].
+    healthy_since: AtomicU64,
     /// Milliseconds since [`epoch`]; 0: in service.
     ejected_until: AtomicU64,
     ejections: AtomicU32,
@@ -50,6 +52,7 @@ impl EndpointState {
     pub fn new(workers: usize) -> Self {
         Self {
             shards: (0..workers.max(1)).map(|_| EndpointShard::default()).collect(),
+            healthy_since: AtomicU64::new(now_ms()),
             ejected_until: AtomicU64::new(0),
             ejections: AtomicU32::new(0),
             consecutive_5xx: AtomicU32::new(0),
@@ -62,6 +65,22 @@ impl EndpointState {
     pub fn ejected(&self) -> bool {
         let until = self.ejected_until.load(Ordering::Relaxed);
         until != 0 && now_ms() < until
+    }
+
+    /// When an ejection that is in force ends, by [`now_ms`].
+    pub fn ejected_until_ms(&self) -> Option<u64> {
+        let until = self.ejected_until.load(Ordering::Relaxed);
+        (until != 0 && now_ms() < until).then_some(until)
+    }
+
+    /// An active check has found the endpoint healthy: slow start begins.
+    pub fn mark_healthy(&self) {
+        self.healthy_since.store(now_ms(), Ordering::Relaxed);
+    }
+
+    /// Since when the endpoint is usable, by [`now_ms`].
+    pub fn healthy_since_ms(&self) -> u64 {
+        self.healthy_since.load(Ordering::Relaxed)
     }
 
     /// Counts an outcome; true if the endpoint has now failed too often.
@@ -126,9 +145,20 @@ pub enum Resource {
 #[derive(Debug, Default)]
 pub struct ClusterState {
     used: [[AtomicU32; 4]; 2],
+    health_version: AtomicU64,
 }
 
 impl ClusterState {
+    /// Some endpoint's health is another now: balancers look again.
+    pub fn health_changed(&self) {
+        self.health_version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Moves whenever an endpoint's health changes.
+    pub fn health_version(&self) -> u64 {
+        self.health_version.load(Ordering::Acquire)
+    }
+
     pub fn used(&self, priority: usize, resource: Resource) -> u32 {
         self.used[priority][resource as usize].load(Ordering::Relaxed)
     }

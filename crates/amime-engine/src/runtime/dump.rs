@@ -150,7 +150,7 @@ impl EndpointDump {
             locality,
             weight: endpoint.weight,
             priority,
-            eds_healthy: endpoint.healthy,
+            eds_healthy: endpoint.configured_healthy(),
             ejected: endpoint.state.ejected(),
             cx_active: sum(&|shard| gauge(shard.cx_active.value())),
             cx_total: sum(&|shard| shard.cx_total.value()),

@@ -301,7 +301,9 @@ impl State {
         let endpoints = || entry.spec.endpoints.endpoints();
         let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         stats.membership_total.set(count(endpoints().count()));
-        stats.membership_healthy.set(count(endpoints().filter(|one| one.healthy).count()));
+        stats
+            .membership_healthy
+            .set(count(endpoints().filter(|one| one.configured_healthy()).count()));
         stats.membership_change.inc();
         stats.update_success.inc();
     }

@@ -15,7 +15,7 @@ use amime_telemetry::{ClusterStats, WorkerTelemetry};
 use super::lb::{LbInput, PriorityGroup};
 use super::pool::HostPool;
 use amime_config::cluster::{ClusterConfig, Discovery};
-use amime_config::endpoint::{Endpoint, EndpointSet};
+use amime_config::endpoint::{Endpoint, EndpointSet, Health, HealthStatus};
 use amime_config::endpoint_state::{ClusterState, EndpointShard, EndpointState, Outcome, Resource};
 
 /// A cluster with its endpoints, shared by all workers.
@@ -58,7 +58,7 @@ impl Host {
     }
 
     pub(crate) fn healthy(&self) -> bool {
-        self.endpoint.healthy && !self.endpoint.state.ejected()
+        matches!(self.endpoint.health(), Health::Healthy | Health::Degraded)
     }
 
     pub(crate) fn retired(&self) -> bool {
@@ -225,10 +225,12 @@ impl ClusterRuntime {
             address,
             hostname: "".into(),
             weight: 1,
-            healthy: true,
+            status: HealthStatus::Healthy,
+            priority: 0,
             transport,
             transport_index,
             peer: None,
+            lb: None,
             state: Arc::new(EndpointState::new(1)),
         });
         let host = Host::new(endpoint, HostPool::default(), self.worker);
@@ -254,6 +256,7 @@ impl ClusterRuntime {
         // One may always go: in a small cluster the percentage rounds to none.
         if ejected == 0 || (ejected + 1) * 100 <= total * outlier.max_ejection_percent as usize {
             host.endpoint.state.eject(outlier);
+            self.spec.state.health_changed();
             self.stats.outlier_detection_ejections_enforced_total.inc();
             self.stats.outlier_detection_ejections_enforced_consecutive_5xx.inc();
         }
