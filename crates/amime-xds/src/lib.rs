@@ -24,6 +24,7 @@
 
 mod canonical;
 pub mod client;
+pub mod extensions;
 pub mod istio;
 #[cfg(feature = "json")]
 pub mod json;

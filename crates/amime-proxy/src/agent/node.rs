@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use amime_telemetry::PeerMetadata;
+use amime_xds::extensions::OWN;
 use envoy_types::pb::envoy::config::core::v3::{
     BuildVersion, Extension, Locality, Node, node::UserAgentVersionType,
 };
@@ -15,31 +16,6 @@ use super::env::{AgentConfig, ProxyKind};
 /// Istio's version whose configuration we understand: control planes choose
 /// what they send by it.
 const ISTIO_VERSION: &str = "1.28.0";
-
-/// Extensions that this proxy implements. A control plane of ours sends
-/// Istio's own filters only to proxies that name them.
-const EXTENSIONS: [(&str, &str); 20] = [
-    ("envoy.filters.http", "envoy.filters.http.router"),
-    ("envoy.filters.http", "envoy.filters.http.fault"),
-    ("envoy.filters.http", "envoy.filters.http.cors"),
-    ("envoy.filters.http", "envoy.filters.http.rbac"),
-    ("envoy.filters.http", "envoy.filters.http.grpc_stats"),
-    ("envoy.filters.http", "istio.alpn"),
-    ("envoy.filters.http", "istio.metadata_exchange"),
-    ("envoy.filters.http", "istio.stats"),
-    ("envoy.filters.network", "envoy.filters.network.http_connection_manager"),
-    ("envoy.filters.network", "envoy.filters.network.tcp_proxy"),
-    ("envoy.filters.network", "envoy.filters.network.rbac"),
-    ("envoy.filters.network", "istio.metadata_exchange"),
-    ("envoy.filters.network", "istio.stats"),
-    ("envoy.filters.listener", "envoy.filters.listener.original_dst"),
-    ("envoy.filters.listener", "envoy.filters.listener.tls_inspector"),
-    ("envoy.filters.listener", "envoy.filters.listener.http_inspector"),
-    ("envoy.transport_sockets.upstream", "envoy.transport_sockets.tls"),
-    ("envoy.transport_sockets.downstream", "envoy.transport_sockets.tls"),
-    ("envoy.access_loggers", "envoy.access_loggers.file"),
-    ("envoy.access_loggers", "envoy.access_loggers.stdout"),
-];
 
 /// The node of a workload's proxy.
 pub(crate) fn node(config: &AgentConfig) -> Node {
@@ -85,7 +61,7 @@ fn extensions() -> Vec<Extension> {
         name: (*name).to_owned(),
         ..Extension::default()
     };
-    EXTENSIONS.iter().map(extension).collect()
+    OWN.iter().map(extension).collect()
 }
 
 fn user_agent_version() -> UserAgentVersionType {

@@ -6,6 +6,7 @@
 //! both spellings are read. An `Any` is expanded at any depth.
 
 mod lenient;
+mod patch;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,8 @@ use prost_reflect::{
     DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions,
 };
 use serde_json::Value;
+
+pub use patch::{JsonMessage, Lists, merge_any};
 
 static DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
@@ -34,6 +37,14 @@ pub enum JsonError {
         /// Column, from 1.
         column: u64,
         /// What is wrong; names the field.
+        message: String,
+    },
+    /// A value that is not the message it should be.
+    #[error("not a {type_name}: {message}")]
+    Malformed {
+        /// Full name of the message.
+        type_name: String,
+        /// What is wrong.
         message: String,
     },
     /// The program has no descriptor for a type.
