@@ -5,18 +5,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::route::v3 as pb;
-use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use http::{HeaderName, HeaderValue, StatusCode};
 use regex::bytes::Regex;
 
 use super::Compiler;
 use super::faults::Faults;
-use super::headers::HeaderEdits;
-use super::matcher::regex;
-use super::names::ClusterId;
+use super::redirect::{Redirect, substitution};
 use super::retry::RetryPolicy;
 use super::route::Layers;
-use super::values::{self, Fraction, bool_or};
+use super::route_cluster::{ClusterChoice, Mirror};
+use super::values::{self, bool_or};
 
 /// A compiled route action.
 #[derive(Debug)]
@@ -56,24 +54,6 @@ pub struct Forward {
     pub high_priority: bool,
 }
 
-/// How the cluster is chosen.
-#[derive(Debug)]
-pub enum ClusterChoice {
-    One(ClusterId),
-    Weighted { entries: Vec<WeightedCluster>, total: u64 },
-    Header(HeaderName),
-}
-
-/// One destination of a weighted route.
-#[derive(Debug)]
-pub struct WeightedCluster {
-    pub cluster: ClusterId,
-    pub weight: u64,
-    pub host_rewrite: Option<HeaderValue>,
-    pub request_edits: HeaderEdits,
-    pub response_edits: HeaderEdits,
-}
-
 #[derive(Debug)]
 pub enum HostRewrite {
     Keep,
@@ -110,34 +90,6 @@ pub enum HashSource {
     },
     SourceIp,
     Query(String),
-}
-
-/// A copy of requests sent elsewhere, its response dropped.
-#[derive(Debug)]
-pub struct Mirror {
-    pub cluster: ClusterId,
-    pub fraction: Fraction,
-    pub append_shadow: bool,
-}
-
-/// A redirect answer.
-#[derive(Debug)]
-pub struct Redirect {
-    pub status: StatusCode,
-    pub host: String,
-    pub port: u32,
-    pub scheme: Option<String>,
-    pub https: bool,
-    pub path: RedirectPath,
-    pub strip_query: bool,
-}
-
-#[derive(Debug)]
-pub enum RedirectPath {
-    Keep,
-    Replace(String),
-    Prefix(String),
-    Regex(Regex, String),
 }
 
 /// Envoy's default route timeout.
@@ -192,31 +144,6 @@ fn direct_response(value: &pb::DirectResponseAction, faults: &mut Faults) -> Opt
         }
     };
     Some(Action::Direct { status, body })
-}
-
-/// A pattern and RE2 substitution, `\1` turned into `${1}`.
-fn substitution(value: &RegexMatchAndSubstitute, faults: &mut Faults) -> Option<(Regex, String)> {
-    let pattern = value.pattern.as_ref().map_or("", |pattern| &pattern.regex);
-    let regex = regex(pattern, false, faults)?;
-    let mut text = String::new();
-    let mut chars = value.substitution.chars();
-    while let Some(char) = chars.next() {
-        match char {
-            '$' => text.push_str("$$"),
-            '\\' => match chars.next() {
-                Some(digit) if digit.is_ascii_digit() => {
-                    text.push_str(&format!("${{{digit}}}"));
-                }
-                Some('\\') => text.push('\\'),
-                _ => {
-                    faults.reject("substitution", "stray backslash");
-                    return None;
-                }
-            },
-            other => text.push(other),
-        }
-    }
-    Some((regex, text))
 }
 
 impl Forward {
@@ -286,80 +213,6 @@ impl Forward {
 /// A duration as a header value in milliseconds.
 pub fn millis_value(duration: Duration) -> HeaderValue {
     HeaderValue::from(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
-}
-
-impl ClusterChoice {
-    fn compile(value: &pb::RouteAction, compiler: &mut Compiler<'_>) -> Option<Self> {
-        use pb::route_action::ClusterSpecifier;
-        match value.cluster_specifier.as_ref() {
-            Some(ClusterSpecifier::Cluster(name)) => Some(Self::One(compiler.names.cluster(name))),
-            Some(ClusterSpecifier::ClusterHeader(name)) => match name.parse() {
-                Ok(name) => Some(Self::Header(name)),
-                Err(_) => {
-                    compiler.faults.reject("cluster_header", format!("`{name}` is not a header"));
-                    None
-                }
-            },
-            Some(ClusterSpecifier::WeightedClusters(weighted)) => {
-                Self::weighted(weighted, compiler)
-            }
-            Some(_) => {
-                compiler.faults.reject("cluster_specifier", "plugins are not supported");
-                None
-            }
-            None => {
-                compiler.faults.reject("cluster_specifier", "missing");
-                None
-            }
-        }
-    }
-
-    fn weighted(value: &pb::WeightedCluster, compiler: &mut Compiler<'_>) -> Option<Self> {
-        compiler.faults.enter("weighted_clusters");
-        let mut entries = Vec::with_capacity(value.clusters.len());
-        for (index, entry) in value.clusters.iter().enumerate() {
-            compiler.faults.enter(format!("clusters[{index}]"));
-            compiler.faults.reject_if(!entry.cluster_header.is_empty(), "cluster_header");
-            entries.push(WeightedCluster::compile(entry, compiler));
-            compiler.faults.leave();
-        }
-        let total = entries.iter().map(|entry| entry.weight).sum();
-        if total == 0 {
-            compiler.faults.reject("", "the sum of weights is zero");
-        }
-        compiler.faults.leave();
-        (total > 0).then_some(Self::Weighted { entries, total })
-    }
-}
-
-impl WeightedCluster {
-    fn compile(value: &pb::weighted_cluster::ClusterWeight, compiler: &mut Compiler<'_>) -> Self {
-        use pb::weighted_cluster::cluster_weight::HostRewriteSpecifier;
-        let cluster = compiler.names.cluster(&value.name);
-        let faults = &mut compiler.faults;
-        faults.ignore_if(!value.typed_per_filter_config.is_empty(), "typed_per_filter_config");
-        faults.ignore_if(value.metadata_match.is_some(), "metadata_match");
-        let host_rewrite = value.host_rewrite_specifier.as_ref();
-        Self {
-            cluster,
-            weight: u64::from(values::u32_or(value.weight.as_ref(), 0)),
-            host_rewrite: host_rewrite.and_then(
-                |HostRewriteSpecifier::HostRewriteLiteral(host)| HeaderValue::from_str(host).ok(),
-            ),
-            request_edits: HeaderEdits::compile(
-                &value.request_headers_to_add,
-                &value.request_headers_to_remove,
-                ["request_headers_to_add", "request_headers_to_remove"],
-                faults,
-            ),
-            response_edits: HeaderEdits::compile(
-                &value.response_headers_to_add,
-                &value.response_headers_to_remove,
-                ["response_headers_to_add", "response_headers_to_remove"],
-                faults,
-            ),
-        }
-    }
 }
 
 fn host_rewrite(value: &pb::RouteAction, faults: &mut Faults) -> Option<HostRewrite> {
@@ -434,74 +287,4 @@ fn hash_policy(value: &pb::route_action::HashPolicy, faults: &mut Faults) -> Opt
         }
     };
     Some(HashPolicy { source, terminal: value.terminal })
-}
-
-impl Mirror {
-    fn compile_all(
-        list: &[pb::route_action::RequestMirrorPolicy],
-        compiler: &mut Compiler<'_>,
-    ) -> Vec<Self> {
-        let mut mirrors = Vec::new();
-        for policy in list {
-            if policy.cluster.is_empty() {
-                compiler
-                    .faults
-                    .ignore("request_mirror_policies", "cluster_header is not supported");
-                continue;
-            }
-            mirrors.push(Self {
-                cluster: compiler.names.cluster(&policy.cluster),
-                fraction: policy
-                    .runtime_fraction
-                    .as_ref()
-                    .map_or(Fraction::ALWAYS, Fraction::from_runtime),
-                append_shadow: !policy.disable_shadow_host_suffix_append,
-            });
-        }
-        mirrors
-    }
-}
-
-impl Redirect {
-    fn compile(value: &pb::RedirectAction, faults: &mut Faults) -> Option<Self> {
-        use pb::redirect_action::{
-            PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
-        };
-        let status = match value.response_code() {
-            RedirectResponseCode::MovedPermanently => StatusCode::MOVED_PERMANENTLY,
-            RedirectResponseCode::Found => StatusCode::FOUND,
-            RedirectResponseCode::SeeOther => StatusCode::SEE_OTHER,
-            RedirectResponseCode::TemporaryRedirect => StatusCode::TEMPORARY_REDIRECT,
-            RedirectResponseCode::PermanentRedirect => StatusCode::PERMANENT_REDIRECT,
-        };
-        let path = match value.path_rewrite_specifier.as_ref() {
-            None => RedirectPath::Keep,
-            Some(PathRewriteSpecifier::PathRedirect(path)) => RedirectPath::Replace(path.clone()),
-            Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
-                RedirectPath::Prefix(prefix.clone())
-            }
-            Some(PathRewriteSpecifier::RegexRewrite(value)) => {
-                let (regex, text) = substitution(value, faults)?;
-                RedirectPath::Regex(regex, text)
-            }
-            Some(PathRewriteSpecifier::PathRewrite(_)) => {
-                faults.reject("path_rewrite", "not supported");
-                return None;
-            }
-        };
-        let (scheme, https) = match value.scheme_rewrite_specifier.as_ref() {
-            Some(SchemeRewriteSpecifier::HttpsRedirect(on)) => (None, *on),
-            Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) => (Some(scheme.clone()), false),
-            None => (None, false),
-        };
-        Some(Self {
-            status,
-            host: value.host_redirect.clone(),
-            port: value.port_redirect,
-            scheme,
-            https,
-            path,
-            strip_query: value.strip_query,
-        })
-    }
 }

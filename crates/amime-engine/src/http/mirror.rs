@@ -11,7 +11,7 @@ use super::forward::{Plan, PreparedBody};
 use crate::upstream::pool::{Acquire, ConnKey, Sender, acquire};
 use crate::upstream::{ClusterRuntime, LbInput};
 use amime_config::cluster::UpstreamProtocol;
-use amime_config::route_action::Mirror;
+use amime_config::route_cluster::Mirror;
 use amime_config::tls::Alpn;
 
 /// Starts the copies that the route asks for.

@@ -7,6 +7,7 @@
 //! telemetry at its end.
 
 pub(crate) mod attempt;
+mod attempts;
 pub(crate) mod body;
 mod error;
 pub(crate) mod exchange;
@@ -16,12 +17,14 @@ mod hash;
 mod mirror;
 mod names;
 mod path;
+mod prepare;
 mod refusal;
 mod request;
 mod response;
 mod retry;
 mod router;
 mod serve;
+mod timeouts;
 mod upgrade;
 
 pub(crate) use serve::{HttpConnection, serve};

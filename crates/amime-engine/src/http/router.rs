@@ -16,8 +16,9 @@ use super::request::Admitted;
 use super::response::{self, Own};
 use super::{filters, forward, names, path};
 use amime_config::head::{RequestHead, Scheme};
+use amime_config::redirect::Redirect;
 use amime_config::route::{RequireTls, RouteRef};
-use amime_config::route_action::{Action, Redirect};
+use amime_config::route_action::Action;
 
 /// Answers a request.
 pub(super) async fn route(

@@ -1,0 +1,101 @@
+//! Redirects, and substitutions in paths.
+
+use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
+use http::StatusCode;
+use regex::bytes::Regex;
+
+use super::faults::Faults;
+use super::matcher::regex;
+
+/// A redirect answer.
+#[derive(Debug)]
+pub struct Redirect {
+    pub status: StatusCode,
+    pub host: String,
+    pub port: u32,
+    pub scheme: Option<String>,
+    pub https: bool,
+    pub path: RedirectPath,
+    pub strip_query: bool,
+}
+
+#[derive(Debug)]
+pub enum RedirectPath {
+    Keep,
+    Replace(String),
+    Prefix(String),
+    Regex(Regex, String),
+}
+
+impl Redirect {
+    pub(crate) fn compile(value: &pb::RedirectAction, faults: &mut Faults) -> Option<Self> {
+        use pb::redirect_action::{
+            PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
+        };
+        let status = match value.response_code() {
+            RedirectResponseCode::MovedPermanently => StatusCode::MOVED_PERMANENTLY,
+            RedirectResponseCode::Found => StatusCode::FOUND,
+            RedirectResponseCode::SeeOther => StatusCode::SEE_OTHER,
+            RedirectResponseCode::TemporaryRedirect => StatusCode::TEMPORARY_REDIRECT,
+            RedirectResponseCode::PermanentRedirect => StatusCode::PERMANENT_REDIRECT,
+        };
+        let path = match value.path_rewrite_specifier.as_ref() {
+            None => RedirectPath::Keep,
+            Some(PathRewriteSpecifier::PathRedirect(path)) => RedirectPath::Replace(path.clone()),
+            Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
+                RedirectPath::Prefix(prefix.clone())
+            }
+            Some(PathRewriteSpecifier::RegexRewrite(value)) => {
+                let (regex, text) = substitution(value, faults)?;
+                RedirectPath::Regex(regex, text)
+            }
+            Some(PathRewriteSpecifier::PathRewrite(_)) => {
+                faults.reject("path_rewrite", "not supported");
+                return None;
+            }
+        };
+        let (scheme, https) = match value.scheme_rewrite_specifier.as_ref() {
+            Some(SchemeRewriteSpecifier::HttpsRedirect(on)) => (None, *on),
+            Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) => (Some(scheme.clone()), false),
+            None => (None, false),
+        };
+        Some(Self {
+            status,
+            host: value.host_redirect.clone(),
+            port: value.port_redirect,
+            scheme,
+            https,
+            path,
+            strip_query: value.strip_query,
+        })
+    }
+}
+
+/// A pattern and RE2 substitution, `\1` turned into `${1}`.
+pub(crate) fn substitution(
+    value: &RegexMatchAndSubstitute,
+    faults: &mut Faults,
+) -> Option<(Regex, String)> {
+    let pattern = value.pattern.as_ref().map_or("", |pattern| &pattern.regex);
+    let regex = regex(pattern, false, faults)?;
+    let mut text = String::new();
+    let mut chars = value.substitution.chars();
+    while let Some(char) = chars.next() {
+        match char {
+            '$' => text.push_str("$$"),
+            '\\' => match chars.next() {
+                Some(digit) if digit.is_ascii_digit() => {
+                    text.push_str(&format!("${{{digit}}}"));
+                }
+                Some('\\') => text.push('\\'),
+                _ => {
+                    faults.reject("substitution", "stray backslash");
+                    return None;
+                }
+            },
+            other => text.push(other),
+        }
+    }
+    Some((regex, text))
+}

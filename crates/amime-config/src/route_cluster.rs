@@ -1,0 +1,135 @@
+//! Which cluster a route sends a request to, and where copies go.
+
+use envoy_types::pb::envoy::config::route::v3 as pb;
+use http::{HeaderName, HeaderValue};
+
+use super::Compiler;
+use super::headers::HeaderEdits;
+use super::names::ClusterId;
+use super::values::{self, Fraction};
+
+/// How the cluster is chosen.
+#[derive(Debug)]
+pub enum ClusterChoice {
+    One(ClusterId),
+    Weighted { entries: Vec<WeightedCluster>, total: u64 },
+    Header(HeaderName),
+}
+
+/// One destination of a weighted route.
+#[derive(Debug)]
+pub struct WeightedCluster {
+    pub cluster: ClusterId,
+    pub weight: u64,
+    pub host_rewrite: Option<HeaderValue>,
+    pub request_edits: HeaderEdits,
+    pub response_edits: HeaderEdits,
+}
+
+/// A copy of requests sent elsewhere, its response dropped.
+#[derive(Debug)]
+pub struct Mirror {
+    pub cluster: ClusterId,
+    pub fraction: Fraction,
+    pub append_shadow: bool,
+}
+
+impl ClusterChoice {
+    pub(crate) fn compile(value: &pb::RouteAction, compiler: &mut Compiler<'_>) -> Option<Self> {
+        use pb::route_action::ClusterSpecifier;
+        match value.cluster_specifier.as_ref() {
+            Some(ClusterSpecifier::Cluster(name)) => Some(Self::One(compiler.names.cluster(name))),
+            Some(ClusterSpecifier::ClusterHeader(name)) => match name.parse() {
+                Ok(name) => Some(Self::Header(name)),
+                Err(_) => {
+                    compiler.faults.reject("cluster_header", format!("`{name}` is not a header"));
+                    None
+                }
+            },
+            Some(ClusterSpecifier::WeightedClusters(weighted)) => {
+                Self::weighted(weighted, compiler)
+            }
+            Some(_) => {
+                compiler.faults.reject("cluster_specifier", "plugins are not supported");
+                None
+            }
+            None => {
+                compiler.faults.reject("cluster_specifier", "missing");
+                None
+            }
+        }
+    }
+
+    fn weighted(value: &pb::WeightedCluster, compiler: &mut Compiler<'_>) -> Option<Self> {
+        compiler.faults.enter("weighted_clusters");
+        let mut entries = Vec::with_capacity(value.clusters.len());
+        for (index, entry) in value.clusters.iter().enumerate() {
+            compiler.faults.enter(format!("clusters[{index}]"));
+            compiler.faults.reject_if(!entry.cluster_header.is_empty(), "cluster_header");
+            entries.push(WeightedCluster::compile(entry, compiler));
+            compiler.faults.leave();
+        }
+        let total = entries.iter().map(|entry| entry.weight).sum();
+        if total == 0 {
+            compiler.faults.reject("", "the sum of weights is zero");
+        }
+        compiler.faults.leave();
+        (total > 0).then_some(Self::Weighted { entries, total })
+    }
+}
+
+impl WeightedCluster {
+    fn compile(value: &pb::weighted_cluster::ClusterWeight, compiler: &mut Compiler<'_>) -> Self {
+        use pb::weighted_cluster::cluster_weight::HostRewriteSpecifier;
+        let cluster = compiler.names.cluster(&value.name);
+        let faults = &mut compiler.faults;
+        faults.ignore_if(!value.typed_per_filter_config.is_empty(), "typed_per_filter_config");
+        faults.ignore_if(value.metadata_match.is_some(), "metadata_match");
+        let host_rewrite = value.host_rewrite_specifier.as_ref();
+        Self {
+            cluster,
+            weight: u64::from(values::u32_or(value.weight.as_ref(), 0)),
+            host_rewrite: host_rewrite.and_then(
+                |HostRewriteSpecifier::HostRewriteLiteral(host)| HeaderValue::from_str(host).ok(),
+            ),
+            request_edits: HeaderEdits::compile(
+                &value.request_headers_to_add,
+                &value.request_headers_to_remove,
+                ["request_headers_to_add", "request_headers_to_remove"],
+                faults,
+            ),
+            response_edits: HeaderEdits::compile(
+                &value.response_headers_to_add,
+                &value.response_headers_to_remove,
+                ["response_headers_to_add", "response_headers_to_remove"],
+                faults,
+            ),
+        }
+    }
+}
+
+impl Mirror {
+    pub(crate) fn compile_all(
+        list: &[pb::route_action::RequestMirrorPolicy],
+        compiler: &mut Compiler<'_>,
+    ) -> Vec<Self> {
+        let mut mirrors = Vec::new();
+        for policy in list {
+            if policy.cluster.is_empty() {
+                compiler
+                    .faults
+                    .ignore("request_mirror_policies", "cluster_header is not supported");
+                continue;
+            }
+            mirrors.push(Self {
+                cluster: compiler.names.cluster(&policy.cluster),
+                fraction: policy
+                    .runtime_fraction
+                    .as_ref()
+                    .map_or(Fraction::ALWAYS, Fraction::from_runtime),
+                append_shadow: !policy.disable_shadow_host_suffix_append,
+            });
+        }
+        mirrors
+    }
+}

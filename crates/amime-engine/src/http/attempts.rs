@@ -1,0 +1,129 @@
+//! Attempts of one request, until one is good or no more may be made.
+
+use std::rc::Rc;
+
+use amime_telemetry::ResponseFlags;
+use hyper::body::Incoming;
+
+use super::attempt::{self, Attempt, Failure};
+use super::error::ProxyError;
+use super::forward::{Plan, PreparedBody};
+use super::hash;
+use super::retry::{Decision, RetryState};
+use super::timeouts::{Timeouts, route_timeout};
+use crate::upstream::{ClusterRuntime, Host, Resource};
+use amime_config::route_action::HostRewrite;
+
+pub(super) struct Attempts<'a> {
+    pub(super) plan: &'a Plan<'a>,
+    pub(super) cluster: &'a Rc<ClusterRuntime>,
+    pub(super) timeouts: Timeouts,
+    pub(super) hash: Option<u64>,
+}
+
+pub(super) type Answer = (http::response::Parts, Incoming, Attempt);
+
+impl Attempts<'_> {
+    /// Makes attempts until one is good or no more may be made.
+    pub(super) async fn run(&self, body: &PreparedBody) -> Result<Answer, ProxyError> {
+        let limit = route_timeout(self.plan.exchange, self.timeouts);
+        match limit {
+            None => self.all(body).await,
+            Some(limit) => {
+                let mut limit = std::pin::pin!(limit);
+                tokio::select! {
+                    biased;
+                    answer = self.all(body) => answer,
+                    error = limit.as_mut() => {
+                        self.cluster.stats.upstream_rq_timeout.inc();
+                        if let Some(host) = &self.plan.exchange.log.borrow().host {
+                            host.counters().rq_timeout.inc();
+                        }
+                        Err(error)
+                    }
+                }
+            }
+        }
+    }
+
+    async fn all(&self, body: &PreparedBody) -> Result<Answer, ProxyError> {
+        let exchange = self.plan.exchange;
+        let mut retry = RetryState::new(self.plan, self.cluster);
+        let mut tried: Vec<Rc<Host>> = Vec::new();
+        loop {
+            exchange.log.borrow_mut().attempts += 1;
+            let result = self.one(body, &tried).await;
+            if let Some(host) = exchange.log.borrow().host.as_ref()
+                && retry.active()
+            {
+                tried.push(host.clone());
+            }
+            let decision =
+                if body.repeatable() { retry.decide(&result) } else { Decision::Deliver };
+            match decision {
+                Decision::Deliver => {
+                    return result.map_err(|failure| failure.into_error(retry.used() > 0));
+                }
+                Decision::Exhausted => {
+                    exchange.log.borrow_mut().flags.insert(ResponseFlags::URX);
+                    return result.map_err(|failure| failure.into_error(retry.used() > 0));
+                }
+                Decision::Retry(back_off) => {
+                    if let Ok((_, incoming, attempt)) = result {
+                        attempt.discard(incoming);
+                    }
+                    tokio::time::sleep(back_off).await;
+                }
+            }
+        }
+    }
+
+    async fn one(&self, body: &PreparedBody, tried: &[Rc<Host>]) -> Result<Answer, Failure> {
+        let host = self.choose_host(tried)?;
+        let exchange = self.plan.exchange;
+        exchange.log.borrow_mut().host = Some(host.clone());
+        if !self.cluster.take(self.priority(), Resource::Requests) {
+            return Err(Failure::Overflow);
+        }
+        let attempt = attempt::Request {
+            exchange,
+            cluster: self.cluster,
+            host: &host,
+            priority: self.priority(),
+            attempt_count: self.plan.route.attempt_count.in_request,
+            endpoint_host: matches!(self.plan.action.host_rewrite, HostRewrite::Endpoint),
+        };
+        match self.timeouts.per_try {
+            None => attempt.send(body).await,
+            Some(limit) => match tokio::time::timeout(limit, attempt.send(body)).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    self.cluster.stats.upstream_rq_per_try_timeout.inc();
+                    Err(Failure::PerTryTimeout)
+                }
+            },
+        }
+    }
+
+    fn priority(&self) -> usize {
+        usize::from(self.plan.action.high_priority)
+    }
+
+    fn choose_host(&self, tried: &[Rc<Host>]) -> Result<Rc<Host>, Failure> {
+        let retry = self.plan.action.retry.as_deref();
+        let avoid = retry.is_some_and(|retry| retry.avoid_previous_hosts);
+        let chosen = hash::host(
+            self.plan,
+            self.cluster,
+            crate::upstream::LbInput {
+                hash: self.hash,
+                tried: if avoid { tried } else { &[] },
+                reselect: retry.map_or(0, |retry| retry.reselect_limit),
+            },
+        );
+        chosen.ok_or_else(|| {
+            self.cluster.stats.upstream_cx_none_healthy.inc();
+            Failure::NoHealthyUpstream
+        })
+    }
+}

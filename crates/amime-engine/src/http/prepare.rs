@@ -1,0 +1,118 @@
+//! What the router changes in a request before it is sent.
+
+use http::{HeaderValue, header};
+
+use super::exchange::{Exchange, protocol};
+use super::forward::Plan;
+use super::timeouts::Timeouts;
+use super::{names, path, response};
+use amime_config::format::FormatInput;
+use amime_config::head::RequestHead;
+use amime_config::headers::HeaderEdits;
+use amime_config::route::RouteRef;
+use amime_config::route_action::HostRewrite;
+use amime_config::route_cluster::WeightedCluster;
+
+/// Edits the request for the upstream, in the order of Envoy's router.
+pub(super) fn prepare(plan: &Plan<'_>, weighted: Option<&WeightedCluster>, timeouts: &Timeouts) {
+    let exchange = plan.exchange;
+    let mut head = exchange.head.borrow_mut();
+    let head = &mut *head;
+    let config = &exchange.connection.config;
+    let own = weighted.map(|entry| &entry.request_edits).filter(|edits| !edits.is_empty());
+    for edits in own.into_iter().chain([&plan.route.request_edits]) {
+        apply_edits(exchange, plan.route, edits, head);
+    }
+    rewrite_host(plan, weighted, head);
+    let before = head.path.clone();
+    if path::rewrite(&plan.action.path_rewrite, &plan.route.matcher.path, head)
+        && !config.suppress_envoy_headers
+        && let Ok(value) = HeaderValue::from_str(before.as_str())
+    {
+        head.headers.insert(names::ORIGINAL_PATH, value);
+    }
+    if !config.suppress_envoy_headers {
+        if plan.admitted.internal {
+            for name in [names::RQ_TIMEOUT, names::RQ_PER_TRY_TIMEOUT] {
+                head.headers.remove(name);
+            }
+        }
+        if let Some(value) = timeouts.expected(plan.action) {
+            head.headers.insert(names::EXPECTED_TIMEOUT, value);
+        }
+    }
+    if config.peer_exchange.to_upstream
+        && let Some((metadata, id)) = &exchange.connection.worker.own_metadata
+    {
+        head.headers.insert(names::PEER_METADATA, metadata.clone());
+        head.headers.insert(names::PEER_METADATA_ID, id.clone());
+    }
+    join_cookies(head);
+    if config.telemetry.istio_stats.is_some() {
+        exchange.log.borrow_mut().request_bytes = response::header_bytes(&head.headers);
+    }
+}
+
+fn apply_edits(exchange: &Exchange, route: &RouteRef, edits: &HeaderEdits, head: &mut RequestHead) {
+    if edits.is_empty() {
+        return;
+    }
+    let downstream = &exchange.connection.downstream;
+    let mut headers = std::mem::take(&mut head.headers);
+    let log = exchange.log.borrow();
+    let input = FormatInput {
+        request: Some(head),
+        downstream_remote: Some(downstream.remote),
+        downstream_local: Some(downstream.local),
+        sni: downstream.sni.as_deref(),
+        protocol: protocol(head.version),
+        peer_uri_san: downstream.tls.as_ref().and_then(|tls| tls.peer_uri_san.as_deref()),
+        route_name: &route.name,
+        cluster: log.cluster.as_ref().map_or("", |cluster| &cluster.config().name),
+        ..FormatInput::default()
+    };
+    edits.apply(&mut headers, &input);
+    head.headers = headers;
+}
+
+fn rewrite_host(plan: &Plan<'_>, weighted: Option<&WeightedCluster>, head: &mut RequestHead) {
+    let new =
+        match (weighted.and_then(|entry| entry.host_rewrite.clone()), &plan.action.host_rewrite) {
+            (Some(host), _) => Some(host),
+            (None, HostRewrite::Keep | HostRewrite::Endpoint) => None,
+            (None, HostRewrite::Literal(host)) => Some(host.clone()),
+            (None, HostRewrite::Header(name)) => head.headers.get(name).cloned(),
+            (None, HostRewrite::PathRegex(regex, text)) => {
+                HeaderValue::from_str(&path::substitute(regex, text, head.path.path())).ok()
+            }
+        };
+    let Some(new) = new.filter(|host| !host.is_empty()) else { return };
+    let old = head.headers.insert(header::HOST, new);
+    if !plan.exchange.connection.config.suppress_envoy_headers
+        && let Some(old) = &old
+    {
+        head.headers.insert(names::ORIGINAL_HOST, old.clone());
+    }
+    if plan.action.append_forwarded_host
+        && let Some(old) = old
+    {
+        head.headers.append(names::X_FORWARDED_HOST, old);
+    }
+}
+
+/// HTTP/2 may split cookies; HTTP/1 servers expect one header.
+fn join_cookies(head: &mut RequestHead) {
+    if head.version != http::Version::HTTP_2 {
+        return;
+    }
+    let mut cookies = head.headers.get_all(header::COOKIE).iter();
+    let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for cookie in std::iter::once(second).chain(cookies) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(cookie.as_bytes());
+    }
+    if let Ok(value) = HeaderValue::from_bytes(&joined) {
+        head.headers.insert(header::COOKIE, value);
+    }
+}

@@ -1,0 +1,158 @@
+//! How long a request and its parts may take.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::HeaderValue;
+use tokio::time::Instant;
+
+use super::body::BodyLimits;
+use super::error::ProxyError;
+use super::exchange::Exchange;
+use super::forward::Plan;
+use super::names;
+use amime_config::head::RequestHead;
+use amime_config::route_action::{Forward, millis_value};
+
+/// Limits of one request, `None` for none.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timeouts {
+    /// From the request's end to the response's end.
+    pub(super) route: Option<Duration>,
+    pub(super) per_try: Option<Duration>,
+    pub(super) idle: Option<Duration>,
+    /// Until the request has been read.
+    pub(super) request: Option<Duration>,
+    pub(super) stream_deadline: Option<Instant>,
+    overridden: bool,
+}
+
+impl Timeouts {
+    /// Route settings under the headers by which trusted clients change them.
+    pub(super) fn of(plan: &Plan<'_>) -> Self {
+        let action = plan.action;
+        let config = &plan.exchange.connection.config;
+        let head = plan.exchange.head.borrow();
+        let header = |name| {
+            let millis: u64 = head.headers.get(name)?.to_str().ok()?.parse().ok()?;
+            Some(Duration::from_millis(millis))
+        };
+        let mut route = action.timeout;
+        let mut overridden = false;
+        if let Some(grpc) = action.grpc_timeout_max
+            && let Some(asked) = grpc_timeout(&head)
+        {
+            let capped = if grpc.is_zero() { asked } else { asked.min(grpc) };
+            route = Some(capped).filter(|timeout| !timeout.is_zero());
+            overridden = true;
+        }
+        if let Some(timeout) = header(names::RQ_TIMEOUT) {
+            route = Some(timeout).filter(|timeout| !timeout.is_zero());
+            overridden = true;
+        }
+        let per_try = action.retry.as_ref().and_then(|retry| retry.per_try_timeout);
+        let idle = action.idle_timeout.or(config.timeouts.stream_idle);
+        let life = action.max_stream_duration.or(config.timeouts.max_stream);
+        Self {
+            route,
+            per_try: header(names::RQ_PER_TRY_TIMEOUT).or(per_try),
+            idle: idle.filter(|idle| !idle.is_zero()),
+            request: config.timeouts.request,
+            stream_deadline: life
+                .filter(|life| !life.is_zero())
+                .map(|life| Instant::from_std(plan.exchange.begun + life)),
+            overridden,
+        }
+    }
+
+    pub(super) fn body(&self) -> BodyLimits {
+        BodyLimits { timeout: self.route, deadline: self.stream_deadline, idle: self.idle }
+    }
+
+    /// The value of `x-envoy-expected-rq-timeout-ms`.
+    pub(super) fn expected(&self, action: &Forward) -> Option<HeaderValue> {
+        match (self.per_try, self.route) {
+            (Some(per_try), Some(route)) if per_try < route => Some(millis_value(per_try)),
+            (Some(per_try), None) => Some(millis_value(per_try)),
+            (_, Some(route)) if self.overridden => Some(millis_value(route)),
+            (_, Some(_)) => action.timeout_header.clone(),
+            (None, None) => None,
+        }
+    }
+}
+
+/// Reads `grpc-timeout`, such as `250m`.
+fn grpc_timeout(head: &RequestHead) -> Option<Duration> {
+    let text = head.headers.get(names::GRPC_TIMEOUT)?.to_str().ok()?;
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u32 = number.parse().ok().filter(|_| number.len() <= 8)?;
+    Some(match unit {
+        "H" => Duration::from_secs(3600) * number,
+        "M" => Duration::from_secs(60) * number,
+        "S" => Duration::from_secs(1) * number,
+        "m" => Duration::from_millis(u64::from(number)),
+        "u" => Duration::from_micros(u64::from(number)),
+        "n" => Duration::from_nanos(u64::from(number)),
+        _ => return None,
+    })
+}
+
+/// Waits for the request's end; false if that took too long.
+async fn read_in_time(exchange: &Exchange, limit: Option<Duration>) -> bool {
+    let read = exchange.complete.notified();
+    match limit {
+        None => {
+            read.await;
+            true
+        }
+        Some(limit) => tokio::time::timeout(limit, read).await.is_ok(),
+    }
+}
+
+/// Resolves when the route's timeout or the stream's life is over; `None` if
+/// neither is limited.
+pub(super) fn route_timeout(
+    exchange: &Rc<Exchange>,
+    timeouts: Timeouts,
+) -> Option<impl Future<Output = ProxyError> + use<>> {
+    let Timeouts { route, idle, request, stream_deadline, .. } = timeouts;
+    if route.or(idle).or(request).is_none() && stream_deadline.is_none() {
+        return None;
+    }
+    let exchange = exchange.clone();
+    Some(async move {
+        let deadline = timeouts.stream_deadline;
+        let by_life = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+            ProxyError::StreamDuration
+        };
+        let by_route = async {
+            // The clock of the route starts when the request has been read.
+            if exchange.completed_at().is_none() && !read_in_time(&exchange, timeouts.request).await
+            {
+                return ProxyError::RequestTimeout;
+            }
+            match (timeouts.route, timeouts.idle) {
+                (Some(route), idle) if idle.is_none_or(|idle| route <= idle) => {
+                    tokio::time::sleep(route).await;
+                    ProxyError::ResponseTimeout
+                }
+                (_, Some(idle)) => {
+                    tokio::time::sleep(idle).await;
+                    ProxyError::StreamIdle
+                }
+                _ => std::future::pending().await,
+            }
+        };
+        if deadline.is_none() {
+            return by_route.await;
+        }
+        tokio::select! {
+            error = by_life => error,
+            error = by_route => error,
+        }
+    })
+}
