@@ -5,17 +5,14 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
-/// Pauses before the first looks: a daemon does most of what it does only once
-/// at its start, and some when its peers have had time to connect.
-const FIRST: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
-/// Pause between later looks.
-const LATER: Duration = Duration::from_secs(10);
+/// Pause between looks. A look reads one small file.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Less than this is not worth the page faults. About what one kind of traffic
 /// through a proxy needs.
 const WORTHWHILE_BYTES: usize = 6 << 20;
 
-/// Calls [`release_code_pages`] from a thread of its own: twice in the first
-/// ten seconds, then every ten seconds if at least 6 MiB of files are mapped.
+/// Calls [`release_code_pages`] from a thread of its own, at most once a
+/// second, whenever at least 6 MiB of files are mapped.
 ///
 /// A process runs much code once or rarely (argument parsing, TLS set-up,
 /// decoding configuration), and each page of it stays counted as resident.
@@ -24,12 +21,8 @@ const WORTHWHILE_BYTES: usize = 6 << 20;
 /// Failures are ignored: they cost memory, not function.
 pub fn keep_code_trimmed() {
     let work = || {
-        for pause in FIRST {
-            thread::sleep(pause);
-            let _ = release_code_pages();
-        }
         loop {
-            thread::sleep(LATER);
+            thread::sleep(PAUSE);
             if resident_file_bytes().is_ok_and(|bytes| bytes >= WORTHWHILE_BYTES) {
                 let _ = release_code_pages();
             }

@@ -122,7 +122,8 @@ impl<T: Send + 'static> Stream<T> {
         loop {
             let pushed = self.push(&mut pusher, &current, proxy).await;
             release = pusher.is_holding().then(|| release.unwrap_or_else(after_warm_up));
-            self.discovery.registry().update(self.id, current.snapshot.version(), pusher.status());
+            let version = Some(current.snapshot.version()).filter(|_| release.is_none());
+            self.discovery.registry().update(self.id, version, pusher.status());
             if let Err(end) = pushed {
                 return end;
             }

@@ -15,11 +15,13 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use amime_api::mesh::MeshConfig;
 use amime_api::{Kind, ObjectKey, Resource};
 use amime_model::{Change, ChangeScope, Snapshot};
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -46,11 +48,25 @@ impl Default for Debounce {
     }
 }
 
+/// How far the configuration has come.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Distribution {
+    /// Every connected proxy has acknowledged what was asked about.
+    pub complete: bool,
+    /// Revision of the store up to which the snapshot in force is complete;
+    /// 0 for a source without revisions.
+    pub revision: u64,
+    /// Proxies that have not acknowledged all of the snapshot in force.
+    pub behind: Vec<String>,
+}
+
 /// The snapshot in force and everyone who follows it. Cheap to clone.
 #[derive(Clone)]
 pub struct Discovery {
     published: watch::Sender<Option<Arc<Published>>>,
     registry: Arc<Registry>,
+    /// Revision of the store whose changes are all in the snapshot in force.
+    revision: Arc<AtomicU64>,
     metrics: XdsMetrics,
     mesh: mpsc::Sender<Arc<MeshConfig>>,
     mesh_changes: Arc<Mutex<mpsc::Receiver<Arc<MeshConfig>>>>,
@@ -63,6 +79,7 @@ impl Discovery {
         Self {
             published: watch::Sender::new(None),
             registry: Arc::default(),
+            revision: Arc::default(),
             metrics,
             mesh,
             mesh_changes: Arc::new(Mutex::new(mesh_changes)),
@@ -84,6 +101,20 @@ impl Discovery {
     /// Where every connected proxy stands, by proxy.
     pub fn sync_status(&self) -> Vec<ProxySync> {
         self.registry.list()
+    }
+
+    /// Whether all that the source held at `revision` has reached every
+    /// connected proxy, and was acknowledged.
+    pub fn distribution(&self, revision: u64) -> Distribution {
+        // In this order: a snapshot that comes in between leaves proxies behind.
+        let reached = self.revision.load(Ordering::Acquire);
+        let version = self.snapshot().map(|snapshot| snapshot.version());
+        let behind = |sync: &ProxySync| Some(sync.snapshot_version) != version || !sync.is_synced();
+        let proxies = self.registry.list();
+        let names = proxies.iter().filter(|sync| behind(sync)).map(|sync| sync.proxy.id.clone());
+        let behind: Vec<_> = names.collect();
+        let complete = reached >= revision && version.is_some() && behind.is_empty();
+        Distribution { complete, revision: reached, behind }
     }
 
     /// Replaces the mesh-wide settings.
@@ -150,6 +181,8 @@ struct Builder {
     pending: BTreeMap<ObjectKey, Change>,
     first_change: Option<tokio::time::Instant>,
     last_change: Option<tokio::time::Instant>,
+    /// Revision of the source up to which everything was taken in.
+    revision: u64,
 }
 
 impl Builder {
@@ -165,6 +198,7 @@ impl Builder {
             pending: BTreeMap::new(),
             first_change: None,
             last_change: None,
+            revision: 0,
         }
     }
 
@@ -181,10 +215,19 @@ impl Builder {
             match event {
                 Event::Change(change) => self.add(change, &mut batch),
                 Event::Synced => self.first_snapshot(),
+                Event::Revision(revision) => self.revision = revision,
             }
             next = events.try_recv().ok();
         }
         self.sort(batch);
+        self.settle();
+    }
+
+    /// Notes how far the snapshot in force has come, unless changes wait.
+    fn settle(&self) {
+        if self.synced && self.pending.is_empty() && !self.mesh_pending {
+            self.discovery.revision.store(self.revision, Ordering::Release);
+        }
     }
 
     fn add(&mut self, change: Change, batch: &mut BTreeMap<ObjectKey, Change>) {
@@ -278,6 +321,7 @@ impl Builder {
             metrics.debounce_seconds.observe(since.elapsed().as_secs_f64());
         }
         self.publish(snapshot, scope);
+        self.settle();
     }
 
     /// The source is gone: what it sent last still counts.

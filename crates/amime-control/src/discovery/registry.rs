@@ -21,10 +21,19 @@ pub struct ProxySync {
     pub delta: bool,
     /// Since when it is connected.
     pub connected_at: SystemTime,
-    /// Version of the snapshot that the proxy was compared with last.
+    /// Version of the last snapshot of which the proxy was sent everything.
     pub snapshot_version: u64,
     /// By type that it subscribed to.
     pub types: BTreeMap<TypeUrl, TypeSync>,
+}
+
+impl ProxySync {
+    /// True if the proxy has acknowledged everything it was sent.
+    pub fn is_synced(&self) -> bool {
+        let settled =
+            |sync: &TypeSync| matches!(sync.state(), SyncState::Synced | SyncState::NotSent);
+        self.types.values().all(settled)
+    }
 }
 
 /// Where a proxy stands with one type.
@@ -133,16 +142,17 @@ impl Registry {
         self.streams().open.remove(&stream);
     }
 
+    /// `snapshot_version`: of which everything has been sent, if that is so.
     pub(crate) fn update(
         &self,
         stream: u64,
-        snapshot_version: u64,
+        snapshot_version: Option<u64>,
         status: BTreeMap<TypeUrl, TypeStatus>,
     ) {
         let now = SystemTime::now();
         let mut streams = self.streams();
         let Some(sync) = streams.open.get_mut(&stream) else { return };
-        sync.snapshot_version = snapshot_version;
+        sync.snapshot_version = snapshot_version.unwrap_or(sync.snapshot_version);
         for (type_url, status) in status {
             sync.types.entry(type_url).or_default().update(status, now);
         }

@@ -157,3 +157,25 @@ async fn a_waiting_change_does_not_undo_a_newer_endpoint() {
     let text = format!("{endpoints:?}");
     assert!(text.contains("10.244.0.77") && !text.contains("10.244.0.99"), "{text}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_revision_is_distributed_once_no_change_before_it_waits() {
+    let running = Running::synced().await;
+    let taken_in = || tokio::time::sleep(Duration::from_millis(1));
+    running.event(Event::Revision(5)).await;
+    taken_in().await;
+    running.service("late", "10.96.0.14").await;
+    running.event(Event::Revision(6)).await;
+    taken_in().await;
+    // Endpoints go ahead of the service that waits, the revision does not.
+    running.pod("reviews-v2", "10.244.0.22").await;
+    running.event(Event::Revision(7)).await;
+    taken_in().await;
+    assert_eq!(running.version(), Some(2));
+    assert!(running.discovery.distribution(5).complete);
+    assert!(!running.discovery.distribution(6).complete);
+    running.next().await;
+    let distribution = running.discovery.distribution(7);
+    assert!(distribution.complete, "{distribution:?}");
+    assert!(!running.discovery.distribution(8).complete);
+}

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::discovery::{ProxySync, SyncState, TypeSync};
+use crate::discovery::{Distribution, ProxySync, SyncState, TypeSync};
 use crate::server::http::Monitored;
 
 type Refused = (StatusCode, String);
@@ -57,6 +57,21 @@ pub(crate) async fn syncz(State(monitored): State<Monitored>) -> Json<Value> {
     let statuses: Vec<SyncStatus> =
         proxies.iter().map(|proxy| sync_status(proxy, &monitored.cluster_id)).collect();
     Json(serde_json::to_value(statuses).unwrap_or_default())
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Since {
+    /// Default 0: whatever there is.
+    #[serde(default)]
+    revision: u64,
+}
+
+/// Whether a revision of the store has reached every connected proxy.
+pub(crate) async fn distribution(
+    State(monitored): State<Monitored>,
+    Query(since): Query<Since>,
+) -> Json<Distribution> {
+    Json(monitored.discovery.distribution(since.revision))
 }
 
 fn sync_status(sync: &ProxySync, cluster_id: &str) -> SyncStatus {

@@ -42,6 +42,7 @@ pub(crate) fn monitoring(monitored: Monitored) -> Router {
         .route("/metrics", get(metrics))
         .route("/debug", get(index))
         .route("/debug/syncz", get(debug::syncz))
+        .route("/debug/distribution", get(debug::distribution))
         .route("/debug/registryz", get(debug::registryz))
         .route("/debug/endpointz", get(debug::endpointz))
         .route("/debug/configz", get(debug::configz))
@@ -86,6 +87,7 @@ async fn index() -> Html<&'static str> {
     Html(
         "<!doctype html><title>Control plane</title><ul>\
          <li><a href=/debug/syncz>syncz</a> where each proxy stands\
+         <li><a href=/debug/distribution>distribution</a> whether all proxies have it\
          <li><a href=/debug/registryz>registryz</a> services\
          <li><a href=/debug/endpointz>endpointz</a> endpoints\
          <li><a href=/debug/configz>configz</a> configuration objects in force\

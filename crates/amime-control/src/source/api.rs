@@ -117,18 +117,28 @@ impl ApiSource {
         line: WatchLine,
         events: &mpsc::Sender<Event>,
     ) -> Result<(), Unwanted> {
-        match line {
+        let revision = match line {
             WatchLine::Added(watched) | WatchLine::Modified(watched) => {
-                self.upsert(watched, events).await
+                let revision = watched.revision;
+                self.upsert(watched, events).await?;
+                revision
             }
             WatchLine::Deleted(watched) => {
-                let Some(resource) = self.decode(&watched) else { return Ok(()) };
-                self.note(watched.revision);
-                self.delete(resource.key(), events).await
+                if let Some(resource) = self.decode(&watched) {
+                    self.note(watched.revision);
+                    self.delete(resource.key(), events).await?;
+                }
+                watched.revision
             }
             WatchLine::Synced { revision, instance } => {
-                self.list_ended(ResumePoint { instance, revision }, events).await
+                self.list_ended(ResumePoint { instance, revision }, events).await?;
+                revision
             }
+        };
+        // An object of an initial list has the list's revision, which is not complete yet.
+        match self.listed {
+            Some(_) => Ok(()),
+            None => send(events, Event::Revision(revision)).await,
         }
     }
 

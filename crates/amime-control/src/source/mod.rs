@@ -23,6 +23,9 @@ pub enum Event {
     Change(Change),
     /// Everything there was at the start has been sent; sent once.
     Synced,
+    /// All changes up to this revision of the store have been sent. Sources
+    /// without revisions never send it.
+    Revision(u64),
 }
 
 /// Receiving end of a source.

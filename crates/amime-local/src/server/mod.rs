@@ -13,6 +13,8 @@ mod logs;
 mod relay;
 mod report;
 
+pub(crate) use relay::ask;
+
 use std::sync::Arc;
 
 use amime_api::{Kind, ObjectKey, Resource, decode};

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 
 use super::{Refused, find_pod};
 use crate::cluster::Cluster;
-use crate::kubelet::pod_socket;
+use crate::kubelet::{Pod, pod_socket};
 
 pub(super) async fn relay_root(
     cluster: State<Arc<Cluster>>,
@@ -37,25 +37,28 @@ async fn send(
     mut request: Request,
 ) -> Result<Response, Refused> {
     let pod = find_pod(&cluster, &namespace, &name)?;
-    let unreachable = |error: &dyn std::fmt::Display| {
+    *request.uri_mut() = rest_of(request.uri());
+    request.headers_mut().remove(CONNECTION);
+    ask(&pod, port, request).await.map_err(|error| {
         let message = format!("port {port} of pod {name} does not answer: {error}");
         Refused(StatusCode::BAD_GATEWAY, message)
-    };
+    })
+}
+
+/// Sends a request to a port of the pod's loopback, on a connection of its own.
+pub(crate) async fn ask(
+    pod: &Pod,
+    port: u16,
+    mut request: Request,
+) -> Result<Response, Box<dyn std::error::Error + Send + Sync>> {
     let target = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let socket = pod_socket(&pod).map_err(|error| unreachable(&error))?;
-    let stream = socket.connect(target).await.map_err(|error| unreachable(&error))?;
+    let stream = pod_socket(pod)?.connect(target).await?;
     let (mut sender, connection) =
-        hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream))
-            .await
-            .map_err(|error| unreachable(&error))?;
+        hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream)).await?;
     // Ends with the answer's body.
     tokio::spawn(connection);
-    *request.uri_mut() = rest_of(request.uri());
-    let headers = request.headers_mut();
-    headers.remove(CONNECTION);
-    headers.insert(HOST, HeaderValue::from_static("localhost"));
-    let answer = sender.send_request(request).await.map_err(|error| unreachable(&error))?;
-    Ok(answer.map(Body::new))
+    request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
+    Ok(sender.send_request(request).await?.map(Body::new))
 }
 
 /// The request's path and query behind `/v1/http/{ns}/{pod}/{port}`, as it

@@ -15,6 +15,7 @@ use crate::kubelet::{Kubelet, chain};
 use crate::network::{self, Forward};
 use crate::progress::{Progress, StepState};
 use crate::service::Services;
+use crate::supervisor::convergence;
 
 /// Changes within this time are taken together.
 const GATHER: Duration = Duration::from_millis(3);
@@ -48,6 +49,17 @@ pub(super) async fn run(cluster: Arc<Cluster>, outputs: Outputs) {
             state.reconcile().await;
         }
     }
+}
+
+/// Tells that the mesh is ready once its proxies know all of it.
+async fn tell_when_ready(cluster: Arc<Cluster>, progress: mpsc::UnboundedSender<Progress>) {
+    // Nobody listens when `up` is on its way out.
+    let step = |state| progress.send(Progress::Step { name: "configuration".to_owned(), state });
+    let _ = step(StepState::Started);
+    convergence::wait(&cluster).await;
+    let _ = step(StepState::Done);
+    let elapsed_ms = u64::try_from(cluster.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let _ = progress.send(Progress::Ready { url: cluster.url.clone(), elapsed_ms });
 }
 
 struct Reconciler {
@@ -149,9 +161,8 @@ impl Reconciler {
         self.ready = !self.expects_pods(objects, &all) && all.iter().all(|(_, ready)| *ready);
         self.reported = all;
         if self.ready {
-            let elapsed = self.cluster.started.elapsed().as_millis();
-            let elapsed_ms = u64::try_from(elapsed).unwrap_or(u64::MAX);
-            self.tell(Progress::Ready { url: self.cluster.url.clone(), elapsed_ms });
+            let (cluster, progress) = (Arc::clone(&self.cluster), self.outputs.progress.clone());
+            tokio::spawn(tell_when_ready(cluster, progress));
         }
     }
 

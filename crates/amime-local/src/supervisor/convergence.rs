@@ -1,0 +1,62 @@
+//! Waits until the proxies know what the objects say.
+//!
+//! A pod that is ready is an endpoint only once the control plane has told the
+//! proxies that call it. Until then a request may fail, and the mesh is not
+//! ready to a user.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use amime_control::discovery::Distribution;
+use axum::body::Body;
+use axum::extract::Request;
+use http_body_util::{BodyExt, Limited};
+
+use crate::cluster::{Cluster, MESH_NAMESPACE};
+use crate::kubelet::Pod;
+use crate::server::ask;
+
+/// The control plane's monitoring port.
+const MONITORING_PORT: u16 = 15014;
+const CONTROL_PLANE: (&str, &str) = ("app", "istiod");
+const POLL: Duration = Duration::from_millis(5);
+/// A mesh whose proxies do not follow is shown as it is after this time.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest answer that is read.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// Returns when every connected proxy has acknowledged what the store holds
+/// now, at once if no control plane runs here, and after five seconds anyway.
+pub(super) async fn wait(cluster: &Cluster) {
+    let Some(control_plane) = control_plane(cluster) else { return };
+    let revision = cluster.store.revision();
+    let converged = async {
+        // Acknowledging a type may bring a subscription to another, which
+        // follows in a message of its own: twice in a row is enough.
+        let mut row = 0;
+        while row < 2 {
+            let answer = distribution(&control_plane, revision).await;
+            row = if answer.is_some_and(|answer| answer.complete) { row + 1 } else { 0 };
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    if tokio::time::timeout(PATIENCE, converged).await.is_err() {
+        tracing::warn!(revision, "not all proxies have acknowledged their configuration");
+    }
+}
+
+fn control_plane(cluster: &Cluster) -> Option<Arc<Pod>> {
+    let (label, value) = CONTROL_PLANE;
+    let object = cluster.store.list(amime_api::Kind::Pod, Some(MESH_NAMESPACE)).into_iter().find(
+        |object| object.metadata().labels.get(label).is_some_and(|labelled| labelled == value),
+    )?;
+    cluster.pod(MESH_NAMESPACE, &object.metadata().name)
+}
+
+async fn distribution(control_plane: &Pod, revision: u64) -> Option<Distribution> {
+    let path = format!("/debug/distribution?revision={revision}");
+    let request = Request::get(path).body(Body::empty()).ok()?;
+    let answer = ask(control_plane, MONITORING_PORT, request).await.ok()?;
+    let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.ok()?;
+    serde_json::from_slice(&body.to_bytes()).ok()
+}
