@@ -23,6 +23,7 @@ const CRATES: &[Crate] = &[
     Crate { name: "amime-net", layer: 0, may_use: &[] },
     Crate { name: "bookinfo", layer: 0, may_use: &[] },
     Crate { name: "xtask", layer: 0, may_use: &[] },
+    Crate { name: "amime-http1", layer: 1, may_use: &[] },
     Crate { name: "amime-identity", layer: 1, may_use: &["amime-core"] },
     Crate { name: "amime-api", layer: 1, may_use: &["amime-core"] },
     Crate { name: "amime-model", layer: 2, may_use: &["amime-core", "amime-api"] },
@@ -50,6 +51,7 @@ const CRATES: &[Crate] = &[
         may_use: &[
             "amime-core",
             "amime-net",
+            "amime-http1",
             "amime-identity",
             "amime-xds",
             "amime-telemetry",
