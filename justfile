@@ -32,3 +32,7 @@ deny:
 bench *ARGS:
     cargo build --release -p amime-proxy -p amime-bench
     cargo run --release -p amime-bench -- {{ARGS}}
+
+# Send the same requests to Envoy and to our proxy (AMIME_ENVOY names the Envoy binary).
+conformance *ARGS:
+    cargo run -p amime-conformance -- cases {{ARGS}}

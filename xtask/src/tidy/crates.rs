@@ -128,6 +128,7 @@ const CRATES: &[Crate] = &[
         layer: 7,
         may_use: &["amime-core", "amime-identity", "amime-xds"],
     },
+    Crate { name: "amime-conformance", layer: 6, may_use: &["amime-identity", "amime-proxy"] },
 ];
 
 /// Crates that take values and return values.

@@ -112,6 +112,7 @@ fn crate_of(path: &str) -> &str {
     match (parts.next(), parts.next()) {
         (Some("crates" | "samples"), Some(name)) => name,
         (Some("bench"), _) => "amime-bench",
+        (Some("conformance"), _) => "amime-conformance",
         (Some(first), _) => first,
         (None, _) => "",
     }

@@ -1,0 +1,78 @@
+//! The downstream side: sends what a case says and notes what comes back.
+
+mod http1;
+mod http2;
+mod tcp;
+mod tls;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::net::TcpStream;
+
+use crate::case::{Exchange, Over};
+use crate::certs::Certs;
+use crate::outcome::{Aspect, Outcome};
+
+/// A request that shows whether a connection is still open.
+pub(crate) const PROBE: &str = "/conformance-probe";
+
+/// One exchange that was done.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) outcome: Outcome,
+    pub(crate) id: String,
+    /// Our address, by which access log lines are found.
+    pub(crate) client: SocketAddr,
+    /// Responses, each of which has a line in the access log.
+    pub(crate) responses: usize,
+}
+
+/// Does one exchange with the listener at `address`.
+pub(crate) async fn exchange(
+    exchange: &Exchange,
+    id: String,
+    address: SocketAddr,
+    certs: &Certs,
+) -> Result<Done> {
+    let stream = TcpStream::connect(address).await.context("proxy does not listen")?;
+    stream.set_nodelay(true)?;
+    let client = stream.local_addr()?;
+    let mut done = Done { outcome: Outcome::default(), id, client, responses: 0 };
+    match &exchange.tls {
+        None => talk(exchange, stream, &mut done).await?,
+        Some(settings) => match tls::connect(settings, stream, certs).await {
+            Ok((stream, facts)) => {
+                done.outcome.add(Aspect::Tls, facts);
+                talk(exchange, stream, &mut done).await?;
+            }
+            Err(refusal) => done.outcome.add(Aspect::Tls, refusal),
+        },
+    }
+    Ok(done)
+}
+
+async fn talk<S: Stream>(exchange: &Exchange, stream: S, done: &mut Done) -> Result<()> {
+    match exchange.over {
+        Over::H1 => http1::talk(exchange, stream, done).await,
+        Over::H2 => http2::talk(exchange, stream, done).await,
+        Over::Tcp => tcp::talk(exchange, stream, done).await,
+    }
+}
+
+/// A connection to the proxy, bare or within TLS.
+trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static {}
+
+impl<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static> Stream for S {}
+
+fn patience(exchange: &Exchange) -> Duration {
+    Duration::from_millis(exchange.wait_ms)
+}
+
+/// An alert that a read or write failed with is part of the handshake's result.
+fn note_alert(outcome: &mut Outcome, error: &std::io::Error) {
+    if let Some(alert) = tls::alert(error) {
+        outcome.add(Aspect::Tls, alert);
+    }
+}

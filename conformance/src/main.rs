@@ -1,0 +1,88 @@
+//! The conformance suites as a program.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use amime_conformance::{Options, Product, cases};
+use amime_proxy::ProxyArgs;
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+/// Hold Envoy and our proxy to the same requests.
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    suite: Suite,
+}
+
+#[derive(Debug, Subcommand)]
+enum Suite {
+    /// Written cases: all that can be seen from outside is compared.
+    Cases(Cases),
+    /// Our proxy, as the suites start it.
+    #[command(hide = true)]
+    Proxy(Box<ProxyArgs>),
+}
+
+#[derive(Args, Debug)]
+struct Cases {
+    #[command(flatten)]
+    proxies: Proxies,
+    /// Only bootstraps whose name contains this; `BOOTSTRAP/CASE` for one case.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Print pending and intended differences as well.
+    #[arg(long)]
+    diff: bool,
+    /// Take pending cases that agree off the list.
+    #[arg(long)]
+    shrink: bool,
+    /// Leave expanded bootstraps, access logs and errors in this folder.
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+struct Proxies {
+    /// Envoy's binary; default: `envoy` on PATH.
+    #[arg(long, env = "AMIME_ENVOY", default_value = "envoy")]
+    envoy: PathBuf,
+    /// Our proxy's binary; default: this program.
+    #[arg(long, env = "AMIME_PROXY")]
+    proxy: Option<PathBuf>,
+}
+
+impl Proxies {
+    fn products(&self) -> Result<(Product, Product)> {
+        let ours = match &self.proxy {
+            Some(binary) => Product::ours(binary, &[]),
+            None => Product::ours(&std::env::current_exe()?, &["proxy"]),
+        };
+        Ok((Product::envoy(&self.envoy), ours))
+    }
+}
+
+fn main() -> Result<ExitCode> {
+    match Arguments::parse().suite {
+        Suite::Cases(arguments) => run_cases(arguments),
+        Suite::Proxy(arguments) => {
+            amime_proxy::run(*arguments)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn run_cases(arguments: Cases) -> Result<ExitCode> {
+    let (envoy, ours) = arguments.proxies.products()?;
+    let (only, case) = arguments.only.split_once('/').unwrap_or((&arguments.only, ""));
+    let options = Options { only: only.into(), case: case.into(), keep: arguments.keep };
+    let mut report = cases(&envoy, &ours, &options)?;
+    if arguments.shrink {
+        report.shrink_pending()?;
+    }
+    if arguments.diff {
+        report = report.with_all_differences();
+    }
+    print!("{report}");
+    Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,19 @@
+//! The suites against a real Envoy, named by `AMIME_ENVOY`.
+
+use std::path::PathBuf;
+
+use amime_conformance::{Options, Product, cases};
+
+fn products() -> (Product, Product) {
+    let envoy = std::env::var_os("AMIME_ENVOY").expect("AMIME_ENVOY names an Envoy binary");
+    let ours = env!("CARGO_BIN_EXE_amime-conformance");
+    (Product::envoy(&PathBuf::from(envoy)), Product::ours(ours.as_ref(), &["proxy"]))
+}
+
+#[test]
+fn both_proxies_answer_the_written_cases_alike() {
+    let (envoy, ours) = products();
+    let report = cases(&envoy, &ours, &Options::default()).expect("the cases run");
+    println!("{report}");
+    assert!(report.passed());
+}
