@@ -1,9 +1,9 @@
-//! Rules of telemetry, extensions, filters and proxy settings.
+//! Rules of telemetry, extensions and proxy settings.
 
 use amime_api::extensions::{
     EnvValueSource, TrafficExtension, TrafficSelector, VmConfig, WasmPlugin,
 };
-use amime_api::networking::{ApplyTo, EnvoyFilter, PatchOperation, ProxyConfig};
+use amime_api::networking::ProxyConfig;
 use amime_api::telemetry::{TagOperation, Telemetry};
 
 use crate::problem::{At, Report};
@@ -16,43 +16,6 @@ pub(crate) fn check_proxy(spec: &ProxyConfig, at: &At, report: &mut Report) {
     shared::policy_scope(spec.selector.as_ref(), &[], at, report);
     if spec.concurrency.is_some_and(|workers| workers < 0) {
         report.error(&at.field("concurrency"), "must not be negative");
-    }
-}
-
-pub(crate) fn check_filter(spec: &EnvoyFilter, at: &At, report: &mut Report) {
-    shared::labels_selector(spec.workload_selector.as_ref(), at, report);
-    if spec.workload_selector.is_some() && !spec.target_refs.is_empty() {
-        report.error(&at.field("targetRefs"), "cannot be given together with workloadSelector");
-    }
-    for (at, patch) in at.each("configPatches", &spec.config_patches) {
-        if patch.apply_to == ApplyTo::Invalid {
-            report.error(&at.field("applyTo"), "is required");
-        }
-        let Some(change) = &patch.patch else {
-            report.error(&at.field("patch"), "is required");
-            continue;
-        };
-        let at_change = at.field("patch");
-        if change.operation == PatchOperation::Invalid {
-            report.error(&at_change.field("operation"), "is required");
-        }
-        if change.operation != PatchOperation::Remove && change.value.is_none() {
-            report.error(&at_change.field("value"), "every operation but REMOVE needs a value");
-        }
-        if change.operation == PatchOperation::Replace
-            && !matches!(
-                patch.apply_to,
-                ApplyTo::NetworkFilter | ApplyTo::HttpFilter | ApplyTo::ListenerFilter
-            )
-        {
-            report.error(&at_change.field("operation"), "REPLACE is for filters only");
-        }
-        let version =
-            patch.r#match.as_ref().and_then(|m| m.proxy.as_ref()).map(|p| &p.proxy_version);
-        if let Some(pattern) = version.filter(|pattern| !pattern.is_empty()) {
-            let at = at.field("match").field("proxy").field("proxyVersion");
-            report.check(&at, syntax::pattern(pattern));
-        }
     }
 }
 

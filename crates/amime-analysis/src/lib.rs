@@ -16,6 +16,7 @@
 
 mod analyze;
 mod destination_rule;
+mod envoy_filter;
 mod extensions;
 mod gateway;
 mod http_route;

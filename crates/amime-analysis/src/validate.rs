@@ -7,8 +7,8 @@ use amime_core::NamespacedName;
 
 use crate::problem::{At, Problem, Report};
 use crate::{
-    destination_rule, extensions, gateway, platform, security, service_entry, sidecar, syntax,
-    virtual_service,
+    destination_rule, envoy_filter, extensions, gateway, platform, security, service_entry,
+    sidecar, syntax, virtual_service,
 };
 
 /// Virtual services that others delegate to; only these may lack hosts.
@@ -69,7 +69,7 @@ pub fn validate_with(resource: &Resource, delegates: &Delegates) -> Vec<Problem>
         }
         Resource::Sidecar(object) => sidecar::check(&object.spec, &at, &mut report),
         Resource::ProxyConfig(object) => extensions::check_proxy(&object.spec, &at, &mut report),
-        Resource::EnvoyFilter(object) => extensions::check_filter(&object.spec, &at, &mut report),
+        Resource::EnvoyFilter(object) => envoy_filter::check(&object.spec, &at, &mut report),
         Resource::PeerAuthentication(object) => {
             security::check_peer(&object.spec, &at, &mut report);
         }

@@ -407,7 +407,7 @@ fn extension_kinds_are_checked() {
             Error [IST0106] spec.configPatches[0].applyTo: is required
             Error [IST0106] spec.configPatches[0].patch: is required
             Error [IST0106] spec.configPatches[1].patch.value: every operation but REMOVE needs a value
-            Error [IST0106] spec.configPatches[1].patch.operation: REPLACE is for filters only"#]],
+            Error [IST0106] spec.configPatches[1].patch.operation: REPLACE is for filters and virtual hosts only"#]],
     );
     check(
         "telemetry.istio.io/v1",
@@ -478,4 +478,36 @@ fn upstream_samples_have_no_errors() {
             }
         }
     }
+}
+
+#[test]
+fn patches_have_to_fit_what_they_apply_to() {
+    check(
+        "networking.istio.io/v1alpha3",
+        "EnvoyFilter",
+        r"
+configPatches:
+- applyTo: CLUSTER
+  match: {listener: {portNumber: 80}}
+  patch: {operation: MERGE, value: {connect_timeout: soon}}
+- applyTo: NETWORK_FILTER
+  match: {listener: {filterChain: {filter: {name: envoy.filters.network.tcp_proxy, subFilter: {name: a}}}}}
+  patch: {operation: INSERT_BEFORE, value: {name: a, typed_config: {'@type': type.googleapis.com/envoy.Nothing}}}
+- applyTo: HTTP_FILTER
+  match: {proxy: {proxyVersion: '['}, listener: {filterChain: {filter: {name: other, subFilter: {}}}}}
+  patch: {operation: INSERT_FIRST, value: {name: lua, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua}}}
+- applyTo: LISTENER
+  patch: {operation: MERGE, value: {per_connection_buffer: 1}}
+",
+        expect![[r#"
+            Error [IST0106] spec.configPatches[0].match.listener: has to be a match of cluster here
+            Error [IST0106] spec.configPatches[0].patch.value: not of type envoy.config.cluster.v3.Cluster: failed to parse duration
+            Error [IST0106] spec.configPatches[1].match.listener.filterChain.filter.subFilter: is for applyTo HTTP_FILTER only
+            Error [IST0106] spec.configPatches[1].patch.value: not of type envoy.config.listener.v3.Filter: message 'envoy.Nothing' not found
+            Error [IST0106] spec.configPatches[2].match.proxy.proxyVersion: "[" is not a valid pattern: unclosed character class
+            Error [IST0106] spec.configPatches[2].match.listener.filterChain.filter.name: only envoy.filters.network.http_connection_manager has subfilters
+            Error [IST0106] spec.configPatches[2].match.listener.filterChain.filter.subFilter.name: is required
+            Warning [IST0133] spec.configPatches[2].patch.value: amime's proxy has no envoy.filters.http.lua: it is left out for such proxies, others get it
+            Warning [IST0133] spec.configPatches[3].patch.value: not of type envoy.config.listener.v3.Listener: unrecognized field name 'per_connection_buffer'; the field is left out"#]],
+    );
 }

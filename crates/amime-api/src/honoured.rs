@@ -37,7 +37,6 @@ const UNHONOURED: &[(Kind, &str, &str)] = &[
     (Kind::AuthorizationPolicy, "spec", "authorization policies are not enforced yet"),
     (Kind::RequestAuthentication, "spec", "request tokens are not verified yet"),
     (Kind::Telemetry, "spec", "telemetry settings other than the mesh's are not applied yet"),
-    (Kind::EnvoyFilter, "spec", "patches are not applied yet"),
     (Kind::WasmPlugin, "spec", "extensions are not run yet"),
     (Kind::TrafficExtension, "spec", "extensions are not run yet"),
     (Kind::ProxyConfig, "spec", "proxies take their settings from the mesh configuration only"),
@@ -103,6 +102,19 @@ const UNHONOURED: &[(Kind, &str, &str)] = &[
         "spec.resolution=DYNAMIC_DNS",
         "names are not resolved per request yet, so nothing is reachable through it",
     ),
+    // EnvoyFilter.
+    (
+        Kind::EnvoyFilter,
+        "spec.configPatches.[].applyTo=BOOTSTRAP",
+        "the bootstrap of a running proxy cannot be patched",
+    ),
+    (Kind::EnvoyFilter, "spec.configPatches.[].match.context=WAYPOINT", AMBIENT),
+    (Kind::EnvoyFilter, "spec.configPatches.[].match.waypoint", AMBIENT),
+    (Kind::EnvoyFilter, "spec.configPatches.[].match.listener.portName", NOT_READ),
+    (Kind::EnvoyFilter, "spec.configPatches.[].patch.filterClass", NOT_READ),
+    (Kind::EnvoyFilter, "spec.targetRefs.[].kind=Service", AMBIENT),
+    (Kind::EnvoyFilter, "spec.targetRefs.[].kind=ServiceEntry", AMBIENT),
+    (Kind::EnvoyFilter, "spec.targetRefs.[].kind=GatewayClass", AMBIENT),
     // Sidecar.
     (
         Kind::Sidecar,
@@ -111,6 +123,8 @@ const UNHONOURED: &[(Kind, &str, &str)] = &[
     ),
 ];
 
+const AMBIENT: &str = "there is no ambient mode yet";
+const NOT_READ: &str = "upstream does not read it either";
 const DEFAULT_BACKEND: &str = "only rules count; upstream ignores it too";
 const TOKENS: &str = "request tokens are not verified yet, so no request matches";
 const TUNNEL: &str = "connections are not tunnelled yet, and the route is not installed";
@@ -134,8 +148,8 @@ const UNHONOURED_MESH: &[(&str, &str)] = &[
     ("configSources", "configuration comes from files and the local API only"),
     ("discoverySelectors", "all namespaces are read"),
     ("serviceSettings", "there is one cluster only"),
-    ("serviceScopeConfigs", "there is no ambient mode yet"),
-    ("hboneIdleTimeout", "there is no ambient mode yet"),
+    ("serviceScopeConfigs", AMBIENT),
+    ("hboneIdleTimeout", AMBIENT),
     ("zoneAwareLbSetting", "only localityLbSetting prefers near endpoints yet"),
     ("serviceEntryVisibility", "exportTo alone decides who sees a service entry"),
     ("outboundTrafficPolicy.tls", "unknown hosts are reached in plaintext"),

@@ -20,6 +20,7 @@ use crate::authn::{MtlsMode, PeerAuthnIndex};
 use crate::config::{Config, sort_by_age};
 use crate::destination_rule::DestinationRuleIndex;
 use crate::endpoints::{EndpointIndex, Resources, ServiceEndpoints, of_kind};
+use crate::envoy_filter::EnvoyFilterIndex;
 use crate::registry::ServiceIndex;
 use crate::scope::{ScopeInputs, SidecarScope};
 use crate::service::{Endpoint, Labels, Resolution, Service, ServiceKey, selects};
@@ -59,6 +60,7 @@ struct Indexes {
     gateways: Vec<Arc<Config<Gateway>>>,
     sidecars: BTreeMap<String, Vec<Arc<Config<Sidecar>>>>,
     authn: PeerAuthnIndex,
+    envoy_filters: EnvoyFilterIndex,
     /// Scopes do not depend on endpoints, so they outlive endpoint changes.
     scopes: Mutex<HashMap<ScopeKey, Arc<SidecarScope>>>,
 }
@@ -227,6 +229,11 @@ impl Snapshot {
     /// Peer authentication policies.
     pub fn authn(&self) -> &PeerAuthnIndex {
         &self.indexes.authn
+    }
+
+    /// Patches of what proxies are told.
+    pub fn envoy_filters(&self) -> &EnvoyFilterIndex {
+        &self.indexes.envoy_filters
     }
 
     /// What stands behind a service.
@@ -431,6 +438,7 @@ impl Indexes {
             gateways,
             sidecars,
             authn: PeerAuthnIndex::build(configs!(PeerAuthentication), &mesh.root_namespace),
+            envoy_filters: EnvoyFilterIndex::build(configs!(EnvoyFilter), &mesh.root_namespace),
             scopes: Mutex::default(),
         }
     }

@@ -33,6 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "clusters": printed(&dump.clusters)?,
         "endpoints": printed(&dump.endpoints)?,
         "secrets": printed(&dump.secrets)?,
+        "extensions": printed(&dump.extensions)?,
     });
     println!("{all}");
     Ok(())

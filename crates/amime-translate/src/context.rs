@@ -13,6 +13,7 @@ use amime_model::{
     selects,
 };
 
+use crate::envoy_filter::Patches;
 use crate::gateway::MergedGateway;
 use crate::proxy::{Proxy, ProxyKind};
 
@@ -28,6 +29,7 @@ pub(crate) struct Context<'a> {
     targets: OnceCell<Vec<ServiceTarget>>,
     gateway: OnceCell<MergedGateway>,
     peer_policy: OnceCell<PeerPolicy>,
+    patches: OnceCell<Patches>,
 }
 
 /// Which side of a connection a rule is looked up for.
@@ -54,6 +56,7 @@ impl<'a> Context<'a> {
             targets: OnceCell::new(),
             gateway: OnceCell::new(),
             peer_policy: OnceCell::new(),
+            patches: OnceCell::new(),
         }
     }
 
@@ -75,6 +78,11 @@ impl<'a> Context<'a> {
     pub(crate) fn peer_policy(&self) -> &PeerPolicy {
         self.peer_policy
             .get_or_init(|| self.snapshot.authn().for_workload(&self.proxy.namespace, &self.labels))
+    }
+
+    /// What users change in the proxy's configuration.
+    pub(crate) fn patches(&self) -> &Patches {
+        self.patches.get_or_init(|| Patches::of(self))
     }
 
     /// The service a host means to this proxy.

@@ -24,6 +24,7 @@ mod cluster;
 mod context;
 mod dynamic_dns;
 mod endpoint;
+mod envoy_filter;
 mod filters;
 mod gateway;
 mod listener;
@@ -42,6 +43,7 @@ use amime_model::Snapshot;
 use amime_xds::{Resource, TypeUrl};
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
+use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
@@ -64,6 +66,8 @@ pub struct Dump {
     pub endpoints: Vec<ClusterLoadAssignment>,
     /// SDS, by name: those of gateway credentials.
     pub secrets: Vec<Secret>,
+    /// ECDS, by name.
+    pub extensions: Vec<TypedExtensionConfig>,
 }
 
 /// Resources of one kind for a proxy, by name.
@@ -103,10 +107,13 @@ pub fn generate(
             let secrets = secrets(&context, names);
             secrets.iter().map(|s| Resource::encode(s.name.clone(), s)).collect()
         }
+        TypeUrl::ExtensionConfig => {
+            let configs = envoy_filter::extension_configs(context.patches(), names);
+            configs.iter().map(|c| Resource::encode(c.name.clone(), c)).collect()
+        }
         TypeUrl::NameTable => {
             vec![Resource::encode(String::new(), &name_table::build(&context))]
         }
-        _ => Vec::new(),
     }
 }
 
@@ -121,6 +128,7 @@ pub fn dump(snapshot: &Snapshot, proxy: &Proxy) -> Dump {
         routes: routes.iter().map(|name| route::configuration(&context, name)).collect(),
         endpoints: endpoints.iter().map(|name| endpoint::load_assignment(&context, name)).collect(),
         secrets: secrets(&context, None),
+        extensions: envoy_filter::extension_configs(context.patches(), None),
         listeners,
         clusters,
     }

@@ -60,6 +60,20 @@ impl fmt::Display for OutboundName {
     }
 }
 
+/// `inbound|9080||`, taken apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct InboundName {
+    /// Port of the workload.
+    pub(crate) port: u32,
+}
+
+impl InboundName {
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        let port = name.strip_prefix("inbound|")?.strip_suffix("||")?;
+        Some(Self { port: port.parse().ok()? })
+    }
+}
+
 /// Name of the cluster of a service, or of a subset of it.
 pub fn outbound_cluster(port: u32, subset: &str, hostname: &Hostname) -> String {
     format!("outbound|{port}|{subset}|{hostname}")

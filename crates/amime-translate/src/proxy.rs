@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use amime_core::Locality;
 use amime_model::{AddressView, Labels};
+use amime_xds::extensions;
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{Struct, Value as ProtoValue};
@@ -56,7 +57,8 @@ pub struct Proxy {
     pub locality: Locality,
     /// Everything else it said, Istio's keys.
     pub metadata: Value,
-    /// Names of the extensions that it has; `None` = unknown, send everything.
+    /// Names of the extensions that it has, and types of their configurations
+    /// as far as it says; `None` = unknown, send everything.
     pub extensions: Option<BTreeSet<String>>,
 }
 
@@ -104,7 +106,9 @@ impl Proxy {
             };
         }
         if !node.extensions.is_empty() {
-            proxy.extensions = Some(node.extensions.iter().map(|e| e.name.clone()).collect());
+            let names = node.extensions.iter().map(|e| e.name.clone());
+            let types = node.extensions.iter().flat_map(|e| e.type_urls.iter().cloned());
+            proxy.extensions = Some(names.chain(types).collect());
         }
         Ok(proxy)
     }
@@ -194,6 +198,20 @@ impl Proxy {
     /// True if it has the extension, or did not say which it has.
     pub(crate) fn has_extension(&self, name: &str) -> bool {
         self.extensions.as_ref().is_none_or(|names| names.contains(name))
+    }
+
+    /// True if it said which extensions it has.
+    pub(crate) fn names_extensions(&self) -> bool {
+        self.extensions.is_some()
+    }
+
+    /// True if it has an extension with this type of configuration, or did not
+    /// say which it has.
+    pub(crate) fn has_extension_of(&self, type_url: &str) -> bool {
+        let Some(own) = &self.extensions else { return true };
+        let full_name = type_url.rsplit('/').next().unwrap_or(type_url);
+        own.contains(full_name)
+            || extensions::name_of(type_url).is_some_and(|name| own.contains(&name))
     }
 
     /// True if it listens on privileged ports in vain.

@@ -33,7 +33,7 @@ const CRATES: &[Crate] = &[
     Crate {
         name: "amime-analysis",
         layer: 3,
-        may_use: &["amime-core", "amime-api", "amime-model"],
+        may_use: &["amime-core", "amime-api", "amime-model", "amime-xds"],
     },
     Crate {
         name: "amime-translate",

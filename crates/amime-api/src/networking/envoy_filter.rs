@@ -185,6 +185,27 @@ messages! {
     }
 }
 
+impl ApplyTo {
+    /// Full name of Envoy's message for the object; `None` if it is not given.
+    pub fn message(self) -> Option<&'static str> {
+        const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter";
+        Some(match self {
+            Self::Invalid => return None,
+            Self::Listener => "envoy.config.listener.v3.Listener",
+            Self::FilterChain => "envoy.config.listener.v3.FilterChain",
+            Self::NetworkFilter => "envoy.config.listener.v3.Filter",
+            Self::ListenerFilter => "envoy.config.listener.v3.ListenerFilter",
+            Self::HttpFilter => HCM,
+            Self::RouteConfiguration => "envoy.config.route.v3.RouteConfiguration",
+            Self::VirtualHost => "envoy.config.route.v3.VirtualHost",
+            Self::HttpRoute => "envoy.config.route.v3.Route",
+            Self::Cluster => "envoy.config.cluster.v3.Cluster",
+            Self::ExtensionConfig => "envoy.config.core.v3.TypedExtensionConfig",
+            Self::Bootstrap => "envoy.config.bootstrap.v3.Bootstrap",
+        })
+    }
+}
+
 values! {
     /// Kind of configuration object.
     pub enum ApplyTo {

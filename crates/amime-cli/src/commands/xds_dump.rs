@@ -63,6 +63,7 @@ fn document(dump: &Dump) -> anyhow::Result<Value> {
         "clusters": all(&dump.clusters)?,
         "endpoints": all(&dump.endpoints)?,
         "secrets": all(&dump.secrets)?,
+        "extensions": all(&dump.extensions)?,
     }))
 }
 

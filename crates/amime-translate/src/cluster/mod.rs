@@ -23,6 +23,7 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_optio
 
 use crate::context::Context;
 use crate::dynamic_dns;
+use crate::envoy_filter::{ClusterPatcher, Side};
 use crate::names::OutboundName;
 use crate::origin::{IstioFields, istio_metadata};
 use crate::proto::any;
@@ -32,23 +33,26 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 
 /// All clusters of the proxy, or those with these names.
 pub(crate) fn build(context: &Context<'_>, names: Option<&[String]>) -> Vec<Cluster> {
-    let mut clusters = outbound::clusters(context, wanted_hosts(names).as_ref());
-    clusters.push(special::black_hole(context));
+    let mut outbound = outbound::clusters(context, wanted_hosts(names).as_ref());
+    outbound.push(special::black_hole(context));
+    let mut inbound = Vec::new();
     match context.proxy.kind {
         ProxyKind::Sidecar => {
-            clusters.push(special::passthrough(context));
+            outbound.push(special::passthrough(context));
             if dynamic_dns::is_on(context) {
-                clusters.push(special::dynamic_dns(context));
+                outbound.push(special::dynamic_dns(context));
             }
-            clusters.extend(inbound::clusters(context));
-            clusters.push(special::inbound_passthrough(context));
+            inbound = inbound::clusters(context);
+            inbound.push(special::inbound_passthrough(context));
         }
         ProxyKind::Router => {
             if context.gateway().auto_passthrough() {
-                clusters.extend(outbound::sni_clusters(context));
+                outbound.extend(outbound::sni_clusters(context));
             }
         }
     }
+    let mut clusters = patched(context, Side::outbound_of(context.proxy), outbound);
+    clusters.extend(patched(context, Side::Inbound, inbound));
     let mut seen = BTreeSet::new();
     clusters.retain(|cluster| seen.insert(cluster.name.clone()));
     if let Some(names) = names {
@@ -57,6 +61,17 @@ pub(crate) fn build(context: &Context<'_>, names: Option<&[String]>) -> Vec<Clus
     }
     clusters.sort_by(|a, b| a.name.cmp(&b.name));
     clusters
+}
+
+/// The clusters of one side as users want them.
+fn patched(context: &Context<'_>, side: Side, clusters: Vec<Cluster>) -> Vec<Cluster> {
+    let patcher = ClusterPatcher::new(context.patches(), side);
+    let hosts = |port: u32| {
+        let own = context.targets().iter().filter(|target| target.target_port == port);
+        own.map(|target| target.service.hostname.as_str().to_owned()).collect()
+    };
+    let clusters = clusters.into_iter().filter_map(|cluster| patcher.patch(cluster, &hosts));
+    clusters.chain(patcher.additions()).collect()
 }
 
 /// Hosts whose clusters are asked for; `None` for all.

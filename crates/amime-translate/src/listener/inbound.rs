@@ -16,6 +16,7 @@ use super::chain::{MTLS_ALL, MTLS_HTTP, MTLS_TCP, PLAINTEXT_HTTP, RAW_BUFFER, TL
 use super::hcm::{self, HttpOptions, Routes};
 use super::{accept_one_at_a_time, access_log, bare, inspect, tcp, tls};
 use crate::context::Context;
+use crate::envoy_filter::{Side, patch_routes};
 use crate::filters::{ListenerClass, tcp_metadata_exchange};
 use crate::names::{BLACK_HOLE_CLUSTER, INBOUND_PASSTHROUGH_CLUSTER, VIRTUAL_INBOUND};
 use crate::origin::{mesh_path, origin};
@@ -159,6 +160,7 @@ fn http(context: &Context<'_>, port: &InboundPort) -> Vec<Filter> {
     let mut routes = named(context, &port.cluster, vec![host]);
     routes.metadata = origin(port.origin.clone(), None);
     routes.max_direct_response_body_size_bytes = None;
+    patch_routes(context, Side::Inbound, &mut routes);
     let mut options = HttpOptions::new(CLASS, port.protocol, Routes::Inline(Box::new(routes)));
     options.stat_prefix = match port.passthrough {
         true => port.cluster.clone(),

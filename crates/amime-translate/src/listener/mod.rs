@@ -23,6 +23,7 @@ use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
 
 use crate::context::Context;
+use crate::envoy_filter::{Side, patch_listeners};
 use crate::proto::{address, duration, u32_value};
 use crate::proxy::ProxyKind;
 use chain::{ChainBody, ChainOptions};
@@ -36,10 +37,17 @@ pub(crate) fn build(context: &Context<'_>, names: Option<&[String]>) -> Vec<List
         ProxyKind::Sidecar => {
             let mut listeners = outbound::listeners(context);
             listeners.extend(virtual_outbound::listener(context));
-            listeners.extend(inbound::listeners(context));
+            patch_listeners(context.patches(), Side::Outbound, &mut listeners);
+            let mut inbound = inbound::listeners(context);
+            patch_listeners(context.patches(), Side::Inbound, &mut inbound);
+            listeners.extend(inbound);
             listeners
         }
-        ProxyKind::Router => gateway::listeners(context),
+        ProxyKind::Router => {
+            let mut listeners = gateway::listeners(context);
+            patch_listeners(context.patches(), Side::Gateway, &mut listeners);
+            listeners
+        }
     };
     if let Some(names) = names {
         let names: BTreeSet<&String> = names.iter().collect();

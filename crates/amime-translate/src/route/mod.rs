@@ -17,6 +17,7 @@ pub(crate) use http::{default_inbound, destination_cluster};
 pub(crate) use sidecar::{egress_cluster, operation, unknown_hosts};
 
 use crate::context::Context;
+use crate::envoy_filter::{Side, patch_routes};
 use crate::origin::{mesh_path, origin};
 use crate::proto::{bool_value, u32_value};
 use crate::proxy::ProxyKind;
@@ -41,7 +42,12 @@ pub(crate) fn configuration(context: &Context<'_>, name: &str) -> RouteConfigura
             ..Default::default()
         };
     };
-    RouteConfiguration { ignore_port_in_host_matching: true, ..named(context, name, virtual_hosts) }
+    let mut routes = RouteConfiguration {
+        ignore_port_in_host_matching: true,
+        ..named(context, name, virtual_hosts)
+    };
+    patch_routes(context, Side::outbound_of(context.proxy), &mut routes);
+    routes
 }
 
 /// A configuration with these virtual hosts.

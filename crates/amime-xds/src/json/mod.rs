@@ -40,7 +40,7 @@ pub enum JsonError {
         message: String,
     },
     /// A value that is not the message it should be.
-    #[error("not a {type_name}: {message}")]
+    #[error("not of type {type_name}: {message}")]
     Malformed {
         /// Full name of the message.
         type_name: String,

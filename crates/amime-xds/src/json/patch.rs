@@ -27,21 +27,22 @@ pub enum Lists {
 pub struct JsonMessage(DynamicMessage);
 
 impl JsonMessage {
-    /// Reads `value` as an `M`; fields that the type does not have are left out.
+    /// Reads `value` as the message with this full name; fields that the type
+    /// does not have are left out.
     ///
     /// # Errors
     /// [`JsonError::Malformed`] for a value of the wrong form, or a packed
-    /// message of an unknown type.
-    pub fn read<M: Name>(value: &serde_json::Value) -> Result<Self, JsonError> {
-        read(descriptor::<M>()?, value, false).map(Self)
+    /// message of an unknown type; [`JsonError::UnknownType`].
+    pub fn read(type_name: &str, value: &serde_json::Value) -> Result<Self, JsonError> {
+        read(type_name, value, false)
     }
 
     /// The same, but an unknown field is an error.
     ///
     /// # Errors
     /// Those of [`JsonMessage::read`], and the first unknown field.
-    pub fn read_strictly<M: Name>(value: &serde_json::Value) -> Result<Self, JsonError> {
-        read(descriptor::<M>()?, value, true).map(Self)
+    pub fn read_strictly(type_name: &str, value: &serde_json::Value) -> Result<Self, JsonError> {
+        read(type_name, value, true)
     }
 
     /// The message itself.
@@ -91,20 +92,23 @@ pub fn merge_any(target: &mut Any, patch: &Any, lists: Lists) -> Result<(), Json
 }
 
 fn read(
-    descriptor: MessageDescriptor,
+    type_name: &str,
     value: &serde_json::Value,
     strict: bool,
-) -> Result<DynamicMessage, JsonError> {
-    let type_name = descriptor.full_name().to_owned();
+) -> Result<JsonMessage, JsonError> {
+    let descriptor = find(type_name).ok_or_else(|| JsonError::UnknownType(type_name.to_owned()))?;
     let options = DeserializeOptions::new().deny_unknown_fields(strict);
-    DynamicMessage::deserialize_with_options(descriptor, value, &options)
-        .map_err(|e| JsonError::Malformed { type_name, message: e.to_string() })
+    let message = DynamicMessage::deserialize_with_options(descriptor, value, &options);
+    message.map(JsonMessage).map_err(|e| malformed(type_name, &e))
+}
+
+fn malformed(type_name: &str, error: &dyn std::fmt::Display) -> JsonError {
+    JsonError::Malformed { type_name: type_name.to_owned(), message: error.to_string() }
 }
 
 fn decode(descriptor: MessageDescriptor, body: Bytes) -> Result<DynamicMessage, JsonError> {
     let type_name = descriptor.full_name().to_owned();
-    DynamicMessage::decode(descriptor, body)
-        .map_err(|e| JsonError::Malformed { type_name, message: e.to_string() })
+    DynamicMessage::decode(descriptor, body).map_err(|e| malformed(&type_name, &e))
 }
 
 fn merge(target: &mut DynamicMessage, patch: &DynamicMessage, lists: Lists) {
@@ -138,8 +142,10 @@ mod tests {
     use super::*;
     use crate::json::to_json;
 
+    const CLUSTER: &str = "envoy.config.cluster.v3.Cluster";
+
     fn cluster(value: serde_json::Value) -> JsonMessage {
-        JsonMessage::read::<Cluster>(&value).expect("valid")
+        JsonMessage::read(CLUSTER, &value).expect("valid")
     }
 
     #[track_caller]
@@ -184,11 +190,11 @@ mod tests {
     #[test]
     fn unknown_fields_are_errors_only_if_asked() {
         let value = json!({"nmae": "x"});
-        assert!(JsonMessage::read::<Cluster>(&value).is_ok());
-        let error = JsonMessage::read_strictly::<Cluster>(&value).expect_err("unknown");
+        assert!(JsonMessage::read(CLUSTER, &value).is_ok());
+        let error = JsonMessage::read_strictly(CLUSTER, &value).expect_err("unknown");
         assert_eq!(
             error.to_string(),
-            "not a envoy.config.cluster.v3.Cluster: unrecognized field name 'nmae'"
+            "not of type envoy.config.cluster.v3.Cluster: unrecognized field name 'nmae'"
         );
     }
 
