@@ -12,6 +12,8 @@ pub struct H2Settings {
     pub max_concurrent_streams: u32,
     pub stream_window: u32,
     pub connection_window: u32,
+    /// Extended CONNECT, by which WebSocket comes over HTTP/2.
+    pub allow_connect: bool,
     pub keepalive: Option<(Duration, Duration)>,
 }
 
@@ -38,6 +40,7 @@ impl H2Settings {
                 CONNECTION_WINDOW,
             )
             .clamp(65_535, i32::MAX as u32),
+            allow_connect: value.is_some_and(|value| value.allow_connect),
             keepalive: keepalive.and_then(|keepalive| {
                 Some((
                     values::duration(keepalive.interval.as_ref()?),

@@ -218,12 +218,7 @@ impl HttpConfig {
                 .max_requests_per_connection
                 .map(|max| max.value)
                 .filter(|max| *max > 0),
-            upgrades: value
-                .upgrade_configs
-                .iter()
-                .filter(|upgrade| bool_or(upgrade.enabled.as_ref(), true))
-                .map(|upgrade| upgrade.upgrade_type.to_ascii_lowercase())
-                .collect(),
+            upgrades: upgrades(value, faults),
             strip_port: strip_port(value),
             strip_trailing_dot: value.strip_trailing_host_dot,
             suppress_envoy_headers: chain.suppress_envoy_headers,
@@ -233,6 +228,13 @@ impl HttpConfig {
             istio_alpn: chain.istio_alpn,
         })
     }
+}
+
+fn upgrades(value: &pb::HttpConnectionManager, faults: &mut Faults) -> Vec<String> {
+    let own_filters = value.upgrade_configs.iter().any(|upgrade| !upgrade.filters.is_empty());
+    faults.reject_if(own_filters, "upgrade_configs.filters");
+    let enabled = value.upgrade_configs.iter().filter(|it| bool_or(it.enabled.as_ref(), true));
+    enabled.map(|upgrade| upgrade.upgrade_type.to_ascii_lowercase()).collect()
 }
 
 fn server_header(value: &pb::HttpConnectionManager) -> ServerHeader {

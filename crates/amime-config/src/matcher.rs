@@ -102,6 +102,7 @@ impl HeaderSource {
     pub fn value<'a>(&self, head: &'a RequestHead) -> Option<Cow<'a, [u8]>> {
         match self {
             Self::Method => Some(Cow::Borrowed(head.method.as_str().as_bytes())),
+            Self::Path if head.method == http::Method::CONNECT => None,
             Self::Path => Some(Cow::Borrowed(head.path.as_str().as_bytes())),
             Self::Authority => head.authority_value().map(|value| Cow::Borrowed(value.as_bytes())),
             Self::Scheme => Some(Cow::Borrowed(head.scheme.as_str().as_bytes())),

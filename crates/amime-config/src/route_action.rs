@@ -50,7 +50,7 @@ pub struct Forward {
     pub path_rewrite: PathRewrite,
     pub hash: Vec<HashPolicy>,
     pub mirrors: Vec<Mirror>,
-    pub upgrades: Vec<(String, bool)>,
+    pub upgrades: Vec<RouteUpgrade>,
     pub high_priority: bool,
 }
 
@@ -90,6 +90,23 @@ pub enum HashSource {
     },
     SourceIp,
     Query(String),
+}
+
+/// What a route says of one upgrade type.
+#[derive(Debug)]
+pub struct RouteUpgrade {
+    /// Lower case.
+    pub kind: String,
+    pub enabled: bool,
+    /// Set where CONNECT ends here: its payload goes to the upstream bare.
+    pub terminate: Option<Terminate>,
+}
+
+/// How tunnels end here.
+#[derive(Clone, Copy, Debug)]
+pub struct Terminate {
+    /// POST requests are tunnels as well.
+    pub allow_post: bool,
 }
 
 /// Envoy's default route timeout.
@@ -198,15 +215,23 @@ impl Forward {
             upgrades: value
                 .upgrade_configs
                 .iter()
-                .map(|upgrade| {
-                    (
-                        upgrade.upgrade_type.to_ascii_lowercase(),
-                        bool_or(upgrade.enabled.as_ref(), true),
-                    )
-                })
+                .map(|upgrade| RouteUpgrade::compile(upgrade, faults))
                 .collect(),
             high_priority: value.priority == 1,
         })
+    }
+}
+
+impl RouteUpgrade {
+    fn compile(value: &pb::route_action::UpgradeConfig, faults: &mut Faults) -> Self {
+        let connect = value.connect_config.as_ref();
+        let proxy_protocol = connect.is_some_and(|config| config.proxy_protocol_config.is_some());
+        faults.reject_if(proxy_protocol, "upgrade_configs.connect_config.proxy_protocol_config");
+        Self {
+            kind: value.upgrade_type.to_ascii_lowercase(),
+            enabled: bool_or(value.enabled.as_ref(), true),
+            terminate: connect.map(|config| Terminate { allow_post: config.allow_post }),
+        }
     }
 }
 

@@ -50,6 +50,10 @@ impl PathMatch {
 
     fn matches(&self, head: &RequestHead) -> bool {
         let path = head.path.path();
+        // A request to connect has no path that others could match.
+        if (head.method == http::Method::CONNECT) != matches!(self, Self::Connect) {
+            return false;
+        }
         match self {
             Self::Prefix(prefix, case) => case.starts(head.path.as_str(), prefix),
             Self::Exact(want, case) => case.same(path, want),
@@ -58,7 +62,7 @@ impl PathMatch {
                     && matches!(path.as_bytes().get(prefix.len()), None | Some(b'/'))
             }
             Self::Regex(regex) => regex.is_match(path.as_bytes()),
-            Self::Connect => head.method == http::Method::CONNECT,
+            Self::Connect => true,
         }
     }
 }

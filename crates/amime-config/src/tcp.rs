@@ -6,7 +6,12 @@ use std::time::Duration;
 use amime_telemetry::{IstioStats, ListenerTelemetry};
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
 
+use http::uri::PathAndQuery;
+
 use super::Compiler;
+use super::faults::Faults;
+use super::format::Format;
+use super::headers::HeaderEdits;
 use super::names::ClusterId;
 use super::values;
 
@@ -24,6 +29,34 @@ pub struct TcpConfig {
     pub hash_source_ip: bool,
     /// The cluster is the one that the server name names.
     pub by_server_name: bool,
+    /// Connections go through a tunnel that the upstream is asked for.
+    pub tunneling: Option<Tunneling>,
+}
+
+/// A compiled `TunnelingConfig`.
+#[derive(Debug)]
+pub struct Tunneling {
+    pub hostname: Format,
+    /// Path of a POST request; `None`: CONNECT is used.
+    pub post: Option<PathAndQuery>,
+    pub headers: HeaderEdits,
+}
+
+impl Tunneling {
+    fn compile(value: &pb::tcp_proxy::TunnelingConfig, faults: &mut Faults) -> Option<Self> {
+        faults.ignore_if(value.propagate_response_headers, "propagate_response_headers");
+        faults.ignore_if(value.propagate_response_trailers, "propagate_response_trailers");
+        let hostname = Format::parse(&value.hostname);
+        let hostname = hostname.map_err(|reason| faults.reject("hostname", reason)).ok()?;
+        let path = if value.post_path.is_empty() { "/" } else { &value.post_path };
+        let Ok(path) = path.parse() else {
+            faults.reject("post_path", format!("`{path}` is not a path"));
+            return None;
+        };
+        let fields = ["headers_to_add", ""];
+        let headers = HeaderEdits::compile(&value.headers_to_add, &[], fields, faults);
+        Some(Self { hostname, post: value.use_post.then_some(path), headers })
+    }
 }
 
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -38,8 +71,11 @@ impl TcpConfig {
         if compiler.tcp_stats {
             telemetry.istio_stats = Some(Arc::new(IstioStats::default()));
         }
-        compiler.faults.reject_if(value.tunneling_config.is_some(), "tunneling_config");
         compiler.faults.reject_if(value.on_demand.is_some(), "on_demand");
+        let tunneling = value.tunneling_config.as_ref().and_then(|tunneling| {
+            let compile = |faults: &mut Faults| Tunneling::compile(tunneling, faults);
+            compiler.faults.within("tunneling_config", compile)
+        });
         let clusters = match value.cluster_specifier.as_ref() {
             Some(pb::tcp_proxy::ClusterSpecifier::Cluster(name)) => {
                 vec![(compiler.names.cluster(name), 1)]
@@ -69,6 +105,7 @@ impl TcpConfig {
             telemetry,
             hash_source_ip: !value.hash_policy.is_empty(),
             by_server_name: compiler.sni_cluster,
+            tunneling,
         })
     }
 

@@ -60,6 +60,8 @@ pub(super) struct Request<'a> {
     pub(super) priority: usize,
     pub(super) attempt_count: bool,
     pub(super) endpoint_host: bool,
+    /// The request wants to leave HTTP.
+    pub(super) upgrade: bool,
 }
 
 /// An attempt in flight: holds its connection and its place in the counters.
@@ -69,21 +71,21 @@ pub(crate) struct Attempt {
 }
 
 /// Counts a request as active until dropped.
-struct InFlight {
+pub(super) struct InFlight {
     cluster: Rc<ClusterRuntime>,
     host: Rc<Host>,
     priority: usize,
 }
 
 impl InFlight {
-    fn new(request: &Request<'_>) -> Self {
-        let (cluster, host) = (request.cluster.clone(), request.host.clone());
+    pub(super) fn new(cluster: &Rc<ClusterRuntime>, host: &Rc<Host>, priority: usize) -> Self {
+        let (cluster, host) = (cluster.clone(), host.clone());
         cluster.stats.upstream_rq_total.inc();
         cluster.stats.upstream_rq_active.inc();
         host.active.set(host.active.get() + 1);
         host.counters().rq_total.inc();
         host.counters().rq_active.inc();
-        Self { cluster, host, priority: request.priority }
+        Self { cluster, host, priority }
     }
 }
 
@@ -125,7 +127,7 @@ impl Request<'_> {
         self,
         body: &PreparedBody,
     ) -> Result<(http::response::Parts, Incoming, Attempt), Failure> {
-        let flight = InFlight::new(&self);
+        let flight = InFlight::new(self.cluster, self.host, self.priority);
         let result = self.send_counted(body, flight).await;
         match &result {
             Ok((parts, ..)) => self.count_response(parts.status.as_u16()),
@@ -220,13 +222,28 @@ impl Request<'_> {
             headers.insert(header::HOST, name);
         }
         match &lease.sender {
+            Sender::H1(_) if head.method == Method::CONNECT => {
+                *request.uri_mut() = authority(&head);
+            }
             Sender::H1(_) => {
                 *request.uri_mut() = head.origin_form();
                 add_length(&head.method, &mut headers, request.body());
             }
             Sender::H2 { .. } => {
                 *request.version_mut() = Version::HTTP_2;
-                *request.uri_mut() = absolute(&head, &mut headers);
+                if head.method == Method::CONNECT {
+                    *request.uri_mut() = authority(&head);
+                    headers.remove(header::HOST);
+                } else {
+                    if self.upgrade
+                        && let Some(kind) = headers.get(header::UPGRADE)
+                        && let Ok(kind) = kind.to_str()
+                    {
+                        *request.method_mut() = Method::CONNECT;
+                        request.extensions_mut().insert(hyper::ext::Protocol::from(kind));
+                    }
+                    *request.uri_mut() = absolute(&head, &mut headers);
+                }
             }
         }
         *request.headers_mut() = headers;
@@ -280,7 +297,7 @@ impl Request<'_> {
 }
 
 /// How sending failed.
-enum Broken {
+pub(crate) enum Broken {
     /// Nothing was written; the request can go elsewhere whole.
     Unsent(Box<http::Request<RequestBody>>),
     Sent(hyper::Error),
@@ -295,7 +312,7 @@ impl From<TrySendError<http::Request<RequestBody>>> for Broken {
     }
 }
 
-async fn exchange_messages(
+pub(crate) async fn exchange_messages(
     sender: &mut Sender,
     request: http::Request<RequestBody>,
 ) -> Result<http::Response<Incoming>, Broken> {
@@ -324,6 +341,14 @@ fn add_length(method: &Method, headers: &mut HeaderMap, body: &RequestBody) {
     } else if !matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE) {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
     }
+}
+
+/// The target of a request to connect.
+fn authority(head: &RequestHead) -> Uri {
+    let authority = head.headers.get(header::HOST).map(HeaderValue::as_bytes).unwrap_or_default();
+    let mut parts = http::uri::Parts::default();
+    parts.authority = authority.try_into().ok();
+    Uri::from_parts(parts).unwrap_or_default()
 }
 
 /// The absolute form that HTTP/2 wants; the authority leaves the headers.

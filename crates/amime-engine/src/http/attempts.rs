@@ -91,6 +91,7 @@ impl Attempts<'_> {
             host: &host,
             priority: self.priority(),
             attempt_count: self.plan.route.attempt_count.in_request,
+            upgrade: self.plan.upgrade.is_some(),
             endpoint_host: matches!(self.plan.action.host_rewrite, HostRewrite::Endpoint),
         };
         match self.timeouts.per_try {
@@ -105,11 +106,11 @@ impl Attempts<'_> {
         }
     }
 
-    fn priority(&self) -> usize {
+    pub(super) fn priority(&self) -> usize {
         usize::from(self.plan.action.high_priority)
     }
 
-    fn choose_host(&self, tried: &[Rc<Host>]) -> Result<Rc<Host>, Failure> {
+    pub(super) fn choose_host(&self, tried: &[Rc<Host>]) -> Result<Rc<Host>, Failure> {
         let retry = self.plan.action.retry.as_deref();
         let avoid = retry.is_some_and(|retry| retry.avoid_previous_hosts);
         let chosen = hash::host(

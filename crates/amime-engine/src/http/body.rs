@@ -18,6 +18,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::attempt::Attempt;
 use super::exchange::{End, Exchange, ExchangeGuard};
+use super::pipe::Pipe;
 
 /// Error of a body, as codecs want it.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -27,6 +28,8 @@ pub(crate) enum RequestBody {
     Empty,
     Stream(Incoming, Rc<Exchange>),
     Replay(ReplayBody),
+    /// Bytes of a tunnel.
+    Pipe(Pipe),
 }
 
 /// A body that later attempts can send again.
@@ -151,6 +154,7 @@ impl Body for RequestBody {
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
             }
             Self::Replay(replay) => replay.poll(cx),
+            Self::Pipe(pipe) => pipe.poll(cx),
         }
     }
 
@@ -162,6 +166,7 @@ impl Body for RequestBody {
                 let shared = replay.shared.borrow();
                 shared.ended && replay.position >= shared.chunks.len() && shared.trailers.is_none()
             }
+            Self::Pipe(pipe) => pipe.ended(),
         }
     }
 
@@ -177,7 +182,7 @@ impl Body for RequestBody {
                     SizeHint::default()
                 }
             }
-            Self::Replay(_) => SizeHint::default(),
+            Self::Replay(_) | Self::Pipe(_) => SizeHint::default(),
         }
     }
 }
@@ -192,6 +197,7 @@ pub(crate) struct ResponseBody {
 enum Source {
     Bytes(Option<Bytes>),
     Upstream(Box<UpstreamBody>),
+    Pipe(Pipe),
 }
 
 struct UpstreamBody {
@@ -215,6 +221,11 @@ pub(crate) struct BodyLimits {
 impl ResponseBody {
     pub(crate) fn bytes(bytes: Bytes, guard: Option<ExchangeGuard>) -> Self {
         Self { source: Source::Bytes(Some(bytes).filter(|bytes| !bytes.is_empty())), guard }
+    }
+
+    /// A tunnel's bytes; the tunnel itself tells of its end.
+    pub(crate) fn pipe(pipe: Pipe) -> Self {
+        Self { source: Source::Pipe(pipe), guard: None }
     }
 
     pub(crate) fn upstream(
@@ -321,6 +332,7 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         let frame = match &mut this.source {
+            Source::Pipe(pipe) => return pipe.poll(cx),
             Source::Bytes(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Source::Upstream(body) => {
                 let guard = this.guard.as_ref();
@@ -362,6 +374,7 @@ impl Body for ResponseBody {
         match &self.source {
             Source::Bytes(bytes) => bytes.is_none(),
             Source::Upstream(body) => body.ended,
+            Source::Pipe(pipe) => pipe.ended(),
         }
     }
 
@@ -371,6 +384,7 @@ impl Body for ResponseBody {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             Source::Upstream(body) => body.incoming.size_hint(),
+            Source::Pipe(_) => SizeHint::default(),
         }
     }
 }
@@ -383,6 +397,7 @@ impl Drop for ResponseBody {
             let complete = match &self.source {
                 Source::Bytes(bytes) => bytes.is_none() || guard.exchange().bodiless(),
                 Source::Upstream(body) => body.ended || guard.exchange().bodiless(),
+                Source::Pipe(pipe) => pipe.ended(),
             };
             guard.finish(if complete { End::Complete } else { End::DownstreamGone });
         }

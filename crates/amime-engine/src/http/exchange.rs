@@ -110,6 +110,11 @@ impl Exchange {
         self.received_after.set(Some(Duration::ZERO));
     }
 
+    /// How long the request took to come.
+    pub(crate) fn received_after(&self) -> Option<Duration> {
+        self.received_after.get()
+    }
+
     /// When the request had been read.
     pub(crate) fn completed_at(&self) -> Option<Instant> {
         self.received_after.get().map(|after| self.begun + after)
@@ -142,7 +147,8 @@ impl Exchange {
             response_started: log.response_after,
         };
         record.method = head.method.as_str();
-        record.path = head.path.as_str();
+        // A request to connect has none.
+        record.path = if head.method == Method::CONNECT { "" } else { head.path.as_str() };
         record.authority = head.authority();
         record.scheme = head.scheme.as_str();
         record.protocol = protocol(head.version);

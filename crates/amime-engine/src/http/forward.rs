@@ -14,10 +14,12 @@ use super::attempts::Attempts;
 use super::body::{BodyLimits, Replay, ReplayBody, RequestBody, ResponseBody};
 use super::error::ProxyError;
 use super::exchange::{Exchange, ExchangeGuard, answered};
+use super::pipe::Pipe;
 use super::prepare::prepare;
 use super::request::Admitted;
 use super::timeouts::Timeouts;
-use super::{hash, mirror, names, response, upgrade};
+use super::upgrade::Upgrade;
+use super::{connect, hash, mirror, names, response, upgrade};
 use crate::upstream::ClusterRuntime;
 use amime_config::headers::HeaderEdits;
 use amime_config::route::RouteRef;
@@ -31,6 +33,7 @@ pub(super) struct Plan<'a> {
     pub(super) action: &'a Forward,
     pub(super) admitted: &'a Admitted,
     pub(super) cors: Option<HeaderMap>,
+    pub(super) upgrade: Option<Upgrade>,
 }
 
 /// An upstream's response on its way down.
@@ -41,10 +44,18 @@ pub(super) struct Forwarded {
 
 enum ForwardedBody {
     Stream(Box<(Incoming, Attempt, BodyLimits)>),
-    Tunnel(Box<upgrade::Tunnel>),
+    Tunnel(Box<upgrade::Tunnel>, Option<Pipe>),
 }
 
 impl Forwarded {
+    pub(super) fn tunnel(
+        parts: http::response::Parts,
+        tunnel: upgrade::Tunnel,
+        pipe: Option<Pipe>,
+    ) -> Self {
+        Self { parts, body: ForwardedBody::Tunnel(Box::new(tunnel), pipe) }
+    }
+
     pub(super) fn into_response(self, mut guard: ExchangeGuard) -> Response<ResponseBody> {
         let body = match self.body {
             ForwardedBody::Stream(stream) => {
@@ -57,9 +68,12 @@ impl Forwarded {
                     ResponseBody::upstream(incoming, attempt, limits, guard)
                 }
             }
-            ForwardedBody::Tunnel(tunnel) => {
+            ForwardedBody::Tunnel(tunnel, pipe) => {
                 tunnel.run(guard);
-                ResponseBody::bytes(bytes::Bytes::new(), None)
+                match pipe {
+                    Some(pipe) => ResponseBody::pipe(pipe),
+                    None => ResponseBody::bytes(bytes::Bytes::new(), None),
+                }
             }
         };
         Response::from_parts(self.parts, body)
@@ -75,21 +89,28 @@ pub(super) async fn forward(
     let exchange = plan.exchange;
     let (cluster, weighted) = choose_cluster(&plan)?;
     exchange.log.borrow_mut().cluster = Some(cluster.clone());
-    let upgrade = wanted_upgrade(&plan)?;
     let timeouts = Timeouts::of(&plan);
     prepare(&plan, weighted, &timeouts);
-    let body = PreparedBody::of(&plan, body);
     let hash = hash::of(&plan.action.hash, exchange, plan.admitted.remote);
-    mirror::send_all(&plan, &body);
     let attempts = Attempts { plan: &plan, cluster: &cluster, timeouts, hash: hash.value };
+    let own = weighted.map(|entry| &entry.response_edits);
+    let edits: Vec<&HeaderEdits> = own.into_iter().chain([&plan.route.response_edits]).collect();
+    if plan.upgrade == Some(Upgrade::Terminate) {
+        let mut forwarded = connect::terminate(&plan, &attempts, body, on_upgrade).await?;
+        let details = Cow::Borrowed("via_upstream");
+        answered(&mut exchange.log.borrow_mut(), forwarded.parts.status, details);
+        response::from_upstream(exchange, &mut forwarded.parts, &edits);
+        return Ok(forwarded);
+    }
+    let body = PreparedBody::of(&plan, body);
+    mirror::send_all(&plan, &body);
     let (mut parts, incoming, attempt) = attempts.run(&body).await?;
+    let upgraded = plan.upgrade.is_some() && upgrade::accepted(exchange, &mut parts);
     {
         let mut log = exchange.log.borrow_mut();
         answered(&mut log, parts.status, Cow::Borrowed("via_upstream"));
         log.upstream_peer = upstream_peer(exchange, &mut parts.headers);
     }
-    let own = weighted.map(|entry| &entry.response_edits);
-    let edits: Vec<&HeaderEdits> = own.into_iter().chain([&plan.route.response_edits]).collect();
     response::from_upstream(exchange, &mut parts, &edits);
     if let Some(cookie) = hash.cookie {
         parts.headers.append(header::SET_COOKIE, cookie);
@@ -97,11 +118,16 @@ pub(super) async fn forward(
     if let Some(cors) = &plan.cors {
         parts.headers.extend(cors.clone());
     }
-    let body = match (upgrade && parts.status == http::StatusCode::SWITCHING_PROTOCOLS, on_upgrade)
-    {
-        (true, Some(on_upgrade)) => {
+    let body = match on_upgrade.filter(|_| upgraded) {
+        Some(on_upgrade) => {
             let upstream = hyper::upgrade::on(Response::from_parts(parts.clone(), incoming));
-            ForwardedBody::Tunnel(Box::new(upgrade::Tunnel::new(on_upgrade, upstream, attempt)))
+            upgrade::for_client(exchange, &mut parts);
+            let tunnel = upgrade::Tunnel {
+                downstream: upgrade::Downstream::Upgrade(on_upgrade),
+                upstream: upgrade::Upstream::Upgrade(upstream, attempt),
+                idle: attempts.timeouts.idle,
+            };
+            ForwardedBody::Tunnel(Box::new(tunnel), None)
         }
         _ => ForwardedBody::Stream(Box::new((incoming, attempt, attempts.timeouts.body()))),
     };
@@ -152,22 +178,6 @@ fn choose_cluster<'a>(
     }
 }
 
-/// True if the request asks for an upgrade that its route allows.
-fn wanted_upgrade(plan: &Plan<'_>) -> Result<bool, ProxyError> {
-    if !plan.admitted.upgrade {
-        return Ok(false);
-    }
-    let head = plan.exchange.head.borrow();
-    let kind = head.headers.get(header::UPGRADE).and_then(|value| value.to_str().ok());
-    let kind = kind.unwrap_or_default().to_ascii_lowercase();
-    let by_route = plan.action.upgrades.iter().find(|(name, _)| *name == kind);
-    let allowed = match by_route {
-        Some((_, enabled)) => *enabled,
-        None => plan.exchange.connection.config.upgrades.contains(&kind),
-    };
-    if allowed { Ok(true) } else { Err(ProxyError::UpgradeRefused) }
-}
-
 /// The request's body in the form that its attempts need.
 pub(super) enum PreparedBody {
     Empty,
@@ -178,6 +188,10 @@ pub(super) enum PreparedBody {
 
 impl PreparedBody {
     fn of(plan: &Plan<'_>, body: Incoming) -> Self {
+        if plan.upgrade.is_some() {
+            // It has not ended: what follows is the tunnel.
+            return Self::Empty;
+        }
         if body.is_end_stream() {
             plan.exchange.request_is_bodiless();
             return Self::Empty;

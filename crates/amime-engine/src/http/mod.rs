@@ -9,6 +9,7 @@
 pub(crate) mod attempt;
 mod attempts;
 pub(crate) mod body;
+mod connect;
 mod error;
 pub(crate) mod exchange;
 mod filters;
@@ -17,6 +18,7 @@ mod hash;
 mod mirror;
 mod names;
 mod path;
+pub(crate) mod pipe;
 mod prepare;
 mod refusal;
 mod request;
@@ -25,6 +27,6 @@ mod retry;
 mod router;
 mod serve;
 mod timeouts;
-mod upgrade;
+pub(crate) mod upgrade;
 
 pub(crate) use serve::{HttpConnection, serve};

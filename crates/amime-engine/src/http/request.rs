@@ -67,9 +67,13 @@ pub(super) fn take_head<B>(
     };
     let bad = Err(ProxyError::BadRequest("http1.codec_error"));
     let valid = match (&parts.method, &uri.authority, &uri.path_and_query) {
-        // Tunnels are not served: no route can match a CONNECT request.
-        (&Method::CONNECT, Some(_), None) => Err(ProxyError::NoRoute),
-        (&Method::CONNECT, ..) if parts.version != Version::HTTP_2 => bad,
+        (&Method::CONNECT, Some(_), None) if has_body(&headers) => {
+            Err(ProxyError::BadRequest("http1.body_disallowed"))
+        }
+        (&Method::CONNECT, Some(_), None) => Ok(()),
+        (&Method::CONNECT, ..) if parts.version != Version::HTTP_2 => {
+            Err(ProxyError::BadRequest("http1.invalid_url"))
+        }
         (method, _, Some(path)) if path == "*" && *method != Method::OPTIONS => bad,
         (_, _, None) => bad,
         (method, ..) if parts.version != Version::HTTP_2 && !known(method) => bad,
@@ -77,7 +81,21 @@ pub(super) fn take_head<B>(
     };
     let path = uri.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
     let version = parts.version;
-    (RequestHead { method: parts.method, path, headers, version, scheme }, body, valid)
+    let mut method = parts.method;
+    if let Some(protocol) = parts.extensions.get::<hyper::ext::Protocol>()
+        && let Ok(kind) = HeaderValue::from_str(protocol.as_str())
+    {
+        method = Method::GET;
+        headers.insert(header::UPGRADE, kind);
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+    (RequestHead { method, path, headers, version, scheme }, body, valid)
+}
+
+/// True if the headers announce a body.
+fn has_body(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::TRANSFER_ENCODING)
+        || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0")
 }
 
 /// Methods that Envoy's HTTP/1 codec takes.
@@ -136,7 +154,8 @@ pub(crate) fn admit(
     }
     path::normalize(&config.path, head)?;
     host(config, connection.downstream.local.port(), head);
-    let upgrade = survey.upgrade && is_upgrade(head);
+    let connect = head.method == Method::CONNECT;
+    let upgrade = connect || survey.upgrade && is_upgrade(head);
     if survey.hop_by_hop {
         remove_hop_by_hop(head, upgrade)?;
     }
@@ -286,7 +305,7 @@ fn host(config: &HttpConfig, port: u16, head: &mut RequestHead) {
 }
 
 fn is_upgrade(head: &RequestHead) -> bool {
-    head.version == Version::HTTP_11
+    matches!(head.version, Version::HTTP_11 | Version::HTTP_2)
         // Upgrading to HTTP/2 in the clear is obsolete; it is ignored.
         && head.headers.get(header::UPGRADE).is_some_and(|value| value != "h2c")
         && head.headers.get(header::CONNECTION).is_some_and(|value| {

@@ -35,8 +35,11 @@ pub(super) fn from_upstream(exchange: &Exchange, parts: &mut Parts, edits: &[&He
     let config = &exchange.connection.config;
     if !config.suppress_envoy_headers {
         let log = exchange.log.borrow();
-        let value = millis(log.response_after.unwrap_or_default());
-        parts.headers.insert(names::UPSTREAM_SERVICE_TIME, value);
+        // The time from the request's end; while it still comes there is none.
+        if let Some(sent) = exchange.received_after() {
+            let value = millis(log.response_after.unwrap_or_default().saturating_sub(sent));
+            parts.headers.insert(names::UPSTREAM_SERVICE_TIME, value);
+        }
         if log.route.as_ref().is_some_and(|route| route.attempt_count.in_response) {
             parts.headers.insert(names::ATTEMPT_COUNT, HeaderValue::from(log.attempts));
         }
@@ -153,7 +156,13 @@ pub(super) fn local(guard: ExchangeGuard, error: &ProxyError) -> Response<Respon
     }
     let grpc = guard.exchange().log.borrow().grpc;
     let mut answer = Own::new(reply, grpc);
-    if error.closes() && guard.exchange().head.borrow().version != http::Version::HTTP_2 {
+    let closes = {
+        let head = guard.exchange().head.borrow();
+        // What a client sends after CONNECT may not be HTTP.
+        let closes = error.closes() || head.method == http::Method::CONNECT;
+        closes && head.version != http::Version::HTTP_2
+    };
+    if closes {
         answer.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     own(guard, answer)

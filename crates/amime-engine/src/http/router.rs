@@ -14,7 +14,7 @@ use super::error::{LocalReply, ProxyError};
 use super::exchange::{Exchange, ExchangeGuard};
 use super::request::Admitted;
 use super::response::{self, Own};
-use super::{filters, forward, names, path};
+use super::{filters, forward, names, path, upgrade};
 use amime_config::head::{RequestHead, Scheme};
 use amime_config::redirect::Redirect;
 use amime_config::route::{RequireTls, RouteRef};
@@ -25,7 +25,7 @@ pub(super) async fn route(
     guard: ExchangeGuard,
     admitted: Admitted,
     body: Incoming,
-    upgrade: Option<OnUpgrade>,
+    on_upgrade: Option<OnUpgrade>,
 ) -> Response<ResponseBody> {
     let exchange = guard.exchange().clone();
     if let Some(peer) = &admitted.peer_metadata {
@@ -39,6 +39,14 @@ pub(super) async fn route(
         Err(redirect) => return answer(guard, *redirect, None),
     };
     exchange.log.borrow_mut().route.clone_from(&route);
+    let wanted = match &route {
+        Some(route) => upgrade::wanted(&exchange, &admitted, route),
+        None => Ok(None),
+    };
+    let upgrade = match wanted {
+        Ok(upgrade) => upgrade,
+        Err(error) => return response::local(guard, &error),
+    };
     let passed = match filters::run(&exchange, route.as_ref(), admitted.remote).await {
         Ok(passed) => passed,
         Err(error) => return response::local(guard, &error),
@@ -60,8 +68,9 @@ pub(super) async fn route(
                 action,
                 admitted: &admitted,
                 cors: passed.cors,
+                upgrade,
             };
-            match forward::forward(plan, body, upgrade).await {
+            match forward::forward(plan, body, on_upgrade).await {
                 Ok(forwarded) => forwarded.into_response(guard),
                 Err(error) => response::local(guard, &error),
             }

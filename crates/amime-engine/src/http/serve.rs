@@ -172,6 +172,9 @@ async fn serve_http2(connection: Rc<HttpConnection>, io: DownstreamIo) {
         .initial_connection_window_size(config.h2.connection_window)
         .max_header_list_size(config.max_headers_kb * 1024)
         .max_send_buf_size(256 * 1024);
+    if config.h2.allow_connect {
+        builder.enable_connect_protocol();
+    }
     if let Some((interval, timeout)) = config.h2.keepalive {
         builder.keep_alive_interval(interval).keep_alive_timeout(timeout);
     }
@@ -239,8 +242,9 @@ async fn handle(
     connection: Rc<HttpConnection>,
     mut request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, BodyError> {
-    let upgrade =
-        request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
+    let leaves = request.headers().contains_key(header::UPGRADE)
+        || request.method() == http::Method::CONNECT;
+    let upgrade = leaves.then(|| hyper::upgrade::on(&mut request));
     let http2 = request.version() == http::Version::HTTP_2;
     connection.begin(http2);
     let (head, body, valid) = request::take_head(request, connection.downstream.tls.is_some());

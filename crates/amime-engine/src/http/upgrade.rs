@@ -1,27 +1,123 @@
-//! Connections that leave HTTP after a 101: bytes pass both ways.
+//! Connections that leave HTTP: bytes pass both ways.
+//!
+//! An upgrade that comes as extended CONNECT over HTTP/2 is an upgrade of
+//! HTTP/1 to all but the codecs, as in Envoy.
 
 use std::io;
+use std::time::Duration;
 
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use http::{HeaderValue, Method, StatusCode, header};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::io::DuplexStream;
 
 use super::attempt::Attempt;
-use super::exchange::{End, ExchangeGuard};
+use super::connect::Open;
+use super::error::ProxyError;
+use super::exchange::{End, Exchange, ExchangeGuard};
+use super::pipe::{BodyReader, Duplex};
+use super::request::Admitted;
 use crate::tcp::copy::{Copied, copy_both};
+use amime_config::route::RouteRef;
+use amime_config::route_action::{Action, RouteUpgrade};
 
-/// Both ends of an upgraded connection, not yet joined.
+/// What becomes of a request that wants to leave HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Upgrade {
+    /// The upstream is asked.
+    Forward,
+    /// The tunnel ends here; its bytes go to the upstream bare.
+    Terminate,
+}
+
+/// Whether the request is an upgrade, and one that its route allows.
+pub(super) fn wanted(
+    exchange: &Exchange,
+    admitted: &Admitted,
+    route: &RouteRef,
+) -> Result<Option<Upgrade>, ProxyError> {
+    let upgrades: &[RouteUpgrade] = match &route.action {
+        Action::Forward(forward) => &forward.upgrades,
+        _ => &[],
+    };
+    let head = exchange.head.borrow();
+    if !admitted.upgrade {
+        let post = head.method == Method::POST
+            && upgrades.iter().any(|it| it.terminate.is_some_and(|it| it.allow_post));
+        return Ok(post.then_some(Upgrade::Terminate));
+    }
+    let kind = match head.method {
+        Method::CONNECT => "connect".to_owned(),
+        _ => {
+            let kind = head.headers.get(header::UPGRADE).and_then(|value| value.to_str().ok());
+            kind.unwrap_or_default().to_ascii_lowercase()
+        }
+    };
+    let by_route = upgrades.iter().find(|upgrade| upgrade.kind == kind);
+    let allowed = match by_route {
+        Some(upgrade) => upgrade.enabled,
+        None => exchange.connection.config.upgrades.contains(&kind),
+    };
+    if !allowed {
+        return Err(ProxyError::UpgradeRefused);
+    }
+    let terminate = head.method == Method::CONNECT
+        && by_route.is_some_and(|upgrade| upgrade.terminate.is_some());
+    Ok(Some(if terminate { Upgrade::Terminate } else { Upgrade::Forward }))
+}
+
+/// True if the response agrees to the upgrade. One over HTTP/2 is given the
+/// form that it has over HTTP/1.
+pub(super) fn accepted(exchange: &Exchange, parts: &mut http::response::Parts) -> bool {
+    let head = exchange.head.borrow();
+    if head.method == Method::CONNECT {
+        return parts.status.is_success();
+    }
+    let http2 = exchange.log.borrow().conn.as_ref().is_some_and(|conn| conn.is_http2());
+    if http2
+        && parts.status == StatusCode::OK
+        && let Some(kind) = head.headers.get(header::UPGRADE)
+    {
+        parts.status = StatusCode::SWITCHING_PROTOCOLS;
+        parts.headers.insert(header::UPGRADE, kind.clone());
+        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+    parts.status == StatusCode::SWITCHING_PROTOCOLS
+}
+
+/// Gives an accepted upgrade the form that the client's protocol has for it.
+pub(super) fn for_client(exchange: &Exchange, parts: &mut http::response::Parts) {
+    let http2 = exchange.head.borrow().version == http::Version::HTTP_2;
+    if http2 && parts.status == StatusCode::SWITCHING_PROTOCOLS {
+        parts.status = StatusCode::OK;
+        parts.headers.remove(header::UPGRADE);
+        parts.headers.remove(header::CONNECTION);
+    }
+}
+
+/// The client's end of a tunnel.
+pub(super) enum Downstream {
+    Upgrade(OnUpgrade),
+    /// The tunnel is inside of a message.
+    Message(Incoming, DuplexStream),
+}
+
+/// The upstream's end of a tunnel.
+pub(super) enum Upstream {
+    /// The attempt keeps the request counted while the tunnel lives.
+    Upgrade(OnUpgrade, Attempt),
+    Open(Open),
+}
+
+/// Both ends of a tunnel, not yet joined.
 pub(super) struct Tunnel {
-    downstream: OnUpgrade,
-    upstream: OnUpgrade,
-    /// Keeps the request counted while the tunnel lives.
-    attempt: Attempt,
+    pub(super) downstream: Downstream,
+    pub(super) upstream: Upstream,
+    pub(super) idle: Option<Duration>,
 }
 
 impl Tunnel {
-    pub(super) fn new(downstream: OnUpgrade, upstream: OnUpgrade, attempt: Attempt) -> Self {
-        Self { downstream, upstream, attempt }
-    }
-
     /// Joins the two ends once the codecs have let go of them.
     pub(super) fn run(self, mut guard: ExchangeGuard) {
         tokio::task::spawn_local(async move {
@@ -40,10 +136,32 @@ impl Tunnel {
     }
 
     async fn join(self) -> io::Result<Copied> {
-        let (downstream, upstream): (Upgraded, Upgraded) =
-            tokio::try_join!(self.downstream, self.upstream).map_err(io::Error::other)?;
-        let copied = copy_both(TokioIo::new(downstream), TokioIo::new(upstream), None).await;
-        drop(self.attempt);
-        Ok(copied)
+        let downstream = async {
+            Ok(match self.downstream {
+                Downstream::Upgrade(upgrade) => bare(upgrade).await?,
+                Downstream::Message(incoming, writer) => {
+                    let both = tokio::io::join(BodyReader::new(incoming), writer);
+                    Box::new(both) as Box<dyn Duplex>
+                }
+            })
+        };
+        match self.upstream {
+            Upstream::Upgrade(upgrade, attempt) => {
+                let (downstream, upstream) = tokio::try_join!(downstream, bare(upgrade))?;
+                let copied = copy_both(downstream, upstream, self.idle).await;
+                drop(attempt);
+                Ok(copied)
+            }
+            Upstream::Open(open) => {
+                let Open { io, _held } = open;
+                Ok(copy_both(downstream.await?, io, self.idle).await)
+            }
+        }
     }
+}
+
+/// The bytes of a message that has left HTTP, once its codec lets go.
+pub(crate) async fn bare(upgrade: OnUpgrade) -> io::Result<Box<dyn Duplex>> {
+    let upgraded = upgrade.await.map_err(io::Error::other)?;
+    Ok(Box::new(TokioIo::new(upgraded)))
 }

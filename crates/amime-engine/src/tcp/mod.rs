@@ -2,5 +2,6 @@
 
 pub(crate) mod copy;
 mod proxy;
+mod tunnel;
 
-pub(crate) use proxy::{Dialed, dial_speaking, proxy};
+pub(crate) use proxy::{Dialed, dial_speaking, open, proxy};

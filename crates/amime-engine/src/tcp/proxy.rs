@@ -8,6 +8,7 @@ use amime_telemetry::{ResponseFlags, TcpEvent, TcpRecord, UpstreamRecord};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::copy::{Copied, CopyEnd, copy_both};
+use super::tunnel::Tunnel;
 use crate::listener::{Connection, DownstreamIo};
 use crate::upstream::connect::UpstreamIo;
 use crate::upstream::connect::{ConnectError, ConnectionFacts, Target, connect};
@@ -22,13 +23,19 @@ use amime_config::tls_facts::TlsFacts;
 
 /// A connected upstream.
 pub(crate) struct Dialed {
-    io: UpstreamIo,
+    io: Io,
     facts: ConnectionFacts,
     cluster: Rc<ClusterRuntime>,
     host: Rc<Host>,
     /// What the upstream has said already.
     first: Vec<u8>,
-    _open: OpenGuard,
+    _open: Option<OpenGuard>,
+}
+
+/// The upstream's bytes.
+enum Io {
+    Direct(UpstreamIo),
+    Tunnel(Tunnel),
 }
 
 /// Why there is no upstream.
@@ -105,16 +112,18 @@ pub(crate) async fn proxy(
     worker.telemetry.tcp(&record);
 }
 
-async fn join(
-    mut io: DownstreamIo,
-    upstream: UpstreamIo,
-    first: &[u8],
-    config: &TcpConfig,
-) -> Copied {
+async fn join(mut io: DownstreamIo, upstream: Io, first: &[u8], config: &TcpConfig) -> Copied {
     if !first.is_empty() && io.write_all(first).await.is_err() {
         return Copied { end: CopyEnd::DownstreamFailed, ..Copied::default() };
     }
-    let copy = copy_both(io, upstream, config.idle_timeout);
+    let copy = async {
+        match upstream {
+            Io::Direct(upstream) => copy_both(io, upstream, config.idle_timeout).await,
+            Io::Tunnel(Tunnel { io: upstream, _held }) => {
+                copy_both(io, upstream, config.idle_timeout).await
+            }
+        }
+    };
     let mut copied = match config.max_duration {
         None => copy.await,
         Some(limit) => tokio::time::timeout(limit, copy).await.unwrap_or_default(),
@@ -142,23 +151,26 @@ async fn dial(
     let mut last = failure(ResponseFlags::UH, Some(&cluster));
     for _ in 0..config.connect_attempts {
         let Some(host) = choose(connection, &cluster, config) else { break };
-        if !cluster.take(0, Resource::Connections) {
-            cluster.stats.upstream_cx_overflow.inc();
-            return Err(failure(ResponseFlags::UO, Some(&cluster)));
-        }
-        let acquired = Acquire { cluster: &cluster, host: &host, priority: 0, mark: worker.mark };
-        let open = OpenGuard::new(acquired);
-        let target = Target {
-            address: host.endpoint.address,
-            hostname: &host.endpoint.hostname,
-            transport: &host.endpoint.transport,
-            alpn: Alpn::Configured,
-            sni: connection.sni.as_deref(),
-            mark: worker.mark,
+        let opened = match &config.tunneling {
+            None => {
+                let opened = open(worker, &cluster, &host, connection.sni.as_deref()).await;
+                opened.map(|(io, facts, open)| (Io::Direct(io), facts, Some(open)))
+            }
+            Some(tunneling) => {
+                let acquired =
+                    Acquire { cluster: &cluster, host: &host, priority: 0, mark: worker.mark };
+                let tunnel = Tunnel::open(acquired, connection, tunneling).await;
+                tunnel.map(|(tunnel, local)| {
+                    (Io::Tunnel(tunnel), ConnectionFacts { local, tls: None }, None)
+                })
+            }
         };
-        match connect(cluster.config(), target).await {
-            Ok((io, facts)) => {
+        match opened {
+            Ok((io, facts, open)) => {
                 return Ok(Dialed { io, facts, cluster, host, first: Vec::new(), _open: open });
+            }
+            Err(ConnectError::Overflow) => {
+                return Err(failure(ResponseFlags::UO, Some(&cluster)));
             }
             Err(error) => last = refused(&cluster, host, &error),
         }
@@ -166,8 +178,36 @@ async fn dial(
     Err(last)
 }
 
+/// Opens a connection to an endpoint, counted until the guard is dropped.
+pub(crate) async fn open(
+    worker: &Rc<Worker>,
+    cluster: &Rc<ClusterRuntime>,
+    host: &Rc<Host>,
+    sni: Option<&str>,
+) -> Result<(UpstreamIo, ConnectionFacts, OpenGuard), ConnectError> {
+    if !cluster.take(0, Resource::Connections) {
+        cluster.stats.upstream_cx_overflow.inc();
+        return Err(ConnectError::Overflow);
+    }
+    let open = OpenGuard::new(Acquire { cluster, host, priority: 0, mark: worker.mark });
+    let target = Target {
+        address: host.endpoint.address,
+        hostname: &host.endpoint.hostname,
+        transport: &host.endpoint.transport,
+        alpn: Alpn::Configured,
+        sni,
+        mark: worker.mark,
+    };
+    match connect(cluster.config(), target).await {
+        Ok((io, facts)) => Ok((io, facts, open)),
+        Err(error) => {
+            count_failure(cluster, host, &error);
+            Err(error)
+        }
+    }
+}
+
 fn refused(cluster: &Rc<ClusterRuntime>, host: Rc<Host>, error: &ConnectError) -> DialFailure {
-    count_failure(cluster, &host, error);
     cluster.observe(&host, Outcome::LocalOrigin);
     DialFailure {
         flags: ResponseFlags::UF,
@@ -206,7 +246,9 @@ pub(crate) async fn dial_speaking(
         return std::future::pending().await;
     };
     let mut first = vec![0; 4096];
-    match dialed.io.read(&mut first).await {
+    // What is at the other end of a tunnel is not asked to speak first.
+    let Io::Direct(io) = &mut dialed.io else { return std::future::pending().await };
+    match io.read(&mut first).await {
         Ok(count) if count > 0 => {
             first.truncate(count);
             dialed.first = first;

@@ -10,4 +10,5 @@ mod peer_metadata;
 mod retries;
 mod routing;
 mod tls;
+mod tunnels;
 mod updates;
