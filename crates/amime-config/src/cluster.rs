@@ -10,13 +10,13 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http_options;
 use envoy_types::pb::google::protobuf as wkt;
 
-use super::Compiler;
 use super::endpoint::metadata_contains;
 use super::faults::Faults;
 use super::h2::H2Settings;
 use super::names::ClusterId;
 use super::tls::{UpstreamTransport, upstream_transport};
 use super::values::{self, HostAddress, unpack};
+use super::{Compiler, FetchTimeout};
 
 /// A compiled `Cluster`.
 #[derive(Debug)]
@@ -25,6 +25,10 @@ pub struct ClusterConfig {
     pub name: Arc<str>,
     pub info: ClusterInfo,
     pub discovery: Discovery,
+    /// How long to stay without the first endpoints by EDS.
+    pub fetch_timeout: FetchTimeout,
+    /// Not in force before names have been looked up once.
+    pub wait_for_names: bool,
     pub lb: LbPolicy,
     pub connect_timeout: Duration,
     pub http: HttpUpstream,
@@ -172,6 +176,10 @@ impl ClusterConfig {
             info: ClusterInfo { name: name.clone(), service: service_of(metadata) },
             name,
             discovery: discovery(value, faults)?,
+            fetch_timeout: values::fetch_timeout(
+                value.eds_cluster_config.as_ref().and_then(|eds| eds.eds_config.as_ref()),
+            ),
+            wait_for_names: values::bool_or(value.wait_for_warm_on_init.as_ref(), true),
             lb: lb_policy(value, faults)?,
             connect_timeout: value
                 .connect_timeout

@@ -317,7 +317,8 @@ fn routes(value: &pb::HttpConnectionManager, compiler: &mut Compiler<'_>) -> Opt
             Some(RouteSource::Inline(Arc::new(table)))
         }
         Some(RouteSpecifier::Rds(rds)) => {
-            compiler.required.routes.insert(rds.route_config_name.clone());
+            let timeout = values::fetch_timeout(rds.config_source.as_ref());
+            compiler.required.routes.insert(rds.route_config_name.clone(), timeout);
             let id = compiler.names.route_config(&rds.route_config_name);
             Some(RouteSource::Rds(id))
         }

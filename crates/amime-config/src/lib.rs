@@ -49,23 +49,28 @@ pub mod tls;
 pub mod tls_facts;
 pub mod values;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use amime_identity::{LiveBundle, LiveCert};
 use amime_telemetry::{AccessLogger, Telemetry};
 use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::SdsSecretConfig;
 
 pub use faults::{Fault, Faults};
 
 use crate::secrets::SecretStore;
 use names::Names;
 
+/// How long a resource may keep its user waiting; `None`: for ever.
+pub type FetchTimeout = Option<Duration>;
+
 /// Names of other resources that a resource needs.
 #[derive(Clone, Debug, Default)]
 pub struct Required {
-    pub routes: BTreeSet<String>,
-    pub secrets: BTreeSet<String>,
+    pub routes: BTreeMap<String, FetchTimeout>,
+    pub secrets: BTreeMap<String, FetchTimeout>,
 }
 
 /// What compiling needs and collects.
@@ -102,19 +107,20 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    pub(crate) fn sds_certificate(&mut self, name: &str) -> Arc<LiveCert> {
-        self.need_secret(name);
-        self.secrets.certificate(name)
+    pub(crate) fn sds_certificate(&mut self, sds: &SdsSecretConfig) -> Arc<LiveCert> {
+        self.need_secret(sds);
+        self.secrets.certificate(&sds.name)
     }
 
-    pub(crate) fn sds_roots(&mut self, name: &str) -> Arc<LiveBundle> {
-        self.need_secret(name);
-        self.secrets.roots(name)
+    pub(crate) fn sds_roots(&mut self, sds: &SdsSecretConfig) -> Arc<LiveBundle> {
+        self.need_secret(sds);
+        self.secrets.roots(&sds.name)
     }
 
-    fn need_secret(&mut self, name: &str) {
-        if !self.secrets.is_local(name) {
-            self.required.secrets.insert(name.to_owned());
+    fn need_secret(&mut self, sds: &SdsSecretConfig) {
+        if !self.secrets.is_local(&sds.name) {
+            let timeout = values::fetch_timeout(sds.sds_config.as_ref());
+            self.required.secrets.insert(sds.name.clone(), timeout);
         }
     }
 

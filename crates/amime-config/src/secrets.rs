@@ -56,6 +56,16 @@ impl SecretStore {
         self.workload.certificate(name).is_some() || self.workload.roots(name).is_some()
     }
 
+    /// True once a secret named `name` is there.
+    pub fn has(&self, name: &str) -> bool {
+        if self.is_local(name) {
+            return true;
+        }
+        let received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+        received.certificates.get(name).is_some_and(|live| live.current().is_some())
+            || received.roots.get(name).is_some_and(|live| !live.current().is_empty())
+    }
+
     pub fn certificate(&self, name: &str) -> Arc<LiveCert> {
         self.workload.certificate(name).unwrap_or_else(|| {
             let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);

@@ -184,14 +184,14 @@ fn common(value: Option<&pb::CommonTlsContext>, compiler: &mut Compiler<'_>) -> 
         None => {}
         Some(Validation::ValidationContext(context)) => validation(context, &mut common, compiler)?,
         Some(Validation::ValidationContextSdsSecretConfig(sds)) => {
-            common.roots = Some(compiler.sds_roots(&sds.name));
+            common.roots = Some(compiler.sds_roots(sds));
         }
         Some(Validation::CombinedValidationContext(combined)) => {
             if let Some(context) = &combined.default_validation_context {
                 validation(context, &mut common, compiler)?;
             }
             if let Some(sds) = &combined.validation_context_sds_secret_config {
-                common.roots = Some(compiler.sds_roots(&sds.name));
+                common.roots = Some(compiler.sds_roots(sds));
             }
         }
         Some(_) => {
@@ -231,7 +231,7 @@ fn certificate(
             "tls_certificate_sds_secret_configs[1]",
         );
         let workload = compiler.secrets.is_local(&sds.name);
-        return Some((Some(compiler.sds_certificate(&sds.name)), workload));
+        return Some((Some(compiler.sds_certificate(sds)), workload));
     }
     let Some(inline) = value.tls_certificates.first() else { return Some((None, false)) };
     compiler.faults.ignore_if(value.tls_certificates.len() > 1, "tls_certificates[1]");

@@ -26,6 +26,12 @@ pub fn timeout(value: Option<&pb::Duration>, default: Option<Duration>) -> Optio
     }
 }
 
+/// How long to wait for a resource from `source` before going on without it.
+pub(crate) fn fetch_timeout(source: Option<&core::ConfigSource>) -> Option<Duration> {
+    let timeout = source.and_then(|source| source.initial_fetch_timeout.as_ref());
+    self::timeout(timeout, Some(Duration::from_secs(15)))
+}
+
 pub(crate) fn u32_or(value: Option<&pb::UInt32Value>, default: u32) -> u32 {
     value.map_or(default, |value| value.value)
 }

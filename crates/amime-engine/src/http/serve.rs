@@ -155,7 +155,7 @@ async fn serve_http1(connection: Rc<HttpConnection>, io: DownstreamIo) {
     let mut served = std::pin::pin!(served);
     tokio::select! {
         result = served.as_mut() => return count_protocol_error(&connection, result),
-        () = close_requested(&connection) => {}
+        () = close_requested(&connection, false) => {}
     }
     // Finishes the request under way, then closes.
     served.as_mut().graceful_shutdown();
@@ -183,7 +183,7 @@ async fn serve_http2(connection: Rc<HttpConnection>, io: DownstreamIo) {
     let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
     tokio::select! {
         result = served.as_mut() => return count_protocol_error(&connection, result),
-        () = close_requested(&connection) => {}
+        () = close_requested(&connection, true) => {}
     }
     // GOAWAY; streams under way are finished.
     served.as_mut().graceful_shutdown();
@@ -198,14 +198,20 @@ fn count_protocol_error(connection: &HttpConnection, result: hyper::Result<()>) 
 
 /// Resolves when the connection is to be closed: the proxy drains, its
 /// listener has been replaced, it idled too long or lived too long.
-async fn close_requested(connection: &HttpConnection) {
+///
+/// A replaced listener closes no HTTP/1 connection that idles: a request may
+/// be on its way. The next response says so instead. HTTP/2 has GOAWAY.
+async fn close_requested(connection: &HttpConnection, http2: bool) {
     let timeouts = connection.config.timeouts;
     loop {
-        if connection.worker.draining() || connection.listener.retired() {
+        let now = Instant::now();
+        let drain_left =
+            connection.listener.drained_at().map(|end| end.saturating_duration_since(now));
+        let drained = drain_left.is_some_and(|left| http2 || left.is_zero());
+        if connection.worker.draining() || drained {
             connection.stats.downstream_cx_drain_close.inc();
             return;
         }
-        let now = Instant::now();
         let idle_left = timeouts.idle.map(|limit| {
             let busy = connection.active.get() > 0;
             let since = if busy { now } else { connection.last_used.get() };
@@ -222,7 +228,7 @@ async fn close_requested(connection: &HttpConnection) {
             connection.stats.downstream_cx_max_duration_reached.inc();
             return;
         }
-        let wait = [idle_left, life_left].into_iter().flatten().min();
+        let wait = [idle_left, life_left, drain_left].into_iter().flatten().min();
         tokio::select! {
             () = connection.worker.changed() => {}
             () = wait_for(wait) => {}

@@ -1,10 +1,10 @@
 //! From an accepted socket to the filter chain that serves it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use amime_telemetry::ListenerStats;
 use bytes::{Buf, Bytes, BytesMut};
@@ -31,39 +31,53 @@ use amime_config::tls_facts::TlsFacts;
 pub(crate) struct LiveListener {
     pub(crate) config: Arc<ListenerConfig>,
     stats: Arc<ListenerStats>,
-    retired: Cell<bool>,
+    retired: Cell<Option<Instant>>,
 }
+
+/// How long connections of a listener that was replaced may stay idle before
+/// they are closed; Envoy's drain time.
+const DRAIN: Duration = Duration::from_secs(600);
 
 impl LiveListener {
     pub(crate) fn new(config: Arc<ListenerConfig>, worker: &Worker) -> Rc<Self> {
         let address = config.address;
         let stats = worker.telemetry.listener(&format!("{}_{}", address.ip(), address.port()));
-        Rc::new(Self { config, stats, retired: Cell::new(false) })
+        Rc::new(Self { config, stats, retired: Cell::new(None) })
     }
 
     /// True once another version has taken its place: connections are asked
     /// to come back, none is cut.
     pub(crate) fn retired(&self) -> bool {
-        self.retired.get()
+        self.retired.get().is_some()
+    }
+
+    /// When connections are no longer waited for.
+    pub(crate) fn drained_at(&self) -> Option<Instant> {
+        self.retired.get().map(|since| since + DRAIN)
     }
 
     pub(crate) fn retire(&self) {
-        self.retired.set(true);
+        self.retired.set(Some(Instant::now()));
     }
 }
 
 /// Accepts until the task is aborted. The listener served is looked up anew
 /// for each connection, so an update keeps the socket.
-pub(crate) async fn accept_loop(worker: Rc<Worker>, name: Arc<str>, socket: TcpListener) {
+pub(crate) async fn accept_loop(
+    worker: Rc<Worker>,
+    name: Rc<RefCell<Arc<str>>>,
+    socket: TcpListener,
+) {
     loop {
         match socket.accept().await {
             Ok((stream, peer)) => {
+                let name = name.borrow().clone();
                 let Some(listener) = worker.snapshot().listener(&name) else { continue };
                 tokio::task::spawn_local(connection(worker.clone(), listener, stream, peer));
             }
             // Out of descriptors, or a client that left: neither is for ever.
             Err(error) => {
-                tracing::warn!(listener = %name, %error, "accept failed");
+                tracing::warn!(listener = %name.borrow(), %error, "accept failed");
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }

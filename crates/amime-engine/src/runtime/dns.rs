@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::Runtime;
-use super::state::DnsJob;
+use super::clusters::DnsJob;
 use amime_config::cluster::Family;
 use amime_config::endpoint::Resolved;
 
@@ -28,9 +28,6 @@ pub(super) fn start(runtime: &Arc<Runtime>) -> io::Result<()> {
 }
 
 async fn resolve_for_ever(runtime: Weak<Runtime>) {
-    let Some(mut changed) = runtime.upgrade().map(|runtime| runtime.publish.subscribe()) else {
-        return;
-    };
     loop {
         let Some(strong) = runtime.upgrade() else { return };
         let jobs = strong.state().names_due(Instant::now());
@@ -38,16 +35,19 @@ async fn resolve_for_ever(runtime: Weak<Runtime>) {
             let cluster = job.cluster;
             let found = resolve(job).await;
             let mut state = strong.state();
-            state.resolved(cluster, found);
-            strong.publish(&mut state);
+            state.resolved(cluster, &found);
+            strong.publish_changes(&mut state);
         }
-        let due = strong.state().next_due();
+        let due = {
+            let mut state = strong.state();
+            state.tick(Instant::now());
+            strong.publish_changes(&mut state);
+            state.next_due()
+        };
+        let wake = strong.wake.clone();
         drop(strong);
         let wait = due.map_or(LOOK, |due| due.saturating_duration_since(Instant::now()).min(LOOK));
-        tokio::select! {
-            changed = changed.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(wait) => {}
-        }
+        let _ = tokio::time::timeout(wait, wake.notified()).await;
     }
 }
 

@@ -1,5 +1,6 @@
 //! A resource as received, and what became of it.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use amime_xds::Resource;
@@ -9,32 +10,44 @@ use super::dump::{RejectedDump, ResourceDump};
 
 /// A resource as received.
 pub(super) struct Held {
-    pub(super) resource: Option<Resource>,
+    /// In force.
+    active: Option<Accepted>,
+    /// Accepted, and waiting for others.
+    warming: Option<Accepted>,
     pub(super) is_static: bool,
-    pub(super) last_updated: SystemTime,
-    pub(super) ignored: Vec<Fault>,
-    pub(super) rejected: Option<RejectedDump>,
+    rejected: Option<RejectedDump>,
+}
+
+/// One accepted version.
+struct Accepted {
+    resource: Resource,
+    at: SystemTime,
+    ignored: Vec<Fault>,
 }
 
 impl Held {
     pub(super) fn new(is_static: bool) -> Self {
-        Self {
-            resource: None,
-            is_static,
-            last_updated: SystemTime::now(),
-            ignored: Vec::new(),
-            rejected: None,
-        }
+        Self { active: None, warming: None, is_static, rejected: None }
     }
 
-    pub(super) fn accept(&mut self, resource: &Resource, ignored: Vec<Fault>) {
+    /// Takes a version over; `warming` if it waits beside the one in force.
+    pub(super) fn accept(&mut self, resource: &Resource, ignored: Vec<Fault>, warming: bool) {
         for fault in &ignored {
             tracing::debug!(kind = resource.type_url.short(), name = %resource.name, %fault, "field has no effect");
         }
-        self.resource = Some(resource.clone());
-        self.last_updated = SystemTime::now();
-        self.ignored = ignored;
+        let accepted = Accepted { resource: resource.clone(), at: SystemTime::now(), ignored };
+        self.warming = Some(accepted);
+        if !warming {
+            self.promote();
+        }
         self.rejected = None;
+    }
+
+    /// What waited is now in force.
+    pub(super) fn promote(&mut self) {
+        if let Some(accepted) = self.warming.take() {
+            self.active = Some(accepted);
+        }
     }
 
     pub(super) fn refuse(&mut self, resource: &Resource, error: &str) {
@@ -46,19 +59,44 @@ impl Held {
         });
     }
 
-    pub(super) fn dump(&self, name: &str, warming: bool) -> Option<ResourceDump> {
-        let resource = self.resource.as_ref();
-        let type_url = resource.map(|resource| resource.type_url)?;
-        Some(ResourceDump {
-            type_url,
-            name: name.to_owned(),
-            version: resource.map(|resource| resource.version.clone()).unwrap_or_default(),
-            body: resource.map(|resource| resource.body.clone()).unwrap_or_default(),
-            last_updated: self.last_updated,
-            is_static: self.is_static,
-            warming,
-            ignored_fields: self.ignored.iter().map(ToString::to_string).collect(),
-            rejected: self.rejected.clone(),
+    /// True if `resource` says what the newest accepted version says, whose
+    /// version then is the one sent now.
+    pub(super) fn repeats(&mut self, resource: &Resource) -> bool {
+        let newest = self.warming.as_mut().or(self.active.as_mut());
+        let Some(have) = newest.filter(|have| have.resource.body == resource.body) else {
+            return false;
+        };
+        have.resource.version = resource.version.clone();
+        self.rejected = None;
+        true
+    }
+
+    /// Kind and fields without effect of the newest version.
+    pub(super) fn ignored(&self) -> impl Iterator<Item = (&'static str, &Fault)> {
+        let newest = self.warming.as_ref().or(self.active.as_ref());
+        newest.into_iter().flat_map(|one| {
+            let kind = one.resource.type_url.short();
+            one.ignored.iter().map(move |fault| (kind, fault))
+        })
+    }
+
+    /// The version in force and the one that waits.
+    pub(super) fn dump<'a>(&'a self, name: &'a str) -> impl Iterator<Item = ResourceDump> + 'a {
+        let both = [(self.active.as_ref(), false), (self.warming.as_ref(), true)];
+        let rejected_at = self.active.is_none();
+        both.into_iter().filter_map(move |(accepted, warming)| {
+            let Accepted { resource, at, ignored } = accepted?;
+            Some(ResourceDump {
+                type_url: resource.type_url,
+                name: name.to_owned(),
+                version: Arc::clone(&resource.version),
+                body: resource.body.clone(),
+                last_updated: *at,
+                is_static: self.is_static,
+                warming,
+                ignored_fields: ignored.iter().map(ToString::to_string).collect(),
+                rejected: self.rejected.clone().filter(|_| warming == rejected_at),
+            })
         })
     }
 }

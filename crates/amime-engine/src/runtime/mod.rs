@@ -5,14 +5,18 @@
 //! Each change is compiled, checked and published whole; workers take it up
 //! between requests.
 
+mod awaited;
+mod clusters;
 mod dns;
 mod dump;
 mod held;
+mod listeners;
+mod routes;
 mod state;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,7 +24,7 @@ use amime_telemetry::Telemetry;
 use amime_xds::client::{Rejection, Update};
 use amime_xds::{Resource, TypeUrl};
 use http::HeaderValue;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 pub use amime_config::Fault;
 pub use dump::{ClusterDump, EndpointDump, ListenerDump, RejectedDump, ResourceDump, RuntimeDump};
@@ -53,6 +57,10 @@ pub struct Runtime {
     draining: watch::Sender<bool>,
     shared: Arc<Shared>,
     workers: usize,
+    /// All that was known at the start is in force.
+    started: AtomicBool,
+    /// Told when there may be something new to do unasked.
+    wake: Arc<Notify>,
 }
 
 /// What came of static resources.
@@ -82,6 +90,8 @@ impl Runtime {
             draining,
             shared: shared.clone(),
             workers,
+            started: AtomicBool::new(false),
+            wake: Arc::default(),
         });
         for index in 0..workers {
             let worker = WorkerOptions {
@@ -144,11 +154,24 @@ impl Runtime {
         self.state().listener_address(name)
     }
 
-    /// True once every worker has the configuration in force, nothing that a
-    /// listener needs is missing and the runtime does not drain.
+    /// True once every worker has taken up a configuration of which nothing
+    /// waited any more, and while the runtime does not drain. What warms later
+    /// does not make a proxy unready: what it replaces still serves.
     pub fn ready(&self) -> bool {
+        let started = self.started.load(Ordering::Acquire) || {
+            let settled = self.settled();
+            if settled && self.state().serves() {
+                self.started.store(true, Ordering::Release);
+            }
+            settled
+        };
+        started && !*self.draining.borrow()
+    }
+
+    /// True while all workers have the newest configuration and nothing warms.
+    pub fn settled(&self) -> bool {
         let adopted = self.publish.borrow().adopted.load(Ordering::Acquire);
-        !*self.draining.borrow() && adopted >= self.workers && !self.state().warming()
+        adopted >= self.workers && !self.state().warming()
     }
 
     /// Downstream connections open now.
@@ -175,6 +198,12 @@ impl Runtime {
     }
 
     fn publish(&self, state: &mut State) {
+        self.publish_changes(state);
+        self.wake.notify_one();
+    }
+
+    /// Publishes without waking the thread that does what time asks for.
+    fn publish_changes(&self, state: &mut State) {
         if let Some(published) = state.publish() {
             self.publish.send_replace(Arc::new(published));
         }

@@ -9,6 +9,6 @@ pub(crate) mod connect;
 pub(crate) mod lb;
 pub(crate) mod pool;
 
-pub(crate) use amime_config::endpoint_state::{ClusterState, EndpointShard, Outcome, Resource};
+pub(crate) use amime_config::endpoint_state::{EndpointShard, Outcome, Resource};
 pub(crate) use cluster::{ClusterRuntime, ClusterSpec, Host};
 pub(crate) use lb::LbInput;

@@ -8,7 +8,7 @@
 mod snapshot;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -105,43 +105,50 @@ pub(crate) async fn run(options: WorkerOptions) {
     }
 }
 
-/// The accept loops of a worker by listener name.
+/// The accept loops of a worker by their sockets.
 #[derive(Default)]
-struct Accepting(HashMap<Arc<str>, (Arc<SocketSet>, JoinHandle<()>)>);
+struct Accepting(HashMap<*const SocketSet, AcceptLoop>);
+
+struct AcceptLoop {
+    /// Kept, so that the key stays that of this set alone.
+    _sockets: Arc<SocketSet>,
+    /// The listener that has the socket now.
+    listener: Rc<RefCell<Arc<str>>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for AcceptLoop {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
 
 impl Accepting {
     fn stop(&mut self) {
-        for (_, (_, task)) in self.0.drain() {
-            task.abort();
-        }
+        self.0.clear();
     }
 
     /// Starts loops for new sockets, then stops those of old ones.
     fn follow(&mut self, worker: &Rc<Worker>, published: &Published) {
         for (name, sockets) in &published.sockets {
-            let same = self.0.get(name).is_some_and(|(have, _)| Arc::ptr_eq(have, sockets));
-            if same {
+            if let Some(have) = self.0.get(&Arc::as_ptr(sockets)) {
+                have.listener.replace(name.clone());
                 continue;
             }
             let Some(socket) = sockets.take(worker.index) else { continue };
             match tokio::net::TcpListener::from_std(socket) {
                 Ok(socket) => {
-                    let task = accept_loop(worker.clone(), name.clone(), socket);
+                    let listener = Rc::new(RefCell::new(name.clone()));
+                    let task = accept_loop(worker.clone(), listener.clone(), socket);
                     let task = tokio::task::spawn_local(task);
-                    if let Some((_, old)) = self.0.insert(name.clone(), (sockets.clone(), task)) {
-                        old.abort();
-                    }
+                    let accepting = AcceptLoop { _sockets: sockets.clone(), listener, task };
+                    self.0.insert(Arc::as_ptr(sockets), accepting);
                 }
                 Err(error) => tracing::error!(listener = %name, %error, "socket unusable"),
             }
         }
-        self.0.retain(|name, (_, task)| {
-            let keep = published.sockets.contains_key(name);
-            if !keep {
-                task.abort();
-            }
-            keep
-        });
+        let wanted: HashSet<_> = published.sockets.values().map(Arc::as_ptr).collect();
+        self.0.retain(|sockets, _| wanted.contains(sockets));
     }
 }
 

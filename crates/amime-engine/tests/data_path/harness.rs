@@ -8,11 +8,14 @@ use std::time::Duration;
 use amime_engine::runtime::{Runtime, RuntimeOptions};
 use amime_engine::tls::{NoSecrets, SecretSource};
 use amime_telemetry::{Telemetry, TelemetryOptions};
-use amime_xds::Resource;
+use amime_xds::client::Update;
 use amime_xds::json::from_yaml;
+use amime_xds::{Resource, TypeUrl};
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -151,7 +154,7 @@ impl Proxy {
 
     /// Waits until all workers have the configuration.
     pub(crate) async fn settle(&self) {
-        while !self.runtime.ready() {
+        while !self.runtime.settled() {
             tokio::task::yield_now().await;
         }
     }
@@ -277,4 +280,37 @@ pub(crate) fn routes(routes: &str) -> String {
     format!(
         "route_config:\n  name: r\n  virtual_hosts:\n  - name: v\n    domains: [\"*\"]\n    routes:\n{indented}"
     )
+}
+
+/// A route configuration that sends everything to one cluster.
+pub(crate) fn route_config(name: &str, cluster: &str) -> Resource {
+    let message: RouteConfiguration = from_yaml(&format!(
+        "name: '{name}'\nvirtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, route: {{cluster: {cluster}}}}}]}}]"
+    ))
+    .expect("route YAML");
+    Resource::encode(name, &message)
+}
+
+/// An assignment of these endpoints.
+pub(crate) fn assignment(name: &str, addresses: &[SocketAddr]) -> Resource {
+    let endpoints: String = addresses
+        .iter()
+        .map(|address| {
+            format!(
+                "\n  - endpoint: {{address: {{socket_address: {{address: {}, port_value: {}}}}}}}",
+                address.ip(),
+                address.port()
+            )
+        })
+        .collect();
+    let endpoints = if endpoints.is_empty() { " []".to_owned() } else { endpoints };
+    let message: ClusterLoadAssignment =
+        from_yaml(&format!("cluster_name: {name}\nendpoints:\n- lb_endpoints:{endpoints}\n"))
+            .expect("assignment YAML");
+    Resource::encode(name, &message)
+}
+
+/// What a control plane sends that adds and changes resources.
+pub(crate) fn update(type_url: TypeUrl, added: Vec<Resource>) -> Update {
+    Update { type_url, added, removed: Vec::new() }
 }

@@ -12,3 +12,4 @@ mod routing;
 mod tls;
 mod tunnels;
 mod updates;
+mod warming;

@@ -31,6 +31,11 @@ fn ca() -> Ca {
     CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a root")
 }
 
+/// Some root certificate in PEM.
+pub(crate) fn any_root() -> String {
+    ca().as_ref().pem()
+}
+
 fn workload(ca: &Ca, account: &str) -> Arc<dyn SecretSource> {
     let key = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::default();

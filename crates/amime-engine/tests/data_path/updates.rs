@@ -2,24 +2,11 @@
 
 use std::time::Duration;
 
-use amime_xds::client::Update;
-use amime_xds::json::from_yaml;
 use amime_xds::{Resource, TypeUrl};
-use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 
-use crate::harness::{Backend, Proxy, Reply, http_listener, listener, static_cluster};
-
-fn route_config(cluster: &str) -> Resource {
-    let message: RouteConfiguration = from_yaml(&format!(
-        "name: '9080'\nvirtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, route: {{cluster: {cluster}}}}}]}}]"
-    ))
-    .expect("route YAML");
-    Resource::encode("9080", &message)
-}
-
-fn update(type_url: TypeUrl, added: Vec<Resource>) -> Update {
-    Update { type_url, added, removed: Vec::new() }
-}
+use crate::harness::{
+    Backend, Proxy, Reply, http_listener, listener, route_config, static_cluster, update,
+};
 
 #[tokio::test]
 async fn routes_change_between_two_requests_of_one_connection() {
@@ -33,7 +20,7 @@ async fn routes_change_between_two_requests_of_one_connection() {
     assert_eq!(runtime.apply(&update(TypeUrl::Listener, vec![rds])), vec![]);
     assert_eq!(runtime.required_names(TypeUrl::Route), ["9080"]);
     assert!(!runtime.ready(), "the listener waits for its routes");
-    assert_eq!(runtime.apply(&update(TypeUrl::Route, vec![route_config("a")])), vec![]);
+    assert_eq!(runtime.apply(&update(TypeUrl::Route, vec![route_config("9080", "a")])), vec![]);
     proxy.settle().await;
 
     let mut client = tokio::net::TcpStream::connect(proxy.address()).await.expect("accepts");
@@ -49,7 +36,7 @@ async fn routes_change_between_two_requests_of_one_connection() {
         Reply::parse(&text).body
     };
     assert_eq!(ask().await, "backend-a");
-    assert_eq!(runtime.apply(&update(TypeUrl::Route, vec![route_config("b")])), vec![]);
+    assert_eq!(runtime.apply(&update(TypeUrl::Route, vec![route_config("9080", "b")])), vec![]);
     proxy.settle().await;
     assert_eq!(ask().await, "backend-b");
 }
@@ -61,7 +48,10 @@ async fn a_bad_resource_is_refused_whole_and_the_old_one_serves_on() {
             "route_config: {{name: r, virtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, direct_response: {{status: 200, body: {{inline_string: {body}}}}}}}]}}]}}"
         )
     };
-    let proxy = Proxy::http(&hcm("old"), &[]).await;
+    let proxy = Proxy::empty();
+    let old = proxy.runtime.apply(&update(TypeUrl::Listener, vec![http_listener(&hcm("old"))]));
+    assert_eq!(old, vec![]);
+    proxy.settle().await;
     let address = proxy.address();
     let mut message: envoy_types::pb::envoy::config::listener::v3::Listener =
         http_listener(&hcm("new")).decode().expect("our own encoding");

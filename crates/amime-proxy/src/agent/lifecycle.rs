@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 use amime_core::log::LogHandle;
 use amime_engine::runtime::{Runtime, RuntimeOptions};
 use amime_telemetry::{Telemetry, TelemetryOptions};
-use amime_xds::Resource;
 use amime_xds::client::{AdsClient, ClientConfig, Connection, Handler, Update};
+use amime_xds::{Resource, TypeUrl};
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
@@ -290,6 +290,14 @@ fn restore(file: &LastGood, handler: &mut DiscoveryHandler) -> Vec<Resource> {
             one.type_url != type_url || !rejected.iter().any(|it| it.name == one.name)
         });
     }
+    // What the control plane never had would be waited for in vain.
+    let of_type = |one: &&Resource| one.type_url == TypeUrl::Endpoint;
+    let have: Vec<_> = resources.iter().filter(of_type).map(|one| one.name.as_str()).collect();
+    let mut removed = handler.runtime.required_names(TypeUrl::Endpoint);
+    removed.retain(|name| !have.contains(&name.as_str()));
+    if !removed.is_empty() {
+        handler.runtime.apply(&Update { type_url: TypeUrl::Endpoint, added: vec![], removed });
+    }
     tracing::info!(resources = resources.len(), "serving from the last good configuration");
     resources
 }
@@ -307,7 +315,7 @@ async fn keep_saving(
         let file = file.clone();
         let names = names.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         let held = runtime.dump().resources.into_iter();
-        let held = held.filter(|one| !one.is_static && !one.version.is_empty());
+        let held = held.filter(|one| !one.is_static && !one.warming && !one.version.is_empty());
         let held: Vec<_> = held
             .map(|one| Resource {
                 type_url: one.type_url,

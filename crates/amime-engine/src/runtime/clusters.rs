@@ -1,0 +1,341 @@
+//! Clusters in force, those that warm, and the endpoints they use.
+//!
+//! Invariant: a cluster is in force only after its first endpoints, names and
+//! secrets, or after the time that its configuration gives them; until then
+//! the version it replaces serves on.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use amime_telemetry::Telemetry;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+
+use super::Fault;
+use super::awaited::{Awaited, Need};
+use super::state::{Refusal, finish};
+use crate::upstream::ClusterSpec;
+use amime_config::cluster::{ClusterConfig, Discovery, Family};
+use amime_config::endpoint::{AssignmentSpec, Resolved};
+use amime_config::names::ClusterId;
+use amime_config::{Faults, Required};
+
+/// One version of a cluster.
+pub(super) struct ClusterEntry {
+    required: Required,
+    assignment: AssignmentSpec,
+    resolved: Resolved,
+    /// When names are to be resolved again.
+    due: Option<Instant>,
+    /// All names were looked up once, with or without success.
+    looked_up: bool,
+    awaited: Awaited,
+    pub(super) spec: Arc<ClusterSpec>,
+}
+
+/// All clusters.
+pub(super) struct Clusters {
+    pub(super) active: BTreeMap<ClusterId, ClusterEntry>,
+    warming: BTreeMap<ClusterId, ClusterEntry>,
+    assignments: HashMap<String, ClusterLoadAssignment>,
+    /// Assignments that were held and are no longer.
+    dropped: Vec<String>,
+    workers: usize,
+    telemetry: Arc<Telemetry>,
+}
+
+/// Names of one cluster to resolve.
+pub(super) struct DnsJob {
+    pub(super) cluster: ClusterId,
+    pub(super) names: Vec<(String, u16)>,
+    pub(super) family: Family,
+}
+
+impl Clusters {
+    pub(super) fn new(workers: usize, telemetry: Arc<Telemetry>) -> Self {
+        Self {
+            active: BTreeMap::new(),
+            warming: BTreeMap::new(),
+            assignments: HashMap::new(),
+            dropped: Vec::new(),
+            workers,
+            telemetry,
+        }
+    }
+
+    /// Takes a compiled cluster over, to warm until [`Clusters::promote`].
+    pub(super) fn add(
+        &mut self,
+        config: ClusterConfig,
+        required: Required,
+        inline: Option<ClusterLoadAssignment>,
+        now: Instant,
+    ) -> Result<Vec<Fault>, Refusal> {
+        let config = Arc::new(config);
+        let message = match &config.discovery {
+            Discovery::Eds(name) => self.assignments.get(name).cloned(),
+            _ => inline,
+        };
+        let mut faults = Faults::default();
+        let assignment =
+            message.map(|message| AssignmentSpec::compile(&message, &config, &mut faults));
+        let (assignment, ignored) = finish(Some(assignment.unwrap_or_default()), faults)?;
+        let id = config.id;
+        let previous = self.active.get(&id);
+        let names = assignment.names();
+        let mut resolved = previous.map(|old| old.resolved.clone()).unwrap_or_default();
+        resolved.retain(|name, _| names.contains(name));
+        let state = previous.map_or_else(Default::default, |old| old.spec.state.clone());
+        let endpoints = assignment.resolve(
+            &resolved,
+            is_logical(&config),
+            previous.map(|old| &*old.spec.endpoints),
+            self.workers,
+        );
+        let looked_up = names.iter().all(|name| resolved.contains_key(name));
+        let mut awaited = Awaited::default();
+        if let Discovery::Eds(name) = &config.discovery {
+            awaited.add(Need::Endpoints(name.clone()), config.fetch_timeout, now);
+        }
+        if config.wait_for_names && dns_settings(&config).is_some() {
+            awaited.add(Need::Addresses, None, now);
+        }
+        for (name, timeout) in &required.secrets {
+            awaited.add(Need::Secret(name.clone()), *timeout, now);
+        }
+        let due = (!names.is_empty()).then_some(now);
+        let spec = Arc::new(ClusterSpec { endpoints: Arc::new(endpoints), config, state });
+        let entry = ClusterEntry { required, assignment, resolved, due, looked_up, awaited, spec };
+        self.warming.insert(id, entry);
+        Ok(ignored)
+    }
+
+    /// Puts clusters in force that have all they need; their names.
+    pub(super) fn promote(
+        &mut self,
+        now: Instant,
+        has_secret: impl Fn(&str) -> bool,
+    ) -> Vec<Arc<str>> {
+        let Self { warming, assignments, .. } = self;
+        let mut ready = Vec::new();
+        for (id, entry) in warming.iter_mut() {
+            let looked_up = entry.looked_up;
+            let met = |need: &Need| match need {
+                Need::Endpoints(name) => assignments.contains_key(name),
+                Need::Secret(name) => has_secret(name),
+                Need::Addresses => looked_up,
+                Need::Routes(_) => true,
+            };
+            if entry.awaited.settle(now, met) {
+                ready.push(*id);
+            }
+        }
+        let mut names = Vec::with_capacity(ready.len());
+        for id in ready {
+            let Some(entry) = self.warming.remove(&id) else { continue };
+            self.report_members(&entry);
+            names.push(entry.spec.config.name.clone());
+            self.active.insert(id, entry);
+        }
+        if !names.is_empty() {
+            self.forget_unused();
+        }
+        names
+    }
+
+    /// Takes an assignment over for all clusters that use it; true if one of
+    /// those in force does.
+    pub(super) fn add_assignment(
+        &mut self,
+        name: &str,
+        message: ClusterLoadAssignment,
+    ) -> Result<(bool, Vec<Fault>), Refusal> {
+        let mut compiled = Vec::new();
+        let mut ignored = Vec::new();
+        for (warming, entries) in [(false, &self.active), (true, &self.warming)] {
+            for (id, entry) in entries.iter().filter(|(_, entry)| entry.uses(name)) {
+                let mut faults = Faults::default();
+                let spec = AssignmentSpec::compile(&message, &entry.spec.config, &mut faults);
+                let (spec, faults) = finish(Some(spec), faults)?;
+                ignored = faults;
+                compiled.push((warming, *id, spec));
+            }
+        }
+        let mut changed = false;
+        for (warming, id, assignment) in compiled {
+            let entries = if warming { &mut self.warming } else { &mut self.active };
+            let Some(entry) = entries.get_mut(&id) else { continue };
+            entry.due = (!assignment.names().is_empty()).then(Instant::now);
+            entry.assignment = assignment;
+            entry.rebuild(self.workers);
+            if !warming {
+                changed = true;
+                let entry = &self.active[&id];
+                self.report_members(entry);
+            }
+        }
+        self.assignments.insert(name.to_owned(), message);
+        Ok((changed, ignored))
+    }
+
+    /// The control plane has no such assignment: clusters that wait for it
+    /// wait no more, others keep the endpoints they have.
+    pub(super) fn no_assignment(&mut self, name: &str) {
+        if self.warming.values().any(|entry| entry.uses(name)) {
+            self.assignments.entry(name.to_owned()).or_default();
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: ClusterId) {
+        self.active.remove(&id);
+        self.warming.remove(&id);
+        self.forget_unused();
+    }
+
+    /// Drops assignments that no cluster uses: they are no longer asked for
+    /// and would be stale when a cluster comes back.
+    fn forget_unused(&mut self) {
+        let Self { active, warming, assignments, dropped, .. } = self;
+        let used: BTreeSet<&str> = active
+            .values()
+            .chain(warming.values())
+            .filter_map(|entry| match &entry.spec.config.discovery {
+                Discovery::Eds(name) => Some(name.as_str()),
+                _ => None,
+            })
+            .collect();
+        assignments.retain(|name, _| {
+            let keep = used.contains(name.as_str());
+            if !keep {
+                dropped.push(name.clone());
+            }
+            keep
+        });
+    }
+
+    /// Names of assignments dropped since the last call.
+    pub(super) fn take_dropped(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.dropped)
+    }
+
+    /// True if `name` is the assignment of a cluster.
+    pub(super) fn holds_assignment(&self, name: &str) -> bool {
+        self.assignments.contains_key(name)
+    }
+
+    pub(super) fn any_warming(&self) -> bool {
+        !self.warming.is_empty()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &ClusterEntry> {
+        self.active.values().chain(self.warming.values())
+    }
+
+    /// Names of assignments in use.
+    pub(super) fn assignment_names(&self) -> BTreeSet<String> {
+        let name = |entry: &ClusterEntry| match &entry.spec.config.discovery {
+            Discovery::Eds(name) => Some(name.clone()),
+            _ => None,
+        };
+        self.all().filter_map(name).collect()
+    }
+
+    /// Names of secrets in use.
+    pub(super) fn secret_names(&self) -> impl Iterator<Item = String> {
+        self.all().flat_map(|entry| entry.required.secrets.keys().cloned())
+    }
+
+    fn report_members(&self, entry: &ClusterEntry) {
+        let stats = self.telemetry.shared_cluster(&entry.spec.config.name);
+        let endpoints = || entry.spec.endpoints.endpoints();
+        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        stats.membership_total.set(count(endpoints().count()));
+        stats
+            .membership_healthy
+            .set(count(endpoints().filter(|one| one.configured_healthy()).count()));
+        stats.membership_change.inc();
+        stats.update_success.inc();
+    }
+
+    /// Names that are due for resolving, by cluster.
+    pub(super) fn names_due(&mut self, now: Instant) -> Vec<DnsJob> {
+        let mut jobs = Vec::new();
+        for (id, entry) in self.active.iter_mut().chain(&mut self.warming) {
+            let Some((refresh, family)) = dns_settings(&entry.spec.config) else { continue };
+            if entry.due.is_some_and(|due| due <= now) {
+                entry.due = Some(now + refresh);
+                jobs.push(DnsJob { cluster: *id, names: entry.assignment.names(), family });
+            }
+        }
+        jobs
+    }
+
+    /// When something is next to be done unasked.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let due = self.all().filter_map(|entry| entry.due);
+        let deadlines = self.warming.values().filter_map(|entry| entry.awaited.deadline());
+        due.chain(deadlines).min()
+    }
+
+    /// Takes over addresses that names resolved to; true if a cluster in
+    /// force changes. A name that did not resolve keeps the addresses it had.
+    pub(super) fn resolved(&mut self, cluster: ClusterId, found: &Resolved) -> bool {
+        let workers = self.workers;
+        if let Some(entry) = self.warming.get_mut(&cluster) {
+            entry.take_addresses(found, workers);
+            entry.looked_up = true;
+        }
+        let Some(entry) = self.active.get_mut(&cluster) else { return false };
+        let changed = entry.take_addresses(found, workers);
+        if changed {
+            let entry = &self.active[&cluster];
+            self.report_members(entry);
+        }
+        changed
+    }
+}
+
+impl ClusterEntry {
+    fn uses(&self, assignment: &str) -> bool {
+        matches!(&self.spec.config.discovery, Discovery::Eds(name) if name == assignment)
+    }
+
+    fn take_addresses(&mut self, found: &Resolved, workers: usize) -> bool {
+        let mut changed = false;
+        for (name, addresses) in found {
+            changed |= self.resolved.get(name) != Some(addresses);
+            self.resolved.insert(name.clone(), addresses.clone());
+        }
+        if changed {
+            self.rebuild(workers);
+        }
+        changed
+    }
+
+    fn rebuild(&mut self, workers: usize) {
+        let old = &self.spec;
+        let first = is_logical(&old.config);
+        let endpoints =
+            self.assignment.resolve(&self.resolved, first, Some(&old.endpoints), workers);
+        self.spec = Arc::new(ClusterSpec {
+            config: old.config.clone(),
+            endpoints: Arc::new(endpoints),
+            state: old.state.clone(),
+        });
+    }
+}
+
+fn dns_settings(config: &ClusterConfig) -> Option<(Duration, Family)> {
+    match config.discovery {
+        Discovery::StrictDns { refresh, family } | Discovery::LogicalDns { refresh, family } => {
+            Some((refresh, family))
+        }
+        // A name in EDS is resolved as strict DNS would.
+        Discovery::Eds(_) => Some((Duration::from_secs(5), Family::Both)),
+        Discovery::Static | Discovery::OriginalDst { .. } => None,
+    }
+}
+
+fn is_logical(config: &ClusterConfig) -> bool {
+    matches!(config.discovery, Discovery::LogicalDns { .. })
+}

@@ -1,0 +1,168 @@
+//! Listeners in force and those that warm, with their sockets.
+//!
+//! Invariant: a listener is in force only after its routes and secrets, or
+//! after the time that its configuration gives them; until then the version
+//! it replaces serves on. An address that stays keeps its sockets, so no
+//! client that is about to be accepted is lost.
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::awaited::{Awaited, Need};
+use super::dump::ListenerDump;
+use super::state::Refusal;
+use crate::worker::SocketSet;
+use amime_config::Required;
+use amime_config::listener::ListenerConfig;
+
+/// One version of a listener.
+pub(super) struct ListenerEntry {
+    pub(super) config: Arc<ListenerConfig>,
+    required: Required,
+    /// `None` for one that is reached only by hand-off.
+    pub(super) sockets: Option<Arc<SocketSet>>,
+    awaited: Awaited,
+}
+
+/// All listeners.
+pub(super) struct Listeners {
+    pub(super) active: HashMap<Arc<str>, ListenerEntry>,
+    warming: HashMap<Arc<str>, ListenerEntry>,
+    /// Sockets of listeners that the present update removed: one that comes
+    /// with the same update may take them over.
+    spare: Vec<(SocketAddr, Arc<SocketSet>)>,
+    workers: usize,
+}
+
+impl Listeners {
+    pub(super) fn new(workers: usize) -> Self {
+        Self { active: HashMap::new(), warming: HashMap::new(), spare: Vec::new(), workers }
+    }
+
+    /// Takes a compiled listener over, to warm until [`Listeners::promote`].
+    pub(super) fn add(
+        &mut self,
+        config: ListenerConfig,
+        required: Required,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        // Bound before it is in force, so that a busy port refuses the resource.
+        let sockets = if config.bind { Some(self.bind(&config)?) } else { None };
+        let mut awaited = Awaited::default();
+        for (name, timeout) in &required.routes {
+            awaited.add(Need::Routes(name.clone()), *timeout, now);
+        }
+        for (name, timeout) in &required.secrets {
+            awaited.add(Need::Secret(name.clone()), *timeout, now);
+        }
+        let name = config.name.clone();
+        let config = Arc::new(config);
+        self.warming.insert(name, ListenerEntry { config, required, sockets, awaited });
+        Ok(())
+    }
+
+    fn bind(&mut self, config: &ListenerConfig) -> Result<Arc<SocketSet>, Refusal> {
+        let address = config.address;
+        for (name, entry) in self.active.iter().chain(&self.warming) {
+            let Some(sockets) = &entry.sockets else { continue };
+            if entry.config.address != address || entry.config.transparent != config.transparent {
+                continue;
+            }
+            if *name == config.name {
+                return Ok(sockets.clone());
+            }
+            if address.port() != 0 {
+                return Err(format!("address: {address} is the address of listener `{name}`"));
+            }
+        }
+        if let Some(at) = self.spare.iter().position(|(spare, _)| *spare == address) {
+            return Ok(self.spare.swap_remove(at).1);
+        }
+        bind_all(config, self.workers)
+            .map_err(|error| format!("address: cannot bind {address}: {error}"))
+    }
+
+    /// Puts listeners in force that have all they need; their names.
+    pub(super) fn promote(&mut self, now: Instant, met: impl Fn(&Need) -> bool) -> Vec<Arc<str>> {
+        let mut ready = Vec::new();
+        for (name, entry) in &mut self.warming {
+            if entry.awaited.settle(now, &met) {
+                ready.push(name.clone());
+            }
+        }
+        for name in &ready {
+            if let Some(entry) = self.warming.remove(name) {
+                self.active.insert(name.clone(), entry);
+            }
+        }
+        ready
+    }
+
+    /// Removes a listener; a new one may have its sockets until
+    /// [`Listeners::close_spare`].
+    pub(super) fn remove(&mut self, name: &str) {
+        let gone = [self.active.remove(name), self.warming.remove(name)];
+        for entry in gone.into_iter().flatten() {
+            let address = entry.config.address;
+            if let Some(sockets) = entry.sockets.filter(|_| address.port() != 0) {
+                self.spare.push((address, sockets));
+            }
+        }
+    }
+
+    pub(super) fn close_spare(&mut self) {
+        self.spare.clear();
+    }
+
+    pub(super) fn any_warming(&self) -> bool {
+        !self.warming.is_empty()
+    }
+
+    /// What the listeners refer to.
+    pub(super) fn required(&self) -> impl Iterator<Item = &Required> {
+        self.active.values().chain(self.warming.values()).map(|entry| &entry.required)
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.warming.values().filter_map(|entry| entry.awaited.deadline()).min()
+    }
+
+    /// The bound address of a listener in force, else of one that warms.
+    pub(super) fn address(&self, name: &str) -> Option<SocketAddr> {
+        let entry = self.active.get(name).or_else(|| self.warming.get(name))?;
+        entry.sockets.as_ref().map(|set| set.address)
+    }
+
+    pub(super) fn dump(&self) -> Vec<ListenerDump> {
+        let dump = |(name, entry): (&Arc<str>, &ListenerEntry)| {
+            let bound = entry.sockets.as_ref().map(|set| set.address);
+            ListenerDump {
+                name: name.to_string(),
+                address: bound.or(Some(entry.config.address)),
+                bound: entry.config.bind,
+            }
+        };
+        let mut listeners: Vec<_> = self.active.iter().map(dump).collect();
+        listeners.sort_by(|a, b| a.name.cmp(&b.name));
+        listeners
+    }
+}
+
+fn bind_all(config: &ListenerConfig, workers: usize) -> std::io::Result<Arc<SocketSet>> {
+    let mut address = config.address;
+    let mut sockets: Vec<TcpListener> = Vec::with_capacity(workers);
+    for _ in 0..workers {
+        let socket = amime_net::socket::ListenerBuilder::new(address)
+            .backlog(i32::try_from(config.backlog).unwrap_or(i32::MAX))
+            .reuse_port(true)
+            .transparent(config.transparent)
+            .listen()?;
+        socket.set_nonblocking(true)?;
+        // Port 0 is decided by the first; the others share it.
+        address = socket.local_addr()?;
+        sockets.push(socket);
+    }
+    Ok(SocketSet::new(address, sockets))
+}
