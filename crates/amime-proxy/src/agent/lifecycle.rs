@@ -31,8 +31,11 @@ use crate::bootstrap::BootstrapError;
 use crate::dns::{DnsError, DnsOptions, DnsProxy, Upstreams};
 use crate::json::Converter;
 
-/// Shortest time between two writes of the last good configuration.
-const SAVE_EVERY: Duration = Duration::from_secs(2);
+/// Changes come in bursts, of which only the end is worth keeping.
+const BURST: Duration = Duration::from_millis(200);
+/// Pause between two writes of the last good configuration, as a multiple of
+/// the time that the first took: a slow disk is not kept busy.
+const SAVE_PAUSE: u32 = 10;
 
 /// Why the proxy does not run.
 #[derive(Debug, thiserror::Error)]
@@ -263,8 +266,8 @@ fn start_discovery(
     if let Some(file) = file {
         let held = restore(&file, &mut handler);
         client.preload(&held);
-        let (runtime, names) = (context.runtime.clone(), handler.names.clone());
-        tasks.spawn(keep_saving(file, runtime, names, handler.changed.clone()));
+        let (context, names) = (context.clone(), handler.names.clone());
+        tasks.spawn(keep_saving(file, context, names, handler.changed.clone()));
     }
     tasks.spawn(watch_connection(client.connection(), context.telemetry.clone()));
     tasks.spawn(async move {
@@ -304,17 +307,20 @@ fn restore(file: &LastGood, handler: &mut DiscoveryHandler) -> Vec<Resource> {
 
 async fn keep_saving(
     file: LastGood,
-    runtime: Arc<Runtime>,
+    context: Arc<Context>,
     names: Arc<std::sync::Mutex<Option<Resource>>>,
     changed: Arc<Notify>,
 ) {
     loop {
         changed.notified().await;
-        // Changes come in bursts, of which only the end is worth keeping.
-        tokio::time::sleep(SAVE_EVERY).await;
-        let file = file.clone();
+        tokio::time::sleep(BURST).await;
+        // Half of a configuration is worse than the one on disk.
+        if !context.ready.is_configured() || !context.runtime.ready() {
+            continue;
+        }
+        let (file, started) = (file.clone(), Instant::now());
         let names = names.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        let held = runtime.dump().resources.into_iter();
+        let held = context.runtime.dump().resources.into_iter();
         let held = held.filter(|one| !one.is_static && !one.warming && !one.version.is_empty());
         let held: Vec<_> = held
             .map(|one| Resource {
@@ -329,6 +335,7 @@ async fn keep_saving(
         if let Ok(Err(error)) = saved {
             tracing::warn!(%error, "last good configuration not saved");
         }
+        tokio::time::sleep(started.elapsed() * SAVE_PAUSE).await;
     }
 }
 

@@ -39,6 +39,11 @@ impl Readiness {
         self.names.store(true, Ordering::Release);
     }
 
+    /// Clusters and listeners have been received.
+    pub(crate) fn is_configured(&self) -> bool {
+        self.clusters.load(Ordering::Acquire) && self.listeners.load(Ordering::Acquire)
+    }
+
     /// The process is about to end.
     pub(crate) fn set_draining(&self) {
         self.draining.store(true, Ordering::Release);

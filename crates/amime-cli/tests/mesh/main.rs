@@ -1,0 +1,11 @@
+//! A whole mesh, started, questioned, changed and stopped as a user does it.
+//!
+//! Needs root or user namespaces; everything stays in namespaces of its own
+//! and on loopback.
+
+mod harness;
+mod life;
+mod outage;
+mod strict;
+#[cfg(feature = "capture")]
+mod wire;
