@@ -1,6 +1,7 @@
 //! From the start to the stop of a mesh.
 
 use std::net::TcpStream;
+use std::process::Command;
 use std::time::Instant;
 
 use crate::harness::{Mesh, PATIENCE};
@@ -56,4 +57,22 @@ fn proxies_are_told_apart(mesh: &Mesh) {
     assert!(secrets.contains("Cert Chain") && secrets.contains("ROOTCA"), "{secrets}");
     let table = mesh.ok(&["status"]);
     assert!(table.contains("9 of 9 pods ready"), "{table}");
+}
+
+/// A user namespace in which no further one may be made, and a program in it
+/// that has lost what root may do: a machine that forbids them.
+const FORBIDDING: &str = "echo 0 > /proc/sys/user/max_user_namespaces \
+    && exec setpriv --bounding-set=-all --inh-caps=-all \"$0\" up --port 0";
+
+#[test]
+fn a_machine_that_forbids_namespaces_is_told_what_to_change() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "sh", "-c", FORBIDDING, env!("CARGO_BIN_EXE_amime")])
+        .env("AMIME_STATE_DIR", dir.path())
+        .output()
+        .expect("util-linux is there");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("sysctl -w user.max_user_namespaces="), "{error}");
 }
