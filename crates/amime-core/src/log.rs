@@ -74,11 +74,23 @@ impl LogHandle {
 
 /// Installs the process-wide subscriber, which writes to standard error.
 pub fn init(options: &LogOptions) -> Result<LogHandle, LogError> {
+    install(options, std::io::stderr, std::io::stderr().is_terminal())
+}
+
+/// Installs the process-wide subscriber, which appends to `file`.
+pub fn init_to_file(options: &LogOptions, file: std::fs::File) -> Result<LogHandle, LogError> {
+    install(options, std::sync::Mutex::new(file), false)
+}
+
+fn install<W>(options: &LogOptions, writer: W, coloured: bool) -> Result<LogHandle, LogError>
+where
+    W: for<'a> fmt::MakeWriter<'a> + Send + Sync + 'static,
+{
     let (filter, handle) = reload::Layer::new(parse(&options.directives)?);
     let base: Layered<_, Registry> = tracing_subscriber::registry().with(filter);
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = fmt::layer().with_writer(writer);
     let lines = match options.format {
-        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        LogFormat::Text => lines.with_ansi(coloured).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
     tracing::subscriber::set_global_default(base.with(lines)).map_err(LogError::AlreadySet)?;

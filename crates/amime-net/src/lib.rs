@@ -4,7 +4,8 @@
 //! and the processes in them ([`namespace`]), links, addresses and routes
 //! ([`link`]), packet-filter rules ([`nft`]), the last two over netlink, so that
 //! no `ip`, `nft` or `iptables` binary has to be installed; and the process's
-//! own code pages ([`memory`]).
+//! own code pages ([`memory`]); and files that are put into directories
+//! ([`watch`]).
 //! What the rules and namespaces are *for* is decided by the callers.
 //!
 //! ```
@@ -32,3 +33,4 @@ pub mod namespace;
 mod netlink;
 pub mod nft;
 pub mod socket;
+pub mod watch;

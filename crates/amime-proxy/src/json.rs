@@ -10,9 +10,8 @@ use std::io::{self, Read, Write};
 use std::process::Stdio;
 use std::time::Duration;
 
-use amime_xds::json::{JsonError, any_to_json, from_json, from_yaml};
-use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
-use prost::Message;
+use amime_xds::json::{JsonError, ReadOptions, any_to_json, encode};
+use prost::{Message, Name};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -37,13 +36,18 @@ struct Print {
     body: bytes::Bytes,
 }
 
-/// A bootstrap to be read.
+/// A text to be read.
 #[derive(Clone, PartialEq, Message)]
 struct Parse {
     #[prost(string, tag = "1")]
     text: String,
     #[prost(bool, tag = "2")]
     is_json: bool,
+    #[prost(bool, tag = "3")]
+    allow_unknown_fields: bool,
+    /// Full name of the message.
+    #[prost(string, tag = "4")]
+    message: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -57,8 +61,9 @@ struct Done {
 
 #[derive(Clone, PartialEq, Message)]
 struct Parsed {
-    #[prost(message, optional, tag = "1")]
-    bootstrap: Option<Bootstrap>,
+    /// The encoded message; none if the text is not one.
+    #[prost(bytes = "bytes", optional, tag = "1")]
+    body: Option<bytes::Bytes>,
     #[prost(uint64, tag = "2")]
     line: u64,
     #[prost(uint64, tag = "3")]
@@ -78,17 +83,21 @@ impl Work {
             Ok(value) => value.to_string(),
             Err(error) => serde_json::json!({ "error": error.to_string() }).to_string(),
         });
-        let parsed = self.parse.iter().map(|one| {
-            let read = if one.is_json { from_json } else { from_yaml };
-            match read(&one.text) {
-                Ok(bootstrap) => Parsed { bootstrap: Some(bootstrap), ..Parsed::default() },
-                Err(JsonError::Invalid { line, column, message }) => {
-                    Parsed { bootstrap: None, line, column, message }
-                }
-                Err(error) => Parsed { message: error.to_string(), ..Parsed::default() },
-            }
-        });
+        let parsed = self.parse.iter().map(Parse::read);
         Done { printed: printed.collect(), parsed: parsed.collect() }
+    }
+}
+
+impl Parse {
+    fn read(&self) -> Parsed {
+        let Self { is_json, allow_unknown_fields, .. } = *self;
+        match encode(&self.message, &self.text, ReadOptions { is_json, allow_unknown_fields }) {
+            Ok(body) => Parsed { body: Some(body.into()), ..Parsed::default() },
+            Err(JsonError::Invalid { line, column, message }) => {
+                Parsed { body: None, line, column, message }
+            }
+            Err(error) => Parsed { message: error.to_string(), ..Parsed::default() },
+        }
     }
 }
 
@@ -124,17 +133,27 @@ impl Converter {
         values.collect()
     }
 
-    /// Reads a bootstrap.
-    pub(crate) async fn parse(&self, text: &str, is_json: bool) -> Result<Bootstrap, JsonError> {
-        let parse = Parse { text: text.to_owned(), is_json };
+    /// Reads a message.
+    pub(crate) async fn parse<M: Message + Name + Default>(
+        &self,
+        text: &str,
+        options: ReadOptions,
+    ) -> Result<M, JsonError> {
+        let ReadOptions { is_json, allow_unknown_fields } = options;
+        let message = M::full_name();
+        let parse = Parse { text: text.to_owned(), is_json, allow_unknown_fields, message };
         let work = Work { print: vec![], parse: vec![parse] };
         let done = match tokio::time::timeout(TIMEOUT, self.run(&work)).await {
             Ok(Ok(done)) => done,
             _ => work.convert(),
         };
-        let parsed = done.parsed.into_iter().next().unwrap_or_default();
-        let Parsed { bootstrap, line, column, message } = parsed;
-        bootstrap.ok_or(JsonError::Invalid { line, column, message })
+        let Parsed { body, line, column, message } =
+            done.parsed.into_iter().next().unwrap_or_default();
+        let body = body.ok_or(JsonError::Invalid { line, column, message })?;
+        M::decode(body).map_err(|error| JsonError::Unprintable {
+            type_name: M::full_name(),
+            message: error.to_string(),
+        })
     }
 
     async fn run(&self, work: &Work) -> io::Result<Done> {

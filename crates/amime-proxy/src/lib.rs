@@ -13,6 +13,7 @@ mod admin;
 mod agent;
 mod bootstrap;
 mod dns;
+mod flags;
 mod json;
 mod run;
 

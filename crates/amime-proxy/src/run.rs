@@ -7,7 +7,8 @@ use clap::{Args, ValueEnum};
 
 use crate::admin::{CommandLine, log_level};
 use crate::agent::{self, AgentConfig, AgentError, Outside, ProxyKind};
-use crate::bootstrap::{self, BootstrapRun};
+use crate::bootstrap::{self, BootstrapRun, Input};
+use crate::flags::{Envoys, Inert};
 use crate::json::{self, Converter};
 
 /// Arguments of the proxy.
@@ -25,8 +26,9 @@ pub struct ProxyArgs {
     /// Bootstrap as YAML text, merged over the file.
     #[arg(long, value_name = "YAML")]
     config_yaml: Option<String>,
-    /// Worker threads. Default: CPUs with a bootstrap, 2 in a mesh.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    /// Worker threads; 0 counts as 1. Default: CPUs with a bootstrap, 2 in a
+    /// mesh.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=1024))]
     concurrency: Option<u16>,
     /// Log level: trace, debug, info, warning, error, critical, off.
     #[arg(short = 'l', long, value_name = "LEVEL")]
@@ -34,6 +36,9 @@ pub struct ProxyArgs {
     /// Log levels of single parts, as `TARGET:LEVEL,...`.
     #[arg(long, value_name = "LIST")]
     component_log_level: Option<String>,
+    /// File to append log lines to. Default: standard error.
+    #[arg(long, value_name = "FILE")]
+    log_path: Option<PathBuf>,
     /// Log one JSON object a line.
     #[arg(long)]
     log_as_json: bool,
@@ -46,6 +51,9 @@ pub struct ProxyArgs {
     /// Node cluster, over the bootstrap's.
     #[arg(long, value_name = "NAME")]
     service_cluster: Option<String>,
+    /// Zone of the node's locality, over the bootstrap's.
+    #[arg(long, value_name = "NAME")]
+    service_zone: Option<String>,
     /// File to write the admin server's address to.
     #[arg(long, value_name = "FILE")]
     admin_address_path: Option<PathBuf>,
@@ -55,6 +63,10 @@ pub struct ProxyArgs {
     /// Ignore what is not supported instead of refusing it.
     #[arg(long)]
     allow_unsupported: bool,
+    #[command(flatten)]
+    envoys: Envoys,
+    #[command(flatten)]
+    inert: Inert,
 }
 
 /// Role in the mesh.
@@ -91,6 +103,15 @@ pub enum RunError {
     /// Logging.
     #[error("logging cannot be set up")]
     Log(#[source] LogError),
+    /// A file that the command line names.
+    #[error("{} cannot be written", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The agent's thread.
     #[error("agent cannot start")]
     Start(#[source] std::io::Error),
@@ -111,8 +132,19 @@ pub fn run(args: ProxyArgs) -> Result<(), RunError> {
     if args.role == Some(Role::JsonConverter) {
         return json::serve().map_err(RunError::Convert);
     }
+    if args.envoys.hot_restart_version {
+        println!("disabled");
+        return Ok(());
+    }
     amime_identity::install_default_provider();
     let log = init_log(&args)?;
+    for flag in args.inert.given() {
+        tracing::warn!(flag, "flag has no effect here");
+    }
+    if let Some(path) = &args.envoys.base_id_path {
+        std::fs::write(path, "0")
+            .map_err(|source| RunError::File { path: path.clone(), source })?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(2)
@@ -146,7 +178,16 @@ fn init_log(args: &ProxyArgs) -> Result<Option<LogHandle>, RunError> {
         directives.push_str(&format!(",{target}={level}"));
     }
     let format = if args.log_as_json { LogFormat::Json } else { LogFormat::Text };
-    match amime_core::log::init(&LogOptions { directives, format }) {
+    let options = LogOptions { directives, format };
+    let set = match &args.log_path {
+        None => amime_core::log::init(&options),
+        Some(path) => {
+            let file = std::fs::File::options().create(true).append(true).open(path);
+            let file = file.map_err(|source| RunError::File { path: path.clone(), source })?;
+            amime_core::log::init_to_file(&options, file)
+        }
+    };
+    match set {
         Ok(log) => Ok(Some(log)),
         Err(LogError::AlreadySet(_)) => Ok(None),
         Err(error) => Err(RunError::Log(error)),
@@ -158,7 +199,7 @@ fn agent_config(args: &ProxyArgs, kind: ProxyKind) -> Result<AgentConfig, AgentE
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let mut config = AgentConfig::from_env(kind, vars)?;
     if let Some(concurrency) = args.concurrency {
-        config.concurrency = usize::from(concurrency);
+        config.concurrency = usize::from(concurrency.max(1));
     }
     Ok(config)
 }
@@ -166,8 +207,9 @@ fn agent_config(args: &ProxyArgs, kind: ProxyKind) -> Result<AgentConfig, AgentE
 async fn bootstrap_run(args: ProxyArgs, outside: Outside) -> Result<BootstrapRun, AgentError> {
     let Outside { log, converter } = outside;
     let path = args.config_path.as_deref();
-    let overlay = args.config_yaml.as_deref();
-    let mut bootstrap = bootstrap::load(&converter, path, overlay).await?;
+    let allow_unknown_fields = args.envoys.allow_unknown_static_fields;
+    let input = Input { path, overlay: args.config_yaml.as_deref(), allow_unknown_fields };
+    let mut bootstrap = bootstrap::load(&converter, input).await?;
     let node = bootstrap.node.get_or_insert_default();
     if let Some(id) = args.service_node {
         node.id = id;
@@ -175,9 +217,12 @@ async fn bootstrap_run(args: ProxyArgs, outside: Outside) -> Result<BootstrapRun
     if let Some(cluster) = args.service_cluster {
         node.cluster = cluster;
     }
+    if let Some(zone) = args.service_zone {
+        node.locality.get_or_insert_default().zone = zone;
+    }
     let cpus = || std::thread::available_parallelism().map_or(1, usize::from);
     let options = CommandLine {
-        concurrency: args.concurrency.map_or_else(cpus, usize::from),
+        concurrency: args.concurrency.map_or_else(cpus, |n| usize::from(n.max(1))),
         config_path: path.map(|path| path.display().to_string()).unwrap_or_default(),
         log_level: args.log_level.unwrap_or_else(|| "info".into()),
         service_node: node.id.clone(),

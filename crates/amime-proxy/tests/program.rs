@@ -1,10 +1,10 @@
 //! The program `amime-proxy` as an operator starts it.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+mod running;
+
+use std::process::Output;
+
+use running::{Running, ask, command, wait};
 
 const BOOTSTRAP: &str = "
 node: {id: test, cluster: test}
@@ -13,14 +13,6 @@ static_resources:
   clusters:
   - {name: app, connect_timeout: 1s, type: STATIC}
 ";
-
-fn command(dir: &Path, bootstrap: &str) -> Command {
-    let file = dir.join("bootstrap.yaml");
-    std::fs::write(&file, bootstrap).expect("written");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_amime-proxy"));
-    command.arg("-c").arg(file).args(["--concurrency", "1", "--drain-time-s", "0"]);
-    command
-}
 
 fn validate(bootstrap: &str, more: &[&str]) -> Output {
     let dir = tempfile::tempdir().expect("directory");
@@ -46,53 +38,74 @@ fn a_bootstrap_is_checked_before_it_runs() {
 }
 
 #[test]
+fn all_faults_are_told_at_once() {
+    let bootstrap = format!(
+        "{BOOTSTRAP}  - {{name: app, connect_timeout: 1s}}\n  - {{name: odd, type: STATIC, \
+         load_assignment: {{endpoints: [{{lb_endpoints: [{{endpoint: {{}}}}]}}]}}}}\nflags_path: x\n"
+    );
+    let output = validate(&bootstrap, &[]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    for want in ["static_resources.clusters[1].name", "static_resources.clusters[2]", "flags_path"]
+    {
+        assert!(error.contains(want), "{want} in {error}");
+    }
+}
+
+#[test]
+fn a_check_takes_no_port() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("bound").port();
+    let listener = format!(
+        "  listeners:\n  - name: l\n    address: {{socket_address: {{address: 127.0.0.1, \
+         port_value: {port}}}}}\n    filter_chains: [{{}}]\n"
+    );
+    let output = validate(&format!("{BOOTSTRAP}{listener}"), &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("OK"));
+}
+
+#[test]
+fn envoys_flags_are_taken_and_idle_ones_named() {
+    let flags = [
+        "--use-dynamic-base-id",
+        "--drain-strategy",
+        "immediate",
+        "--service-zone",
+        "z",
+        "-l",
+        "warning",
+        "--file-flush-interval-msec",
+        "100",
+        "--disable-hot-restart",
+        "--cpuset-threads",
+        "--bootstrap-version",
+        "3",
+        "--ignore-unknown-dynamic-fields",
+    ];
+    let output = validate(BOOTSTRAP, &flags);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    for flag in ["--use-dynamic-base-id", "--drain-strategy", "--file-flush-interval-msec"] {
+        assert!(error.contains(flag), "{flag} in {error}");
+    }
+    assert!(!error.contains("--cpuset-threads"), "{error}");
+    assert!(!validate(BOOTSTRAP, &["--bootstrap-version", "2"]).status.success());
+    let lenient = BOOTSTRAP.replace("connect_timeout", "conect_timeout");
+    assert!(validate(&lenient, &["--allow-unknown-static-fields"]).status.success());
+}
+
+#[test]
 fn what_has_no_effect_is_refused_unless_allowed() {
     let bootstrap = format!("{BOOTSTRAP}stats_flush_interval: 5s\n");
     check_refused(&bootstrap, "stats_flush_interval");
     assert!(validate(&bootstrap, &["--allow-unsupported"]).status.success());
 }
 
-/// A running proxy; killed if a test fails before it ends by itself.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.kill();
-    }
-}
-
-fn ask(address: &str, method: &str, path: &str) -> String {
-    let mut stream = TcpStream::connect(address).expect("admin listens");
-    let request = format!("{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).expect("written");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("read");
-    answer
-}
-
-fn wait<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + Duration::from_secs(20);
-    while Instant::now() < end {
-        if let Some(value) = poll() {
-            return value;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    panic!("never: {what}");
-}
-
 #[test]
 fn it_serves_its_configuration_and_ends_when_asked() {
     let dir = tempfile::tempdir().expect("directory");
-    let address_file = dir.path().join("admin");
-    let mut command = command(dir.path(), BOOTSTRAP);
-    command.arg("--admin-address-path").arg(&address_file).stderr(Stdio::null());
-    let mut running = Running(command.spawn().expect("starts"));
-    let address = wait("admin address", || {
-        std::fs::read_to_string(&address_file).ok().filter(|address| !address.is_empty())
-    });
-    wait("ready", || ask(&address, "GET", "/ready").contains("LIVE").then_some(()));
+    let (mut running, address) = Running::start(dir.path(), BOOTSTRAP);
     let help = ask(&address, "GET", "/");
     assert!(help.starts_with("HTTP/1.1 200"), "{help}");
     for endpoint in ["/certs", "/clusters", "/config_dump", "/listeners", "/logging", "/stats"] {
@@ -101,6 +114,6 @@ fn it_serves_its_configuration_and_ends_when_asked() {
     let dump = ask(&address, "GET", "/config_dump");
     assert!(dump.contains("static_clusters") && dump.contains("\"app\""), "{dump}");
     assert!(ask(&address, "POST", "/quitquitquit").contains("OK"));
-    let status = wait("end", || running.0.try_wait().expect("a child"));
+    let status = wait("end", || running.child.try_wait().expect("a child"));
     assert!(status.success());
 }

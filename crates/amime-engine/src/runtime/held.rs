@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use amime_xds::Resource;
+use amime_xds::{Resource, TypeUrl};
 
 use super::Fault;
 use super::dump::{RejectedDump, ResourceDump};
@@ -72,11 +72,11 @@ impl Held {
     }
 
     /// Kind and fields without effect of the newest version.
-    pub(super) fn ignored(&self) -> impl Iterator<Item = (&'static str, &Fault)> {
+    pub(super) fn ignored(&self) -> impl Iterator<Item = (TypeUrl, &Fault)> {
         let newest = self.warming.as_ref().or(self.active.as_ref());
         newest.into_iter().flat_map(|one| {
-            let kind = one.resource.type_url.short();
-            one.ignored.iter().map(move |fault| (kind, fault))
+            let type_url = one.resource.type_url;
+            one.ignored.iter().map(move |fault| (type_url, fault))
         })
     }
 

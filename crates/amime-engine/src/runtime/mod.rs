@@ -67,9 +67,9 @@ pub struct Runtime {
 #[derive(Clone, Debug, Default)]
 pub struct StaticReport {
     /// Resources that cannot be used, with the fields at fault.
-    pub rejected: Vec<Rejection>,
-    /// `Type name: field: reason` for fields that have no effect.
-    pub ignored: Vec<String>,
+    pub rejected: Vec<(TypeUrl, Rejection)>,
+    /// Fields that have no effect, by type and name of the resource.
+    pub ignored: Vec<(TypeUrl, String, Fault)>,
 }
 
 impl Runtime {
@@ -131,7 +131,8 @@ impl Runtime {
                 .collect();
             if !added.is_empty() {
                 let update = Update { type_url, added, removed: Vec::new() };
-                report.rejected.extend(state.apply(&update, true));
+                let rejected = state.apply(&update, true).into_iter();
+                report.rejected.extend(rejected.map(|one| (type_url, one)));
             }
         }
         report.ignored = state.ignored();

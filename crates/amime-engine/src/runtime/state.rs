@@ -314,10 +314,11 @@ impl State {
     }
 
     /// Fields of static resources that have no effect.
-    pub(super) fn ignored(&self) -> Vec<String> {
+    pub(super) fn ignored(&self) -> Vec<(TypeUrl, String, Fault)> {
         let mut all = Vec::new();
         for ((_, name), held) in self.held.iter().filter(|(_, held)| held.is_static) {
-            all.extend(held.ignored().map(|(kind, fault)| format!("{kind} {name}: {fault}")));
+            let of_it = held.ignored();
+            all.extend(of_it.map(|(type_url, fault)| (type_url, name.clone(), fault.clone())));
         }
         all
     }

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use amime_config::secrets::NoSecrets;
 use amime_engine::runtime::{ClusterDump, EndpointDump, ListenerDump, RuntimeDump, RuntimeOptions};
-use amime_engine::tls::NoSecrets;
 use amime_telemetry::TelemetryOptions;
 use amime_xds::client::Update;
 use amime_xds::{Resource, TypeUrl};

@@ -13,7 +13,8 @@ use tokio::sync::Notify;
 use super::ready::Readiness;
 use crate::dns::DnsProxy;
 
-/// Applies updates of one discovery stream.
+/// Applies updates of one discovery stream; copies apply to the same proxy.
+#[derive(Clone)]
 pub(crate) struct DiscoveryHandler {
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) telemetry: Arc<Telemetry>,
@@ -41,6 +42,16 @@ impl DiscoveryHandler {
             Err(error) => {
                 vec![Rejection { name: resource.name.clone(), error: error.to_string() }]
             }
+        }
+    }
+
+    /// Counts an update that never arrived whole.
+    pub(crate) fn count_failure(&self, type_url: TypeUrl) {
+        let server = self.telemetry.server();
+        match type_url {
+            TypeUrl::Cluster => server.cluster_manager_cds_update_failure.inc(),
+            TypeUrl::Listener => server.listener_manager_lds_update_failure.inc(),
+            _ => {}
         }
     }
 

@@ -339,7 +339,11 @@ async fn keep_saving(
     }
 }
 
-async fn watch_connection(mut connection: watch::Receiver<Connection>, telemetry: Arc<Telemetry>) {
+/// Counts and logs connections to the control plane.
+pub(crate) async fn watch_connection(
+    mut connection: watch::Receiver<Connection>,
+    telemetry: Arc<Telemetry>,
+) {
     loop {
         let connected = *connection.borrow_and_update() == Connection::Connected;
         let server = telemetry.server();

@@ -20,10 +20,10 @@ mod ready;
 pub(crate) use env::{AgentConfig, AppMetrics, HostPort, ProxyKind};
 pub(crate) use lifecycle::AgentError;
 
-pub(crate) use channel::Dialer;
+pub(crate) use channel::{Channel, DialError, Dialer};
 pub(crate) use handler::DiscoveryHandler;
 pub(crate) use identity::{CERTIFICATE, Identity, ROOTS};
-pub(crate) use lifecycle::{Outside, run, until_end};
+pub(crate) use lifecycle::{Outside, run, until_end, watch_connection};
 pub(crate) use node::server_info_node;
 pub(crate) use ready::{Others, Readiness};
 

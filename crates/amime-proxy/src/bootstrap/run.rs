@@ -1,21 +1,32 @@
 //! Runs the proxy from a bootstrap.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use amime_config::secrets::NoSecrets;
+use amime_config::{Fault, Faults};
 use amime_core::log::LogHandle;
 use amime_engine::runtime::{Runtime, RuntimeOptions};
-use amime_engine::tls::NoSecrets;
 use amime_telemetry::{Telemetry, TelemetryOptions};
 use amime_xds::client::{AdsClient, ClientConfig, Handler};
+use amime_xds::{Resource, TypeUrl};
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
+use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::google::protobuf::BoolValue;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use super::{BootstrapError, admin_address, ads, static_resources, unsupported};
+use super::ads::AdsServer;
+use super::check::Plan;
+use super::files::Files;
+use super::handler::{Scope, Shared, SourceHandler};
+use super::sources::Origin;
+use super::{BootstrapError, shell};
 use crate::admin::{CommandLine, Context, Wish, serve_admin};
-use crate::agent::{AgentError, DiscoveryHandler, Readiness, server_info_node, until_end};
+use crate::agent::{
+    AgentError, DiscoveryHandler, Readiness, server_info_node, until_end, watch_connection,
+};
 use crate::json::Converter;
 
 /// What the command line says.
@@ -33,9 +44,10 @@ pub(crate) struct BootstrapRun {
 
 /// Serves until asked to end.
 pub(crate) async fn run(mut run: BootstrapRun) -> Result<(), AgentError> {
-    let mut ignored = unsupported(&run.converter, &run.bootstrap).await;
+    let mut faults = Faults::default();
+    shell::report(&run.converter, &run.bootstrap, &mut faults).await;
     run.bootstrap.node = Some(server_info_node(run.bootstrap.node.take().unwrap_or_default()));
-    let dialer = ads::dialer(&run.bootstrap)?;
+    let mut plan = Plan::of(&run.bootstrap, &mut faults);
     let telemetry =
         Telemetry::new(TelemetryOptions { istio_tags: false, ..TelemetryOptions::default() });
     let runtime = Runtime::start(RuntimeOptions {
@@ -47,36 +59,63 @@ pub(crate) async fn run(mut run: BootstrapRun) -> Result<(), AgentError> {
         node_id: String::new(),
     })
     .map_err(AgentError::Runtime)?;
-    let report = runtime.apply_static(static_resources(&run.bootstrap));
-    ignored.extend(report.ignored);
-    if !report.rejected.is_empty() {
-        let faults = report.rejected.into_iter().map(|one| format!("{}: {}", one.name, one.error));
-        return Err(BootstrapError::Rejected { faults: faults.collect() }.into());
-    }
-    if !ignored.is_empty() {
-        if !run.allow_unsupported {
-            return Err(BootstrapError::Unsupported { fields: ignored }.into());
-        }
-        tracing::warn!(fields = ignored.join(", "), "ignored: not supported");
-    }
+    let resources = plan.resources.iter().map(|one| one.resource.clone());
+    let resources = match run.validate {
+        true => resources.map(unbound).collect(),
+        false => resources.collect(),
+    };
+    plan.judge(runtime.apply_static(resources), &mut faults);
+    accept(faults.into_list(), run.allow_unsupported)?;
     if run.validate {
-        println!("configuration OK");
+        println!("configuration '{}' OK", run.options.config_path);
         return Ok(());
     }
-    serve(run, dialer, telemetry, runtime).await
+    let shared = Shared::new(std::mem::take(&mut plan.at_hand));
+    for one in std::mem::take(&mut plan.resources) {
+        let owner = (one.resource.type_url, one.resource.name);
+        shared.references().set(owner, one.references);
+    }
+    serve(run, plan, shared, (telemetry, runtime)).await
+}
+
+/// Refuses what cannot be honoured, all of it at once.
+fn accept(faults: Vec<Fault>, allow_unsupported: bool) -> Result<(), BootstrapError> {
+    let refused = |fault: &&Fault| fault.fatal || !allow_unsupported;
+    let hint = |fault: &Fault| {
+        if fault.fatal { "" } else { " (--allow-unsupported ignores it)" }
+    };
+    let refused: Vec<_> =
+        faults.iter().filter(refused).map(|fault| format!("{fault}{}", hint(fault))).collect();
+    if !refused.is_empty() {
+        return Err(BootstrapError::Faults { faults: refused });
+    }
+    for fault in faults {
+        tracing::warn!(field = fault.path, reason = fault.reason, "ignored");
+    }
+    Ok(())
+}
+
+/// A listener that takes no port: a check must not disturb a running proxy.
+fn unbound(resource: Resource) -> Resource {
+    match resource.decode::<Listener>() {
+        Ok(listener) if resource.type_url == TypeUrl::Listener => {
+            let listener = Listener { bind_to_port: Some(BoolValue { value: false }), ..listener };
+            Resource::encode(resource.name, &listener)
+        }
+        _ => resource,
+    }
 }
 
 async fn serve(
     run: BootstrapRun,
-    dialer: Option<crate::agent::Dialer>,
-    telemetry: Arc<Telemetry>,
-    runtime: Arc<Runtime>,
+    plan: Plan,
+    shared: Arc<Shared>,
+    (telemetry, runtime): (Arc<Telemetry>, Arc<Runtime>),
 ) -> Result<(), AgentError> {
     let drain = Duration::from_secs(run.options.drain_s);
-    let admin = admin_address(&run.bootstrap)?;
     let context = Arc::new(Context {
-        telemetry: telemetry.clone(),
-        runtime: runtime.clone(),
+        telemetry,
+        runtime,
         identity: None,
         ready: Arc::new(Readiness::default()),
         needs_names: false,
@@ -87,7 +126,7 @@ async fn serve(
         wish: watch::Sender::new(Wish::Run),
         converter: run.converter,
     });
-    let _server = match admin {
+    let _server = match plan.admin {
         None => None,
         Some(address) => {
             let server = serve_admin(address, &context)?;
@@ -100,27 +139,67 @@ async fn serve(
         }
     };
     let mut tasks = JoinSet::new();
-    match dialer {
-        None => {
-            context.ready.clusters_received();
-            context.ready.listeners_received();
-        }
-        Some(dialer) => {
-            let mut handler = DiscoveryHandler {
-                runtime,
-                telemetry,
-                ready: context.ready.clone(),
-                dns: None,
-                names: Arc::default(),
-                changed: Arc::new(Notify::new()),
-            };
-            let node = context.bootstrap.node.clone().unwrap_or_default();
-            let client = AdsClient::new(ClientConfig::new(node));
-            tasks.spawn(async move {
-                let connect = || async { dialer.dial().await.map_err(Into::into) };
-                match client.run(connect, &mut handler as &mut dyn Handler).await {}
-            });
-        }
-    }
+    start_discovery(plan, &shared, &context, &mut tasks);
     until_end(&context, drain).await
+}
+
+fn start_discovery(
+    mut plan: Plan,
+    shared: &Arc<Shared>,
+    context: &Arc<Context>,
+    tasks: &mut JoinSet<()>,
+) {
+    if plan.clusters.is_none() {
+        context.ready.clusters_received();
+    }
+    if plan.listeners.is_none() {
+        context.ready.listeners_received();
+    }
+    let inner = DiscoveryHandler {
+        runtime: context.runtime.clone(),
+        telemetry: context.telemetry.clone(),
+        ready: context.ready.clone(),
+        dns: None,
+        names: Arc::default(),
+        changed: Arc::new(Notify::new()),
+    };
+    let ads = plan.ads.take();
+    let roots = plan.root_files();
+    // What a control plane sends may name files later.
+    if ads.is_some() || !roots.is_empty() || !shared.references().files().is_empty() {
+        let starting =
+            Files::start(roots, shared.clone(), inner.clone(), context.converter.clone());
+        tasks.spawn(async move {
+            match starting.await {
+                Ok(files) => files.follow().await,
+                Err(error) => tracing::error!(%error, "files cannot be watched"),
+            }
+        });
+    }
+    if let Some(server) = ads {
+        let scope = Scope::Ads {
+            listeners: plan.listeners == Some(Origin::Ads),
+            clusters: plan.clusters == Some(Origin::Ads),
+        };
+        let handler = SourceHandler { inner, shared: shared.clone(), scope };
+        start_ads(server, handler, context, tasks);
+    }
+}
+
+fn start_ads(
+    server: AdsServer,
+    mut handler: SourceHandler,
+    context: &Arc<Context>,
+    tasks: &mut JoinSet<()>,
+) {
+    let node = context.bootstrap.node.clone().unwrap_or_default();
+    let config = ClientConfig { variant: server.variant, ..ClientConfig::new(node) };
+    let client = AdsClient::new(config);
+    let shared = handler.shared.clone();
+    *shared.ads.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.wake());
+    tasks.spawn(watch_connection(client.connection(), context.telemetry.clone()));
+    tasks.spawn(async move {
+        let connect = || async { server.dial().await.map_err(Into::into) };
+        match client.run(connect, &mut handler as &mut dyn Handler).await {}
+    });
 }

@@ -60,17 +60,22 @@ pub enum JsonError {
     },
 }
 
+/// How text is read by [`encode`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReadOptions {
+    /// The text is JSON rather than YAML.
+    pub is_json: bool,
+    /// Fields that the message does not have are skipped instead of refused.
+    pub allow_unknown_fields: bool,
+}
+
 /// Reads JSON as `M`. Unknown fields are errors.
 ///
 /// # Errors
 /// [`JsonError::Invalid`] with the position of the first fault.
 pub fn from_json<M: Message + Name + Default>(text: &str) -> Result<M, JsonError> {
-    let descriptor = descriptor::<M>()?;
-    let mut input = serde_json::Deserializer::from_str(text);
-    let message = DynamicMessage::deserialize_with_options(descriptor, &mut input, &strict())
-        .map_err(|e| located(&e))?;
-    input.end().map_err(|e| located(&e))?;
-    transcode(&message)
+    let options = ReadOptions { is_json: true, ..ReadOptions::default() };
+    transcode(&read(descriptor::<M>()?, text, options)?)
 }
 
 /// Reads one YAML document (or JSON) as `M`. Unknown fields are errors.
@@ -78,16 +83,39 @@ pub fn from_json<M: Message + Name + Default>(text: &str) -> Result<M, JsonError
 /// # Errors
 /// [`JsonError::Invalid`] with the position of the first fault.
 pub fn from_yaml<M: Message + Name + Default>(text: &str) -> Result<M, JsonError> {
-    let descriptor = descriptor::<M>()?;
+    transcode(&read(descriptor::<M>()?, text, ReadOptions::default())?)
+}
+
+/// Reads text as the message `full_name` and encodes it.
+///
+/// # Errors
+/// [`JsonError::Invalid`] with the position of the first fault.
+pub fn encode(full_name: &str, text: &str, options: ReadOptions) -> Result<Vec<u8>, JsonError> {
+    let descriptor = find(full_name).ok_or_else(|| JsonError::UnknownType(full_name.to_owned()))?;
+    Ok(read(descriptor, text, options)?.encode_to_vec())
+}
+
+fn read(
+    descriptor: MessageDescriptor,
+    text: &str,
+    options: ReadOptions,
+) -> Result<DynamicMessage, JsonError> {
+    let strictness = DeserializeOptions::new().deny_unknown_fields(!options.allow_unknown_fields);
+    if options.is_json {
+        let mut input = serde_json::Deserializer::from_str(text);
+        let message = DynamicMessage::deserialize_with_options(descriptor, &mut input, &strictness)
+            .map_err(|e| located(&e))?;
+        input.end().map_err(|e| located(&e))?;
+        return Ok(message);
+    }
     let message = serde_saphyr::with_deserializer_from_str(text, |input| {
-        DynamicMessage::deserialize_with_options(descriptor, input, &strict())
+        DynamicMessage::deserialize_with_options(descriptor, input, &strictness)
     });
-    let message = message.map_err(|e| {
+    message.map_err(|e| {
         let e = e.without_snippet();
         let (line, column) = e.location().map_or((1, 1), |l| (l.line(), l.column()));
         JsonError::Invalid { line, column, message: without_position(&e.to_string()) }
-    })?;
-    transcode(&message)
+    })
 }
 
 /// Prints `message`. An `Any` of a type that we do not know is printed as a
@@ -136,10 +164,6 @@ fn print(message: &DynamicMessage) -> Result<Value, serde_json::Error> {
     let options =
         SerializeOptions::new().use_proto_field_name(true).stringify_64_bit_integers(true);
     message.serialize_with_options(serde_json::value::Serializer, &options)
-}
-
-fn strict() -> DeserializeOptions {
-    DeserializeOptions::new().deny_unknown_fields(true)
 }
 
 fn find(full_name: &str) -> Option<MessageDescriptor> {
