@@ -1,10 +1,8 @@
-//! The program `amime-proxy` as an operator starts it.
-
-mod running;
+//! Start, check and end.
 
 use std::process::Output;
 
-use running::{Running, ask, command, wait};
+use crate::running::{Running, ask, command, wait};
 
 const BOOTSTRAP: &str = "
 node: {id: test, cluster: test}

@@ -1,11 +1,10 @@
 //! Configuration that comes by file and by state-of-the-world ADS.
 
-mod running;
-
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use crate::running::{Running, ask, wait};
 use amime_xds::server::{Pusher, SotwSession, Source, Wanted};
 use amime_xds::{Resource, TypeUrl, XdsMessage};
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
@@ -14,7 +13,6 @@ use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
-use running::{Running, ask, wait};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};

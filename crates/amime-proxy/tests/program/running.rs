@@ -1,5 +1,4 @@
 //! The program as a child process, and its admin port.
-#![allow(dead_code, reason = "each test program uses its part of it")]
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -8,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The command that starts it on a bootstrap.
-pub fn command(dir: &Path, bootstrap: &str) -> Command {
+pub(crate) fn command(dir: &Path, bootstrap: &str) -> Command {
     let file = dir.join("bootstrap.yaml");
     std::fs::write(&file, bootstrap).expect("written");
     let mut command = Command::new(env!("CARGO_BIN_EXE_amime-proxy"));
@@ -17,13 +16,13 @@ pub fn command(dir: &Path, bootstrap: &str) -> Command {
 }
 
 /// A running proxy; killed if a test fails before it ends by itself.
-pub struct Running {
-    pub child: Child,
+pub(crate) struct Running {
+    pub(crate) child: Child,
 }
 
 impl Running {
     /// Starts it; answers with its admin address once it is live.
-    pub fn start(dir: &Path, bootstrap: &str) -> (Self, String) {
+    pub(crate) fn start(dir: &Path, bootstrap: &str) -> (Self, String) {
         let address_file = dir.join("admin");
         let mut command = command(dir, bootstrap);
         command.arg("--admin-address-path").arg(&address_file).stderr(Stdio::null());
@@ -44,7 +43,7 @@ impl Drop for Running {
 }
 
 /// One request on a connection of its own.
-pub fn ask(address: &str, method: &str, path: &str) -> String {
+pub(crate) fn ask(address: &str, method: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).expect("it listens");
     let request = format!("{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).expect("written");
@@ -54,7 +53,7 @@ pub fn ask(address: &str, method: &str, path: &str) -> String {
 }
 
 /// Asks until there is an answer.
-pub fn wait<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + Duration::from_secs(20);
     while Instant::now() < end {
         if let Some(value) = poll() {

@@ -1,0 +1,5 @@
+//! The program `amime-proxy` as an operator starts it.
+
+mod discovery;
+mod running;
+mod start;
