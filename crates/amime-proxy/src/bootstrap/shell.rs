@@ -10,12 +10,10 @@ use crate::json::{Converter, Work};
 
 /// Fields that are acted on, with all that is below them. `[]` stands for the
 /// items of a list.
-const HONOURED: [&str; 13] = [
+const HONOURED: [&str; 10] = [
     "node",
     "static_resources",
     "admin.address",
-    "admin.access_log",
-    "admin.access_log_path",
     "dynamic_resources.lds_config",
     "dynamic_resources.cds_config",
     "dynamic_resources.ads_config.api_type",
@@ -23,7 +21,6 @@ const HONOURED: [&str; 13] = [
     "dynamic_resources.ads_config.set_node_on_first_message_only",
     "dynamic_resources.ads_config.grpc_services[].envoy_grpc.cluster_name",
     "dynamic_resources.ads_config.grpc_services[].google_grpc",
-    "layered_runtime.layers[]",
 ];
 
 /// Records every field that is set and has no effect here.
