@@ -109,7 +109,7 @@ pub(crate) enum Part {
     /// A proxy
     Proxy(amime_proxy::ProxyArgs),
     /// The control plane
-    ControlPlane(commands::internal::EmbeddedControlPlane),
+    ControlPlane(amime_control::daemon::DaemonArgs),
     /// The supervisor of a local mesh; started by `up` only
     LocalSupervisor {
         /// Number of the descriptor with the configuration

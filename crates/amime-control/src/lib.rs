@@ -11,6 +11,7 @@ pub mod ads;
 pub mod api;
 pub mod ca;
 pub mod config;
+pub mod daemon;
 pub mod discovery;
 mod mesh;
 pub mod metrics;

@@ -5,7 +5,6 @@ pub(crate) mod change;
 pub(crate) mod completion;
 pub(crate) mod dashboard;
 pub(crate) mod get;
-pub(crate) mod internal;
 pub(crate) mod pod;
 pub(crate) mod proxy_config;
 pub(crate) mod proxy_status;
@@ -46,7 +45,7 @@ pub(crate) fn run_part(part: Part) -> anyhow::Result<ExitCode> {
         Part::Bookinfo(args) => runtime()?.block_on(bookinfo::run(args))?,
         // The others build the runtimes that fit them.
         Part::Proxy(args) => amime_proxy::run(args)?,
-        Part::ControlPlane(args) => internal::control_plane(args)?,
+        Part::ControlPlane(args) => amime_control::daemon::run(args)?,
         Part::LocalSupervisor { args } => amime_local::supervisor::main(&args)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -1,4 +1,5 @@
-//! What `amime` is when it runs as a part of its own mesh.
+//! The control plane as a process: flags, log, runtime and signals. Both
+//! programs that can be one, `amimed` and `amime control-plane`, call it.
 
 use amime_core::log::{LogFormat, LogOptions};
 use anyhow::Context;
@@ -6,25 +7,31 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Arguments of `control-plane`.
-#[derive(Debug, Args)]
-pub(crate) struct EmbeddedControlPlane {
+use crate::config::ControlPlaneArgs;
+
+/// Flags of the process.
+#[derive(Args, Clone, Debug)]
+pub struct DaemonArgs {
     #[command(flatten)]
-    config: amime_control::config::ControlPlaneArgs,
+    control_plane: ControlPlaneArgs,
     /// Log levels, as in `info,amime_control=debug`
-    #[arg(long, default_value = "info", env = "AMIME_LOG", value_name = "LEVELS")]
+    #[arg(long = "log-level", default_value = "info", env = "AMIME_LOG", value_name = "LEVELS")]
     log_level: String,
     /// Log JSON instead of text
-    #[arg(long)]
+    #[arg(long = "log-as-json", alias = "log_as_json")]
     log_as_json: bool,
 }
 
-/// Runs the control plane until it is told to stop.
-pub(crate) fn control_plane(args: EmbeddedControlPlane) -> anyhow::Result<()> {
+/// Runs the control plane until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Settings that make no sense, and whatever keeps the control plane from
+/// starting.
+pub fn run(args: DaemonArgs) -> anyhow::Result<()> {
     amime_identity::install_default_provider();
     let format = if args.log_as_json { LogFormat::Json } else { LogFormat::Text };
     amime_core::log::init(&LogOptions { directives: args.log_level, format })?;
-    let config = args.config.into_config()?;
+    let config = args.control_plane.into_config()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -32,7 +39,7 @@ pub(crate) fn control_plane(args: EmbeddedControlPlane) -> anyhow::Result<()> {
     runtime.block_on(async {
         let shutdown = CancellationToken::new();
         cancel_on_signal(shutdown.clone())?;
-        Ok(amime_control::run::run(config, shutdown).await?)
+        Ok(crate::run::run(config, shutdown).await?)
     })
 }
 
