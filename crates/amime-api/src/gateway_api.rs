@@ -1,4 +1,4 @@
-//! Kubernetes Gateway API: routes that are attached to services.
+//! Kubernetes Gateway API: routes that are attached to services, and grants.
 //!
 //! Spec: <https://gateway-api.sigs.k8s.io/reference/spec/>
 
@@ -8,6 +8,34 @@ use amime_core::Duration;
 pub const GROUP: &str = "gateway.networking.k8s.io";
 
 messages! {
+    /// Who may refer to objects of this namespace.
+    pub struct ReferenceGrantSpec {
+        /// From where; any of them.
+        pub from: Vec<ReferenceGrantFrom>,
+        /// To what; any of them.
+        pub to: Vec<ReferenceGrantTo>,
+    }
+
+    /// Objects of one kind in another namespace.
+    pub struct ReferenceGrantFrom {
+        /// API group; empty for core kinds.
+        pub group: String,
+        /// Kind.
+        pub kind: String,
+        /// Namespace.
+        pub namespace: String,
+    }
+
+    /// Objects of one kind in this namespace.
+    pub struct ReferenceGrantTo {
+        /// API group; empty for core kinds.
+        pub group: String,
+        /// Kind.
+        pub kind: String,
+        /// Name; all without one.
+        pub name: Option<String>,
+    }
+
     /// How HTTP requests to its parents are routed.
     pub struct HttpRouteSpec {
         /// What the route is attached to.

@@ -78,17 +78,12 @@ const UNHONOURED: &[(Kind, &str, &str)] = &[
     ),
     (Kind::DestinationRule, "spec.trafficPolicy.tls.caCrl", REVOCATION),
     (Kind::DestinationRule, "spec.subsets.[].trafficPolicy.tls.caCrl", REVOCATION),
-    (Kind::DestinationRule, "spec.trafficPolicy.tls.credentialName", CREDENTIALS),
-    (Kind::DestinationRule, "spec.subsets.[].trafficPolicy.tls.credentialName", CREDENTIALS),
-    (
-        Kind::DestinationRule,
-        "spec.trafficPolicy.portLevelSettings.[].tls.credentialName",
-        CREDENTIALS,
-    ),
     // Gateway.
-    (Kind::Gateway, "spec.servers.[].tls.credentialName", CREDENTIALS),
-    (Kind::Gateway, "spec.servers.[].tls.credentialNames", CREDENTIALS),
-    (Kind::Gateway, "spec.servers.[].tls.caCertCredentialName", CREDENTIALS),
+    (
+        Kind::Gateway,
+        "spec.servers.[].tls.credentialNames",
+        "our own proxy shows the first of the certificates only yet",
+    ),
     (Kind::Gateway, "spec.servers.[].tls.caCrl", REVOCATION),
     (
         Kind::Gateway,
@@ -136,7 +131,6 @@ const ZONES: &str = "only localityLbSetting prefers near endpoints yet";
 const ERROR_CODES: &str = "only 5xx and gateway errors eject endpoints yet";
 const REVOCATION: &str =
     "revocation lists are not read yet, and what asks for them is not installed";
-const CREDENTIALS: &str = "secrets are not delivered to proxies yet; name files instead";
 
 /// Table: field of the mesh configuration, reason.
 const UNHONOURED_MESH: &[(&str, &str)] = &[

@@ -88,6 +88,8 @@ kinds! {
     WasmPlugin "wasmplugins" [] EXTENSIONS, true;
     TrafficExtension "trafficextensions" [] EXTENSIONS, true;
     HTTPRoute "httproutes" [] &[(crate::gateway_api::GROUP, &["v1", "v1beta1"])], true;
+    ReferenceGrant "referencegrants" ["refgrant"]
+        &[(crate::gateway_api::GROUP, &["v1", "v1beta1", "v1alpha2"])], true;
 }
 
 /// A text that names no kind.

@@ -194,6 +194,7 @@ resources! {
     WasmPlugin(extensions::WasmPlugin, Field),
     TrafficExtension(extensions::TrafficExtension, Field),
     HTTPRoute(gateway_api::HttpRouteSpec, Field),
+    ReferenceGrant(gateway_api::ReferenceGrantSpec, Field),
 }
 
 /// Where a kind keeps its content.

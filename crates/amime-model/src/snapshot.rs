@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use amime_api::gateway_api::GROUP;
 use amime_api::k8s::{ConfigMap, Secret};
 use amime_api::mesh::MeshConfig;
 use amime_api::networking::{Gateway, Sidecar};
@@ -19,7 +20,7 @@ use amime_core::NamespacedName;
 use crate::authn::{MtlsMode, PeerAuthnIndex};
 use crate::config::{Config, sort_by_age};
 use crate::destination_rule::DestinationRuleIndex;
-use crate::endpoints::{EndpointIndex, Resources, ServiceEndpoints, of_kind};
+use crate::endpoints::{EndpointIndex, Resources, ServiceEndpoints, in_namespace, of_kind};
 use crate::envoy_filter::EnvoyFilterIndex;
 use crate::registry::ServiceIndex;
 use crate::scope::{ScopeInputs, SidecarScope};
@@ -199,6 +200,22 @@ impl Snapshot {
             Resource::ConfigMap(object) => Some(object),
             _ => None,
         }
+    }
+
+    /// True if gateways of `from` may refer to a secret of another namespace.
+    pub fn grants_secret(&self, from: &str, namespace: &str, name: &str) -> bool {
+        let mut grants = in_namespace(&self.resources, Kind::ReferenceGrant, namespace);
+        grants.any(|resource| {
+            let Resource::ReferenceGrant(object) = resource else { return false };
+            let mut sources = object.spec.from.iter();
+            let mut targets = object.spec.to.iter();
+            sources.any(|s| s.group == GROUP && s.kind == "Gateway" && s.namespace == from)
+                && targets.any(|t| {
+                    t.group.is_empty()
+                        && t.kind == "Secret"
+                        && t.name.as_ref().is_none_or(|own| own == name)
+                })
+        })
     }
 
     fn named(&self, kind: Kind, namespace: &str, name: &str) -> Option<&Resource> {

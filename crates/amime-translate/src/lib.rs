@@ -22,6 +22,7 @@
 
 mod cluster;
 mod context;
+mod credential;
 mod dynamic_dns;
 mod endpoint;
 mod envoy_filter;
@@ -161,6 +162,6 @@ fn endpoint_names(clusters: &[Cluster]) -> Vec<String> {
 }
 
 fn secrets(context: &Context<'_>, names: Option<&[String]>) -> Vec<Secret> {
-    let names = sorted(names, || secret::names(context));
+    let names = sorted(names, || credential::names(context).into_iter().collect());
     names.iter().filter_map(|name| secret::build(context, name)).collect()
 }

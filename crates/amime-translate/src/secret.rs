@@ -1,105 +1,70 @@
-//! SDS: certificates of gateways out of Kubernetes Secrets.
+//! SDS: certificates and roots out of Kubernetes Secrets and ConfigMaps.
 //!
-//! Invariant: a proxy gets secrets of its own namespace only.
-
-use std::collections::BTreeSet;
+//! What a proxy may have is decided in `credential`.
 
 use amime_api::k8s::Secret as KubeSecret;
-use amime_api::networking::ServerTlsMode;
 use base64::Engine;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, Secret, TlsCertificate, secret,
 };
 
 use crate::context::Context;
+use crate::credential::{self, Credential, Store};
 use crate::proto::inline_bytes;
-use crate::proxy::ProxyKind;
-use crate::sds::{CA_SUFFIX, KUBERNETES, resource_name};
+use crate::sds::CA_SUFFIX;
 
-const CONFIG_MAP: &str = "configmap://";
-
-/// Keys of the generic form and of `kubernetes.io/tls`.
-const CERTIFICATE_KEYS: [(&str, &str); 2] = [("cert", "key"), ("tls.crt", "tls.key")];
+/// Keys of the generic form and of `kubernetes.io/tls`, with that of the
+/// revocation status.
+const CERTIFICATE_KEYS: [(&str, &str, Option<&str>); 2] =
+    [("cert", "key", None), ("tls.crt", "tls.key", Some("tls.ocsp-staple"))];
 const ROOT_KEYS: [(&str, &str); 2] = [("cacert", "crl"), ("ca.crt", "ca.crl")];
-
-/// Names of the secrets that the servers of a gateway refer to.
-pub(crate) fn names(context: &Context<'_>) -> Vec<String> {
-    if context.proxy.kind != ProxyKind::Router {
-        return Vec::new();
-    }
-    let mut names = BTreeSet::new();
-    for server in context.gateway().all_servers() {
-        let Some(tls) = &server.spec.tls else { continue };
-        let single = std::iter::once(&tls.credential_name).filter(|name| !name.is_empty());
-        for name in single.chain(&tls.credential_names) {
-            names.insert(resource_name(name));
-            let ca = match tls.ca_cert_credential_name.as_str() {
-                "" => format!("{name}{CA_SUFFIX}"),
-                own => own.to_owned(),
-            };
-            if matches!(tls.mode, ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual) {
-                names.insert(resource_name(&ca));
-            }
-        }
-    }
-    names.into_iter().collect()
-}
 
 /// The secret resource of this name; `None` if the proxy may not have it, or
 /// there is none of use.
 pub(crate) fn build(context: &Context<'_>, name: &str) -> Option<Secret> {
-    if context.proxy.kind != ProxyKind::Router {
+    let credential = Credential::parse(name, &context.proxy.namespace)?;
+    if !credential::is_allowed(context, &credential) {
         return None;
     }
-    let kind = if let Some(path) = name.strip_prefix(CONFIG_MAP) {
-        let (namespace, object) = own_path(context, path)?;
-        let map = context.snapshot.config_map(namespace, object)?;
-        let text = |key: &str| map.spec.data.get(key).map(|text| text.clone().into_bytes());
-        roots(&text)?
-    } else {
-        let (namespace, object) = own_path(context, name.strip_prefix(KUBERNETES)?)?;
-        match object.strip_suffix(CA_SUFFIX) {
-            Some(base) => authority(context, namespace, object, base)?,
-            None => {
-                let object = context.snapshot.secret(namespace, object)?;
-                certificate(&|key: &str| value(&object.spec, key))?
-            }
+    let Credential { namespace, name: object, .. } = &credential;
+    let kind = match credential.store {
+        Store::ConfigMap => {
+            let bare = object.strip_suffix(CA_SUFFIX).unwrap_or(object);
+            let map = context.snapshot.config_map(namespace, bare)?;
+            let text = |key: &str| map.spec.data.get(key).map(|text| text.clone().into_bytes());
+            roots(&text)?
+        }
+        Store::Secret | Store::GatewaySecret if credential::is_authority(context, &credential) => {
+            authority(context, namespace, object)?
+        }
+        Store::Secret | Store::GatewaySecret => {
+            let object = context.snapshot.secret(namespace, object)?;
+            certificate(&|key: &str| value(&object.spec, key))?
         }
     };
     Some(Secret { name: name.to_owned(), r#type: Some(kind) })
 }
 
-/// Namespace and name; without a namespace the proxy's own is meant.
-fn own_path<'p>(context: &'p Context<'_>, path: &'p str) -> Option<(&'p str, &'p str)> {
-    let own = context.proxy.namespace.as_str();
-    match path.split_once('/') {
-        Some((namespace, name)) => (namespace == own).then_some((namespace, name)),
-        None => Some((own, path)),
-    }
-}
-
 /// Roots in a secret of their own, else beside the certificate.
-fn authority(
-    context: &Context<'_>,
-    namespace: &str,
-    own: &str,
-    beside: &str,
-) -> Option<secret::Type> {
+fn authority(context: &Context<'_>, namespace: &str, name: &str) -> Option<secret::Type> {
     let of = |name: &str| {
         let object = context.snapshot.secret(namespace, name)?;
         roots(&|key: &str| value(&object.spec, key))
     };
-    of(own).or_else(|| of(beside))
+    of(name).or_else(|| of(name.strip_suffix(CA_SUFFIX)?))
 }
 
 type Lookup<'l> = dyn Fn(&str) -> Option<Vec<u8>> + 'l;
 
 fn certificate(look_up: &Lookup<'_>) -> Option<secret::Type> {
-    let pair = |(certificate, key): &(&str, &str)| Some((look_up(certificate)?, look_up(key)?));
-    let (chain, key) = CERTIFICATE_KEYS.iter().find_map(pair)?;
+    let found = |(certificate, key, staple): &(&str, &str, Option<&str>)| {
+        Some((look_up(certificate)?, look_up(key)?, staple.and_then(look_up)))
+    };
+    let (chain, key, staple) = CERTIFICATE_KEYS.iter().find_map(found)?;
     Some(secret::Type::TlsCertificate(TlsCertificate {
         certificate_chain: Some(inline_bytes(chain)),
         private_key: Some(inline_bytes(key)),
+        ocsp_staple: staple.map(inline_bytes),
         ..Default::default()
     }))
 }

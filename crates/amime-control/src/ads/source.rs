@@ -12,17 +12,24 @@ pub(super) struct ProxyView {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) proxy: Arc<Proxy>,
     version: String,
+    /// Its namespace is known, not only claimed.
+    authenticated: bool,
 }
 
 impl ProxyView {
-    pub(super) fn new(snapshot: Arc<Snapshot>, proxy: Arc<Proxy>) -> Self {
+    pub(super) fn new(snapshot: Arc<Snapshot>, proxy: Arc<Proxy>, authenticated: bool) -> Self {
         let version = snapshot.version().to_string();
-        Self { snapshot, proxy, version }
+        Self { snapshot, proxy, version, authenticated }
     }
 }
 
 impl Source for ProxyView {
     fn generate(&mut self, type_url: TypeUrl, wanted: Wanted<'_>) -> Vec<Resource> {
+        if type_url == TypeUrl::Secret && !self.authenticated {
+            // Who may have which secret follows from the namespace.
+            tracing::debug!(proxy = %self.proxy.id, "secrets are for authenticated proxies only");
+            return Vec::new();
+        }
         let names: Option<Vec<String>> = match wanted {
             Wanted::All => None,
             Wanted::Names(names) => Some(names.iter().cloned().collect()),

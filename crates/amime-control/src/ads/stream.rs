@@ -194,7 +194,8 @@ impl<T: Send + 'static> Stream<T> {
         current: &Published,
         proxy: &Arc<Proxy>,
     ) -> Result<(), End> {
-        let mut view = ProxyView::new(Arc::clone(&current.snapshot), Arc::clone(proxy));
+        let mut view =
+            ProxyView::new(Arc::clone(&current.snapshot), Arc::clone(proxy), self.caller.is_some());
         let mut sent = false;
         loop {
             let queued = Instant::now();

@@ -8,10 +8,13 @@ use amime_ca::{CallerIdentity, Credential};
 use amime_model::Change;
 use amime_xds::TypeUrl;
 use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{Secret, secret};
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse,
 };
+use prost::Message;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -200,6 +203,64 @@ async fn a_client_that_asks_for_no_endpoints_gets_listeners_all_the_same() {
     assert_eq!(stream.accept_one().await, Some(TypeUrl::Cluster));
     assert_eq!(stream.accept_one().await, Some(TypeUrl::Listener));
     assert!(start.elapsed() >= Duration::from_secs(2), "they were held back first");
+}
+
+/// A secret of the ingress gateway's namespace with this certificate.
+fn certificate(text: &str) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Secret, metadata: {{name: edge, namespace: istio-system}}, \
+          stringData: {{tls.crt: {text}, tls.key: key}}}}"
+    )
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_sent_without_being_asked_for() {
+    let server = Server::start(Some("istio-system")).await;
+    server.apply(&certificate("first")).await;
+    let id = "router~10.0.0.9~gateway.istio-system~istio-system.svc.cluster.local";
+    let secrets = DeltaDiscoveryRequest {
+        type_url: TypeUrl::Secret.as_str().to_owned(),
+        resource_names_subscribe: vec!["kubernetes://edge".to_owned()],
+        ..clusters(id)
+    };
+    let mut stream = server.open(secrets).await;
+    let mut certificates = Vec::new();
+    while certificates != ["first", "second"] {
+        let response = stream.responses.message().await.expect("no fault").expect("a response");
+        let ack = DeltaDiscoveryRequest {
+            type_url: response.type_url,
+            response_nonce: response.nonce,
+            ..Default::default()
+        };
+        stream.requests.send(ack).await.expect("the server reads");
+        for resource in response.resources {
+            let body = resource.resource.expect("a body").value;
+            let secret = Secret::decode(body.as_slice()).expect("a secret");
+            let Some(secret::Type::TlsCertificate(own)) = secret.r#type else { panic!("a pair") };
+            let chain = own.certificate_chain.and_then(|chain| chain.specifier);
+            let Some(Specifier::InlineBytes(bytes)) = chain else { panic!("inline") };
+            certificates.push(String::from_utf8(bytes).expect("text"));
+            if certificates == ["first"] {
+                server.apply(&certificate("second")).await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_caller_without_identity_gets_no_secret() {
+    let server = Server::start(None).await;
+    server.apply(&certificate("first")).await;
+    let id = "router~10.0.0.9~gateway.istio-system~istio-system.svc.cluster.local";
+    let secrets = DeltaDiscoveryRequest {
+        type_url: TypeUrl::Secret.as_str().to_owned(),
+        resource_names_subscribe: vec!["kubernetes://edge".to_owned()],
+        ..clusters(id)
+    };
+    let mut stream = server.open(secrets).await;
+    let response = stream.responses.message().await.expect("no fault").expect("a response");
+    assert_eq!(response.resources, []);
+    assert_eq!(response.removed_resources, ["kubernetes://edge"]);
 }
 
 #[tokio::test]

@@ -173,10 +173,10 @@ fn foreign_context(
     } else {
         if settings.mode == ClientTlsMode::Mutual {
             common.tls_certificate_sds_secret_configs =
-                vec![from_credential(&settings.credential_name)];
+                vec![from_credential(context, &settings.credential_name)];
         }
         if !skip {
-            let ca = from_credential(&format!("{}{CA_SUFFIX}", settings.credential_name));
+            let ca = from_credential(context, &format!("{}{CA_SUFFIX}", settings.credential_name));
             common.validation_context_type = Some(validated_by(subject_names(&settings), ca));
         }
     }

@@ -79,7 +79,7 @@ pub(crate) fn server(
     let mut common = match settings.mode {
         ServerTlsMode::IstioMutual => identity(validation(settings), Vec::new()),
         _ if !settings.credential_name.is_empty() || !settings.credential_names.is_empty() => {
-            from_credentials(settings)
+            from_credentials(context, settings)
         }
         _ => from_files(settings),
     };
@@ -139,13 +139,16 @@ fn validation(settings: &ServerTlsSettings) -> CertificateValidationContext {
     }
 }
 
-fn from_credentials(settings: &ServerTlsSettings) -> CommonTlsContext {
+fn from_credentials(context: &Context<'_>, settings: &ServerTlsSettings) -> CommonTlsContext {
     let names = match settings.credential_names.as_slice() {
         [] => std::slice::from_ref(&settings.credential_name),
         names => names,
     };
     let mut common = CommonTlsContext {
-        tls_certificate_sds_secret_configs: names.iter().map(|n| from_credential(n)).collect(),
+        tls_certificate_sds_secret_configs: names
+            .iter()
+            .map(|n| from_credential(context, n))
+            .collect(),
         ..Default::default()
     };
     let ca = match settings.ca_cert_credential_name.as_str() {
@@ -153,7 +156,7 @@ fn from_credentials(settings: &ServerTlsSettings) -> CommonTlsContext {
         own => own.to_owned(),
     };
     if checks_clients(settings) {
-        let checks = validated_by(validation(settings), from_credential(&ca));
+        let checks = validated_by(validation(settings), from_credential(context, &ca));
         common.validation_context_type = Some(checks);
     } else if !settings.subject_alt_names.is_empty() {
         common.validation_context_type =

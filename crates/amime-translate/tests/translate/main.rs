@@ -4,5 +4,6 @@ mod bookinfo;
 mod envoy_filter;
 mod generate;
 mod golden;
+mod secrets;
 mod simulation;
 mod support;
