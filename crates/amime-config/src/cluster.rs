@@ -14,6 +14,7 @@ use super::endpoint::metadata_contains;
 use super::faults::Faults;
 use super::h2::H2Settings;
 use super::names::ClusterId;
+use super::outlier::Outlier;
 use super::tls::{UpstreamTransport, upstream_transport};
 use super::values::{self, HostAddress, unpack};
 use super::{Compiler, FetchTimeout};
@@ -127,17 +128,6 @@ pub struct RetryBudget {
     pub min: u32,
 }
 
-/// Passive health checking.
-#[derive(Clone, Debug)]
-pub struct Outlier {
-    pub consecutive_5xx: u32,
-    pub(crate) consecutive_gateway: u32,
-    pub(crate) consecutive_local: Option<u32>,
-    pub(crate) base_ejection: Duration,
-    pub(crate) max_ejection: Duration,
-    pub max_ejection_percent: u32,
-}
-
 /// TCP keep-alive probes.
 #[derive(Clone, Copy, Debug)]
 pub struct Keepalive {
@@ -187,7 +177,10 @@ impl ClusterConfig {
                 .map_or(CONNECT_TIMEOUT, values::duration),
             http: HttpUpstream::compile(value, faults)?,
             limits: limits(value.circuit_breakers.as_ref()),
-            outlier: value.outlier_detection.as_ref().map(Outlier::compile),
+            outlier: value
+                .outlier_detection
+                .as_ref()
+                .map(|outlier| Outlier::compile(outlier, faults)),
             bind: bind(value.upstream_bind_config.as_ref(), faults),
             keepalive: keepalive(
                 value.upstream_connection_options.as_ref().and_then(|o| o.tcp_keepalive.as_ref()),
@@ -355,42 +348,6 @@ fn limits(value: Option<&pb::CircuitBreakers>) -> [Limits; 2] {
         };
     }
     limits
-}
-
-impl Outlier {
-    fn compile(value: &pb::OutlierDetection) -> Self {
-        // Enforcing percentages below 100 would need a draw per ejection;
-        // only off and on are told apart.
-        let enforced =
-            |value: Option<&wkt::UInt32Value>, default| values::u32_or(value, default) > 0;
-        let gateway = enforced(value.enforcing_consecutive_gateway_failure.as_ref(), 0);
-        let five = enforced(value.enforcing_consecutive_5xx.as_ref(), 100);
-        let off = u32::MAX;
-        let count = |value, default| match values::u32_or(value, default) {
-            0 => off,
-            count => count,
-        };
-        let base =
-            value.base_ejection_time.as_ref().map_or(Duration::from_secs(30), values::duration);
-        Self {
-            consecutive_5xx: if five { count(value.consecutive_5xx.as_ref(), 5) } else { off },
-            consecutive_gateway: if gateway {
-                count(value.consecutive_gateway_failure.as_ref(), 5)
-            } else {
-                off
-            },
-            consecutive_local: value
-                .split_external_local_origin_errors
-                .then(|| count(value.consecutive_local_origin_failure.as_ref(), 5)),
-            base_ejection: base,
-            max_ejection: value
-                .max_ejection_time
-                .as_ref()
-                .map_or(Duration::from_secs(300), values::duration)
-                .max(base),
-            max_ejection_percent: values::u32_or(value.max_ejection_percent.as_ref(), 10).min(100),
-        }
-    }
 }
 
 fn bind(value: Option<&core::BindConfig>, faults: &mut Faults) -> Option<SocketAddr> {

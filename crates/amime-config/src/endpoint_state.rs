@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use amime_telemetry::{Counter, Gauge};
 
-use crate::cluster::{Limits, Outlier};
+use crate::cluster::Limits;
+use crate::outlier::Rate;
 
 /// One worker's counters of an endpoint.
 #[derive(Debug, Default)]
@@ -24,6 +25,12 @@ pub struct EndpointShard {
     pub rq_success: Counter,
     pub rq_error: Counter,
     pub rq_timeout: Counter,
+    /// For passive checks: answers, and those below 500.
+    pub(crate) answers: Counter,
+    pub(crate) good_answers: Counter,
+    /// For passive checks: connections tried, and those that came about.
+    pub(crate) connects: Counter,
+    pub(crate) good_connects: Counter,
 }
 
 /// State of an endpoint that survives updates of its cluster.
@@ -32,20 +39,39 @@ pub struct EndpointState {
     pub shards: Box<[EndpointShard]>,
     /// When it became usable, by [`now_ms`].
     healthy_since: AtomicU64,
-    /// Milliseconds since [`epoch`]; 0: in service.
-    ejected_until: AtomicU64,
-    ejections: AtomicU32,
-    consecutive_5xx: AtomicU32,
-    consecutive_gateway: AtomicU32,
-    consecutive_local: AtomicU32,
+    flags: AtomicU32,
+    /// When it was last taken out and back, by [`now_ms`]; 0: never.
+    pub(crate) ejected_at: AtomicU64,
+    pub(crate) unejected_at: AtomicU64,
+    pub(crate) ejection_jitter_ms: AtomicU64,
+    /// Multiple of the base time that the present or next ejection lasts.
+    pub(crate) backoff: AtomicU32,
+    pub(crate) consecutive_5xx: AtomicU32,
+    pub(crate) consecutive_gateway: AtomicU32,
+    pub(crate) consecutive_local: AtomicU32,
+    /// Sums of the shards at the last sweep: answers, connections.
+    swept: [[AtomicU64; 2]; 2],
+    /// Success rates of the last interval as bits of an `f64`; 0: none known.
+    rates: [AtomicU64; 2],
+}
+
+/// Flags of an endpoint.
+mod flag {
+    pub(super) const EJECTED: u32 = 1;
 }
 
 /// How an attempt ended, for passive health checking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Status(u16),
+    /// There is a connection; the answer is reported apart.
+    Connected,
+    /// There is a connection, and nothing else to tell a good end by.
+    Served,
     /// The connection could not be made or broke.
     LocalOrigin,
+    /// No answer came in time.
+    Timeout,
 }
 
 impl EndpointState {
@@ -53,24 +79,69 @@ impl EndpointState {
         Self {
             shards: (0..workers.max(1)).map(|_| EndpointShard::default()).collect(),
             healthy_since: AtomicU64::new(now_ms()),
-            ejected_until: AtomicU64::new(0),
-            ejections: AtomicU32::new(0),
+            flags: AtomicU32::new(0),
+            ejected_at: AtomicU64::new(0),
+            unejected_at: AtomicU64::new(0),
+            ejection_jitter_ms: AtomicU64::new(0),
+            backoff: AtomicU32::new(0),
             consecutive_5xx: AtomicU32::new(0),
             consecutive_gateway: AtomicU32::new(0),
             consecutive_local: AtomicU32::new(0),
+            swept: Default::default(),
+            rates: Default::default(),
         }
     }
 
     /// True while outlier detection keeps the endpoint out.
     pub fn ejected(&self) -> bool {
-        let until = self.ejected_until.load(Ordering::Relaxed);
-        until != 0 && now_ms() < until
+        self.flags.load(Ordering::Relaxed) & flag::EJECTED != 0
     }
 
-    /// When an ejection that is in force ends, by [`now_ms`].
+    /// Marks it as taken out; false if it was.
+    pub(crate) fn set_ejected(&self) -> bool {
+        self.flags.fetch_or(flag::EJECTED, Ordering::Relaxed) & flag::EJECTED == 0
+    }
+
+    /// Marks it as in service; false if it was.
+    pub(crate) fn clear_ejected(&self) -> bool {
+        self.flags.fetch_and(!flag::EJECTED, Ordering::Relaxed) & flag::EJECTED != 0
+    }
+
+    /// Outcomes since the last call: answers, connections.
+    pub(crate) fn rates(&self) -> [Rate; 2] {
+        let sum = |pick: fn(&EndpointShard) -> &Counter| {
+            self.shards.iter().map(|shard| pick(shard).value()).sum::<u64>()
+        };
+        let now = [
+            [sum(|shard| &shard.answers), sum(|shard| &shard.good_answers)],
+            [sum(|shard| &shard.connects), sum(|shard| &shard.good_connects)],
+        ];
+        [0, 1].map(|kind: usize| {
+            let [total, good] = [0, 1].map(|at: usize| {
+                now[kind][at] - self.swept[kind][at].swap(now[kind][at], Ordering::Relaxed)
+            });
+            Rate { total, good }
+        })
+    }
+
+    /// Remembers a success rate in percent for [`EndpointState::shown_rate`].
+    pub(crate) fn show_rate(&self, local: bool, rate: Option<f64>) {
+        // A rate of zero must differ from none.
+        let bits = rate.map_or(0, |rate| rate.max(f64::MIN_POSITIVE).to_bits());
+        self.rates[usize::from(local)].store(bits, Ordering::Relaxed);
+    }
+
+    /// Success rate in percent within the last interval of passive checks, of
+    /// answers or of connections; `None` if there was too little to tell.
+    pub fn shown_rate(&self, local: bool) -> Option<f64> {
+        let bits = self.rates[usize::from(local)].load(Ordering::Relaxed);
+        (bits != 0).then(|| f64::from_bits(bits))
+    }
+
+    /// When an ejection that is in force ends, by [`now_ms`]: it is told by
+    /// [`ClusterState::health_changed`] instead.
     pub fn ejected_until_ms(&self) -> Option<u64> {
-        let until = self.ejected_until.load(Ordering::Relaxed);
-        (until != 0 && now_ms() < until).then_some(until)
+        None
     }
 
     /// An active check has found the endpoint healthy: slow start begins.
@@ -81,47 +152,6 @@ impl EndpointState {
     /// Since when the endpoint is usable, by [`now_ms`].
     pub fn healthy_since_ms(&self) -> u64 {
         self.healthy_since.load(Ordering::Relaxed)
-    }
-
-    /// Counts an outcome; true if the endpoint has now failed too often.
-    pub fn observe(&self, outcome: Outcome, outlier: &Outlier) -> bool {
-        let over = |counter: &AtomicU32, bad: bool, limit: u32| {
-            if !bad {
-                // Reading first keeps the line shared while all is well.
-                if counter.load(Ordering::Relaxed) != 0 {
-                    counter.store(0, Ordering::Relaxed);
-                }
-                return false;
-            }
-            counter.fetch_add(1, Ordering::Relaxed).saturating_add(1) >= limit
-        };
-        match outcome {
-            Outcome::Status(status) => {
-                over(&self.consecutive_local, false, u32::MAX);
-                let gateway = matches!(status, 502..=504);
-                over(&self.consecutive_5xx, status >= 500, outlier.consecutive_5xx)
-                    | over(&self.consecutive_gateway, gateway, outlier.consecutive_gateway)
-            }
-            Outcome::LocalOrigin => match outlier.consecutive_local {
-                Some(limit) => over(&self.consecutive_local, true, limit),
-                // Without the split a broken connection counts as a 503.
-                None => {
-                    over(&self.consecutive_5xx, true, outlier.consecutive_5xx)
-                        | over(&self.consecutive_gateway, true, outlier.consecutive_gateway)
-                }
-            },
-        }
-    }
-
-    /// Takes the endpoint out for a time that grows with each ejection.
-    pub fn eject(&self, outlier: &Outlier) {
-        let times = self.ejections.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        let time = outlier.base_ejection.saturating_mul(times).min(outlier.max_ejection);
-        let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        self.ejected_until.store(now_ms().saturating_add(millis).max(1), Ordering::Relaxed);
-        for counter in [&self.consecutive_5xx, &self.consecutive_gateway, &self.consecutive_local] {
-            counter.store(0, Ordering::Relaxed);
-        }
     }
 }
 
@@ -146,6 +176,8 @@ pub enum Resource {
 pub struct ClusterState {
     used: [[AtomicU32; 4]; 2],
     health_version: AtomicU64,
+    /// Endpoints that passive checks keep out.
+    pub(crate) ejections: AtomicU32,
 }
 
 impl ClusterState {
@@ -157,6 +189,13 @@ impl ClusterState {
     /// Moves whenever an endpoint's health changes.
     pub fn health_version(&self) -> u64 {
         self.health_version.load(Ordering::Acquire)
+    }
+
+    /// Counts anew how many are kept out of a changed set; the change.
+    pub fn recount_ejections<'a>(&self, states: impl Iterator<Item = &'a EndpointState>) -> i64 {
+        let now = states.filter(|state| state.ejected()).count();
+        let now = u32::try_from(now).unwrap_or(u32::MAX);
+        i64::from(now) - i64::from(self.ejections.swap(now, Ordering::Relaxed))
     }
 
     pub fn used(&self, priority: usize, resource: Resource) -> u32 {

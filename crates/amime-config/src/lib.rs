@@ -35,6 +35,7 @@ pub mod headers;
 pub mod listener;
 pub mod matcher;
 pub mod names;
+pub mod outlier;
 pub mod peer_metadata;
 pub mod rbac;
 pub mod redirect;

@@ -130,7 +130,7 @@ impl Request<'_> {
         let flight = InFlight::new(self.cluster, self.host, self.priority);
         let result = self.send_counted(body, flight).await;
         match &result {
-            Ok((parts, ..)) => self.count_response(parts.status.as_u16()),
+            Ok((parts, ..)) => self.count_response(parts),
             Err(failure) => self.count_failure(failure),
         }
         result
@@ -156,6 +156,7 @@ impl Request<'_> {
                 Err(error) => return Err(Failure::Connect(error)),
             };
             self.exchange.log.borrow_mut().conn = Some(lease.conn.clone());
+            self.cluster.observe(self.host, Outcome::Connected);
             let body = carried.take().unwrap_or_else(|| body.attempt(self.exchange));
             let mut lease = lease;
             let request = self.build(&lease, body);
@@ -250,7 +251,8 @@ impl Request<'_> {
         request
     }
 
-    fn count_response(&self, status: u16) {
+    fn count_response(&self, parts: &http::response::Parts) {
+        let status = parts.status.as_u16();
         self.cluster.stats.codes.record(status);
         self.cluster.stats.upstream_rq_completed.inc();
         let counters = self.host.counters();
@@ -259,7 +261,9 @@ impl Request<'_> {
         } else {
             counters.rq_error.inc();
         }
-        self.cluster.observe(self.host, Outcome::Status(status));
+        let grpc = self.exchange.log.borrow().grpc.then(|| parts.headers.get(names::GRPC_STATUS));
+        let outcome = grpc.flatten().and_then(grpc_to_http).unwrap_or(status);
+        self.cluster.observe(self.host, Outcome::Status(outcome));
         let log = self.exchange.log.borrow();
         let millis = log.response_after.map_or(0, |after| after.as_millis());
         self.cluster.stats.upstream_rq_time.record(u64::try_from(millis).unwrap_or(u64::MAX));
@@ -320,6 +324,24 @@ pub(crate) async fn exchange_messages(
         Sender::H1(sender) => sender.try_send_request(request).await.map_err(Broken::from),
         Sender::H2 { sender, .. } => sender.try_send_request(request).await.map_err(Broken::from),
     }
+}
+
+/// What a gRPC status in a response's head is for passive health checks.
+fn grpc_to_http(status: &HeaderValue) -> Option<u16> {
+    Some(match status.to_str().ok()?.parse().ok()? {
+        0_u32 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    })
 }
 
 /// A 204 has no body; bytes that follow one would be taken for the next

@@ -11,7 +11,7 @@ use super::forward::{Plan, PreparedBody};
 use super::hash;
 use super::retry::{Decision, RetryState};
 use super::timeouts::{Timeouts, route_timeout};
-use crate::upstream::{ClusterRuntime, Host, Resource};
+use crate::upstream::{ClusterRuntime, Host, Outcome, Resource};
 use amime_config::route_action::HostRewrite;
 
 pub(super) struct Attempts<'a> {
@@ -38,6 +38,7 @@ impl Attempts<'_> {
                         self.cluster.stats.upstream_rq_timeout.inc();
                         if let Some(host) = &self.plan.exchange.log.borrow().host {
                             host.counters().rq_timeout.inc();
+                            self.cluster.observe(host, Outcome::Timeout);
                         }
                         Err(error)
                     }
@@ -64,8 +65,12 @@ impl Attempts<'_> {
                 Decision::Deliver => {
                     return result.map_err(|failure| failure.into_error(retry.used() > 0));
                 }
-                Decision::Exhausted => {
-                    exchange.log.borrow_mut().flags.insert(ResponseFlags::URX);
+                Decision::Exhausted | Decision::Overflow => {
+                    let flag = match decision {
+                        Decision::Overflow => ResponseFlags::UO,
+                        _ => ResponseFlags::URX,
+                    };
+                    exchange.log.borrow_mut().flags.insert(flag);
                     return result.map_err(|failure| failure.into_error(retry.used() > 0));
                 }
                 Decision::Retry(back_off) => {
@@ -100,6 +105,7 @@ impl Attempts<'_> {
                 Ok(answer) => answer,
                 Err(_) => {
                     self.cluster.stats.upstream_rq_per_try_timeout.inc();
+                    self.cluster.observe(&host, Outcome::Timeout);
                     Err(Failure::PerTryTimeout)
                 }
             },

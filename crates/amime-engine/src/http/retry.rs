@@ -22,6 +22,8 @@ pub(super) enum Decision {
     Deliver,
     /// It would be repeated, but no attempts are left.
     Exhausted,
+    /// It would be repeated, but too many others are.
+    Overflow,
     Retry(Duration),
 }
 
@@ -109,7 +111,7 @@ impl<'a> RetryState<'a> {
         }
         if !self.cluster.take(self.priority, Resource::Retries) {
             stats.upstream_rq_retry_overflow.inc();
-            return Decision::Deliver;
+            return Decision::Overflow;
         }
         self.taken = true;
         self.used += 1;

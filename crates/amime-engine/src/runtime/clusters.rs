@@ -18,6 +18,7 @@ use crate::upstream::ClusterSpec;
 use amime_config::cluster::{ClusterConfig, Discovery, Family};
 use amime_config::endpoint::{AssignmentSpec, Resolved};
 use amime_config::names::ClusterId;
+use amime_config::outlier::Ejector;
 use amime_config::{Faults, Required};
 
 /// One version of a cluster.
@@ -30,6 +31,8 @@ pub(super) struct ClusterEntry {
     /// All names were looked up once, with or without success.
     looked_up: bool,
     awaited: Awaited,
+    /// When endpoints are next compared by passive checks.
+    sweep: Option<Instant>,
     pub(super) spec: Arc<ClusterSpec>,
 }
 
@@ -105,7 +108,9 @@ impl Clusters {
         }
         let due = (!names.is_empty()).then_some(now);
         let spec = Arc::new(ClusterSpec { endpoints: Arc::new(endpoints), config, state });
-        let entry = ClusterEntry { required, assignment, resolved, due, looked_up, awaited, spec };
+        let sweep = spec.config.outlier.as_ref().map(|outlier| now + outlier.interval);
+        let entry =
+            ClusterEntry { required, assignment, resolved, due, looked_up, awaited, sweep, spec };
         self.warming.insert(id, entry);
         Ok(ignored)
     }
@@ -247,6 +252,9 @@ impl Clusters {
 
     fn report_members(&self, entry: &ClusterEntry) {
         let stats = self.telemetry.shared_cluster(&entry.spec.config.name);
+        let states = entry.spec.endpoints.endpoints().map(|one| &*one.state);
+        let less = entry.spec.state.recount_ejections(states);
+        stats.outlier_detection_ejections_active.add(less);
         let endpoints = || entry.spec.endpoints.endpoints();
         let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         stats.membership_total.set(count(endpoints().count()));
@@ -270,11 +278,29 @@ impl Clusters {
         jobs
     }
 
+    /// Compares endpoints by how they answered, where it is time to.
+    pub(super) fn sweep(&mut self, now: Instant) {
+        for entry in self.active.values_mut() {
+            let spec = &entry.spec;
+            let Some(outlier) = &spec.config.outlier else { continue };
+            if entry.sweep.is_none_or(|at| at > now) {
+                continue;
+            }
+            entry.sweep = Some(now + outlier.interval);
+            let endpoints: Vec<_> = spec.endpoints.endpoints().collect();
+            let stats = self.telemetry.shared_cluster(&spec.config.name);
+            let ejector =
+                Ejector { outlier, cluster: &spec.state, stats: &stats, total: endpoints.len() };
+            ejector.sweep(&endpoints);
+        }
+    }
+
     /// When something is next to be done unasked.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let due = self.all().filter_map(|entry| entry.due);
         let deadlines = self.warming.values().filter_map(|entry| entry.awaited.deadline());
-        due.chain(deadlines).min()
+        let sweeps = self.active.values().filter_map(|entry| entry.sweep);
+        due.chain(deadlines).chain(sweeps).min()
     }
 
     /// Takes over addresses that names resolved to; true if a cluster in

@@ -41,6 +41,7 @@ async fn resolve_for_ever(runtime: Weak<Runtime>) {
         let due = {
             let mut state = strong.state();
             state.tick(Instant::now());
+            state.sweep(Instant::now());
             strong.publish_changes(&mut state);
             state.next_due()
         };

@@ -97,6 +97,10 @@ pub struct EndpointDump {
     pub eds_healthy: bool,
     /// True while outlier detection keeps it out.
     pub ejected: bool,
+    /// Percent of good answers in the last interval of outlier detection.
+    pub success_rate: Option<f64>,
+    /// Percent of connections that came about in that interval.
+    pub local_success_rate: Option<f64>,
     /// Connections open.
     pub cx_active: u64,
     /// Connections opened.
@@ -152,6 +156,8 @@ impl EndpointDump {
             priority,
             eds_healthy: endpoint.configured_healthy(),
             ejected: endpoint.state.ejected(),
+            success_rate: endpoint.state.shown_rate(false),
+            local_success_rate: endpoint.state.shown_rate(true),
             cx_active: sum(&|shard| gauge(shard.cx_active.value())),
             cx_total: sum(&|shard| shard.cx_total.value()),
             cx_connect_fail: sum(&|shard| shard.cx_connect_fail.value()),

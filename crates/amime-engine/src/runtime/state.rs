@@ -328,6 +328,11 @@ impl State {
         self.clusters.names_due(now)
     }
 
+    /// Does what passive health checks do at intervals.
+    pub(super) fn sweep(&mut self, now: Instant) {
+        self.clusters.sweep(now);
+    }
+
     /// When something is next to be done unasked.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.clusters.next_due().into_iter().chain(self.listeners.deadline()).min()

@@ -167,6 +167,7 @@ async fn dial(
         };
         match opened {
             Ok((io, facts, open)) => {
+                cluster.observe(&host, Outcome::Served);
                 return Ok(Dialed { io, facts, cluster, host, first: Vec::new(), _open: open });
             }
             Err(ConnectError::Overflow) => {
@@ -208,7 +209,13 @@ pub(crate) async fn open(
 }
 
 fn refused(cluster: &Rc<ClusterRuntime>, host: Rc<Host>, error: &ConnectError) -> DialFailure {
-    cluster.observe(&host, Outcome::LocalOrigin);
+    cluster.observe(
+        &host,
+        match error {
+            ConnectError::Timeout => Outcome::Timeout,
+            _ => Outcome::LocalOrigin,
+        },
+    );
     DialFailure {
         flags: ResponseFlags::UF,
         reason: Some(error.to_string()),

@@ -17,6 +17,7 @@ use super::pool::HostPool;
 use amime_config::cluster::{ClusterConfig, Discovery};
 use amime_config::endpoint::{Endpoint, EndpointSet, Health, HealthStatus};
 use amime_config::endpoint_state::{ClusterState, EndpointShard, EndpointState, Outcome, Resource};
+use amime_config::outlier::Ejector;
 
 /// A cluster with its endpoints, shared by all workers.
 #[derive(Debug)]
@@ -248,17 +249,15 @@ impl ClusterRuntime {
     /// Feeds passive health checking.
     pub(crate) fn observe(&self, host: &Host, outcome: Outcome) {
         let Some(outlier) = &self.config().outlier else { return };
-        if !host.endpoint.state.observe(outcome, outlier) || host.endpoint.state.ejected() {
-            return;
-        }
-        let total = self.hosts().count();
-        let ejected = self.hosts().filter(|host| host.endpoint.state.ejected()).count();
-        // One may always go: in a small cluster the percentage rounds to none.
-        if ejected == 0 || (ejected + 1) * 100 <= total * outlier.max_ejection_percent as usize {
-            host.endpoint.state.eject(outlier);
-            self.spec.state.health_changed();
-            self.stats.outlier_detection_ejections_enforced_total.inc();
-            self.stats.outlier_detection_ejections_enforced_consecutive_5xx.inc();
+        let state = &host.endpoint.state;
+        for kind in state.observe(outcome, outlier, host.counters()).into_iter().flatten() {
+            let ejector = Ejector {
+                outlier,
+                cluster: &self.spec.state,
+                stats: &self.stats,
+                total: self.spec.endpoints.endpoints().count(),
+            };
+            ejector.eject(state, kind);
         }
     }
 

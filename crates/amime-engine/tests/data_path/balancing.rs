@@ -1,5 +1,7 @@
 //! Which endpoint takes a request, and connections to it.
 
+use std::sync::Arc;
+
 use http::Response;
 use http_body_util::Full;
 
@@ -104,4 +106,66 @@ async fn http2_upstreams_share_one_connection() {
     assert!(seen.iter().all(|one| one.head.version() == http::Version::HTTP_2));
     assert_eq!(seen[4].head.uri(), "http://h.example/last");
     assert_eq!(*backend.connections.lock().expect("not poisoned"), 1);
+}
+
+#[tokio::test]
+async fn an_endpoint_taken_out_comes_back_at_an_interval() {
+    let failing = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let switch = failing.clone();
+    let flaky = Backend::start(move |_| {
+        let mut response = Response::new(Full::from("flaky"));
+        if switch.load(std::sync::atomic::Ordering::Relaxed) {
+            *response.status_mut() = http::StatusCode::BAD_GATEWAY;
+        }
+        response
+    })
+    .await;
+    let good = Backend::named("good").await;
+    let hcm = routes("- match: {prefix: /}\n  route: {cluster: c}");
+    let outlier = "outlier_detection: {consecutive_5xx: 1, base_ejection_time: 0.02s, interval: 0.01s, max_ejection_percent: 100}";
+    let cluster = endpoints_cluster("c", &[good.address, flaky.address], outlier);
+    let proxy = Proxy::with(vec![http_listener(&hcm), cluster]).await;
+    while flaky.count() == 0 {
+        proxy.get("h", "/").await;
+    }
+    failing.store(false, std::sync::atomic::Ordering::Relaxed);
+    while proxy.get("h", "/").await.body != "flaky" {}
+    let dump = proxy.runtime.dump();
+    assert_eq!(dump.clusters[0].endpoints.iter().filter(|one| one.ejected).count(), 0);
+}
+
+#[tokio::test]
+async fn retries_stop_at_their_circuit_breaker() {
+    let gate: Arc<tokio::sync::Semaphore> = Arc::new(tokio::sync::Semaphore::new(0));
+    let held = gate.clone();
+    let backend = Backend::start_async(move |seen| {
+        let held = held.clone();
+        async move {
+            // A retry of the first request holds its place until told.
+            if seen.head.headers()["x-envoy-attempt-count"] == "2" {
+                held.acquire().await.expect("not closed").forget();
+            }
+            let mut response = Response::new(Full::from("bad"));
+            *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+            response
+        }
+    })
+    .await;
+    let hcm = "route_config: {name: r, virtual_hosts: [{name: v, domains: ['*'], include_request_attempt_count: true, routes: [{match: {prefix: /}, route: {cluster: c, retry_policy: {retry_on: 5xx, retry_back_off: {base_interval: 0.001s}}}}]}]}";
+    let limit = "circuit_breakers: {thresholds: [{max_retries: 1}]}";
+    let cluster = endpoints_cluster("c", &[backend.address], limit);
+    let proxy = Arc::new(Proxy::with(vec![http_listener(hcm), cluster]).await);
+    let first = tokio::spawn({
+        let proxy = proxy.clone();
+        async move { proxy.get("h", "/first").await }
+    });
+    while backend.count() < 2 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(proxy.get("h", "/second").await.status, 503);
+    assert_eq!(backend.count(), 3, "the second request is not repeated");
+    gate.add_permits(10);
+    assert_eq!(first.await.expect("the task ends").status, 503);
+    assert_eq!(proxy.get("h", "/third").await.status, 503);
+    assert_eq!(backend.count(), 5, "the place is free again");
 }

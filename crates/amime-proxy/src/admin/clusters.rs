@@ -48,8 +48,8 @@ fn endpoint_text(out: &mut String, cluster: &str, endpoint: &EndpointDump) {
     line("sub_zone", sub_zone);
     line("canary", &false);
     line("priority", &endpoint.priority);
-    line("success_rate", &"-1");
-    line("local_origin_success_rate", &"-1");
+    line("success_rate", &endpoint.success_rate.unwrap_or(-1.0));
+    line("local_origin_success_rate", &endpoint.local_success_rate.unwrap_or(-1.0));
 }
 
 fn health_flags(endpoint: &EndpointDump) -> &'static str {
@@ -104,7 +104,7 @@ fn endpoint_json(endpoint: &EndpointDump) -> Value {
     if endpoint.ejected {
         health["failed_outlier_check"] = json!(true);
     }
-    json!({
+    let mut status = json!({
         "address": super::listeners::socket_address(endpoint.address),
         "stats": [
             counter("cx_connect_fail", endpoint.cx_connect_fail),
@@ -121,5 +121,12 @@ fn endpoint_json(endpoint: &EndpointDump) -> Value {
         "hostname": endpoint.hostname,
         "priority": endpoint.priority,
         "locality": {"region": region, "zone": zone, "sub_zone": sub_zone},
-    })
+    });
+    if let Some(rate) = endpoint.success_rate {
+        status["success_rate"] = json!({"value": rate});
+    }
+    if let Some(rate) = endpoint.local_success_rate {
+        status["local_origin_success_rate"] = json!({"value": rate});
+    }
+    status
 }

@@ -185,6 +185,8 @@ fn clusters_and_listeners_print_as_envoys() {
         priority: 0,
         eds_healthy: true,
         ejected: true,
+        success_rate: None,
+        local_success_rate: None,
         cx_active: 1,
         cx_total: 2,
         cx_connect_fail: 0,
