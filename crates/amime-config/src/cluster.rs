@@ -13,6 +13,7 @@ use envoy_types::pb::google::protobuf as wkt;
 use super::endpoint::metadata_contains;
 use super::faults::Faults;
 use super::h2::H2Settings;
+use super::lb_policy::LbSettings;
 use super::names::ClusterId;
 use super::outlier::Outlier;
 use super::tls::{UpstreamTransport, upstream_transport};
@@ -30,7 +31,7 @@ pub struct ClusterConfig {
     pub fetch_timeout: FetchTimeout,
     /// Not in force before names have been looked up once.
     pub wait_for_names: bool,
-    pub lb: LbPolicy,
+    pub lb: LbSettings,
     pub connect_timeout: Duration,
     pub http: HttpUpstream,
     /// Limits of default and of high priority.
@@ -39,9 +40,6 @@ pub struct ClusterConfig {
     /// Source address of connections.
     pub bind: Option<SocketAddr>,
     pub keepalive: Option<Keepalive>,
-    /// Percent of endpoints that must be healthy for health to be heeded.
-    pub panic_percent: u32,
-    pub locality_weighted: bool,
     transports: Vec<TransportChoice>,
 }
 
@@ -74,16 +72,6 @@ pub enum Family {
     V4,
     V6,
     Both,
-}
-
-/// How an endpoint is chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LbPolicy {
-    RoundRobin,
-    LeastRequest { choices: u32 },
-    Random,
-    RingHash { min: u64, max: u64 },
-    Maglev { size: u64 },
 }
 
 /// HTTP towards the cluster.
@@ -155,12 +143,10 @@ impl ClusterConfig {
         let id = compiler.names.cluster(&value.name);
         let faults = &mut compiler.faults;
         faults.ignore_if(!value.health_checks.is_empty(), "health_checks");
-        faults.reject_if(value.lb_subset_config.is_some(), "lb_subset_config");
         faults.ignore_if(!value.filters.is_empty(), "filters");
         faults.reject_if(value.transport_socket_matcher.is_some(), "transport_socket_matcher");
         let metadata = value.metadata.as_ref();
         let name: Arc<str> = value.name.as_str().into();
-        let common_lb = value.common_lb_config.as_ref();
         Some(Self {
             id,
             info: ClusterInfo { name: name.clone(), service: service_of(metadata) },
@@ -170,7 +156,7 @@ impl ClusterConfig {
                 value.eds_cluster_config.as_ref().and_then(|eds| eds.eds_config.as_ref()),
             ),
             wait_for_names: values::bool_or(value.wait_for_warm_on_init.as_ref(), true),
-            lb: lb_policy(value, faults)?,
+            lb: LbSettings::compile(value, faults)?,
             connect_timeout: value
                 .connect_timeout
                 .as_ref()
@@ -184,13 +170,6 @@ impl ClusterConfig {
             bind: bind(value.upstream_bind_config.as_ref(), faults),
             keepalive: keepalive(
                 value.upstream_connection_options.as_ref().and_then(|o| o.tcp_keepalive.as_ref()),
-            ),
-            panic_percent: common_lb
-                .and_then(|lb| lb.healthy_panic_threshold.as_ref())
-                .map_or(50, |percent| percent.value.clamp(0.0, 100.0) as u32),
-            locality_weighted: matches!(
-                common_lb.and_then(|lb| lb.locality_config_specifier.as_ref()),
-                Some(pb::cluster::common_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(_))
             ),
             transports: transports?,
         })
@@ -287,49 +266,6 @@ fn original_dst(value: &pb::Cluster) -> Discovery {
     };
     let port = config.upstream_port_override.as_ref();
     Discovery::OriginalDst { header, port: port.and_then(|port| u16::try_from(port.value).ok()) }
-}
-
-fn lb_policy(value: &pb::Cluster, faults: &mut Faults) -> Option<LbPolicy> {
-    use pb::cluster::{LbConfig, LbPolicy as Policy};
-    faults.ignore_if(value.load_balancing_policy.is_some(), "load_balancing_policy");
-    Some(match value.lb_policy() {
-        Policy::RoundRobin | Policy::ClusterProvided | Policy::LoadBalancingPolicyConfig => {
-            LbPolicy::RoundRobin
-        }
-        Policy::LeastRequest => {
-            let choices = match &value.lb_config {
-                Some(LbConfig::LeastRequestLbConfig(config)) => {
-                    values::u32_or(config.choice_count.as_ref(), 2)
-                }
-                _ => 2,
-            };
-            LbPolicy::LeastRequest { choices: choices.clamp(2, 100) }
-        }
-        Policy::Random => LbPolicy::Random,
-        Policy::RingHash => {
-            let (min, max) = match &value.lb_config {
-                Some(LbConfig::RingHashLbConfig(config)) => (
-                    config.minimum_ring_size.as_ref().map_or(1024, |size| size.value),
-                    config.maximum_ring_size.as_ref().map_or(8 << 20, |size| size.value),
-                ),
-                _ => (1024, 8 << 20),
-            };
-            LbPolicy::RingHash { min: min.min(8 << 20), max: max.min(8 << 20) }
-        }
-        Policy::Maglev => {
-            let size = match &value.lb_config {
-                Some(LbConfig::MaglevLbConfig(config)) => {
-                    config.table_size.as_ref().map_or(65_537, |size| size.value)
-                }
-                _ => 65_537,
-            };
-            if size == 0 || size > 5_000_011 {
-                faults.reject("maglev_lb_config.table_size", "not within 1 to 5000011");
-                return None;
-            }
-            LbPolicy::Maglev { size }
-        }
-    })
 }
 
 fn limits(value: Option<&pb::CircuitBreakers>) -> [Limits; 2] {

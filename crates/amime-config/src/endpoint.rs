@@ -14,6 +14,7 @@ use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 use envoy_types::pb::google::protobuf as wkt;
 
 use super::cluster::ClusterConfig;
+use super::criteria::NAMESPACE;
 use super::faults::Faults;
 use super::tls::UpstreamTransport;
 use super::values::{self, HostAddress};
@@ -48,6 +49,8 @@ pub struct AssignmentSpec {
     pub priorities: Vec<Vec<LocalitySpec>>,
     /// Percent; 140 by default.
     pub overprovisioning: u32,
+    /// Priorities lose health by weight rather than by number of endpoints.
+    pub weighted_health: bool,
 }
 
 /// An endpoint that can be connected to.
@@ -91,10 +94,34 @@ impl Endpoint {
         match self.status {
             HealthStatus::Unknown | HealthStatus::Healthy => Health::Healthy,
             HealthStatus::Degraded => Health::Degraded,
-            HealthStatus::Unhealthy | HealthStatus::Draining | HealthStatus::Timeout => {
-                Health::Unhealthy
-            }
+            HealthStatus::Unhealthy | HealthStatus::Timeout => Health::Unhealthy,
+            HealthStatus::Draining => Health::Excluded,
         }
+    }
+
+    /// Health in the words of configuration, all sources considered.
+    pub fn health_status(&self) -> HealthStatus {
+        match self.health() {
+            Health::Unhealthy | Health::Excluded if self.configured_healthy() => {
+                HealthStatus::Unhealthy
+            }
+            Health::Degraded => HealthStatus::Degraded,
+            _ => self.status,
+        }
+    }
+
+    /// A text in the metadata under `envoy.lb`.
+    pub fn lb_text(&self, key: &str) -> Option<&str> {
+        match &self.lb.as_ref()?.fields.get(key)?.kind {
+            Some(wkt::value::Kind::StringValue(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// True if metadata marks it as a canary.
+    pub fn is_canary(&self) -> bool {
+        let canary = self.lb.as_ref().and_then(|lb| lb.fields.get("canary"));
+        canary.is_some_and(|value| value.kind == Some(wkt::value::Kind::BoolValue(true)))
     }
 
     /// True if configuration says nothing against it.
@@ -119,6 +146,7 @@ pub struct LocalityGroup {
 pub struct EndpointSet {
     pub priorities: Vec<Vec<LocalityGroup>>,
     pub overprovisioning: u32,
+    pub weighted_health: bool,
 }
 
 /// Addresses that names resolved to.
@@ -137,6 +165,7 @@ impl AssignmentSpec {
         let mut spec = Self {
             priorities: Vec::new(),
             overprovisioning: values::u32_or(overprovisioning, 140),
+            weighted_health: policy.is_some_and(|policy| policy.weighted_priority_health),
         };
         for (index, group) in value.endpoints.iter().enumerate() {
             faults.enter(format!("endpoints[{index}]"));
@@ -195,8 +224,11 @@ impl AssignmentSpec {
                 state: states.entry(key).or_insert_with(new).clone(),
             })
         };
-        let mut set =
-            EndpointSet { priorities: Vec::new(), overprovisioning: self.overprovisioning };
+        let mut set = EndpointSet {
+            priorities: Vec::new(),
+            overprovisioning: self.overprovisioning,
+            weighted_health: self.weighted_health,
+        };
         for (groups, priority) in self.priorities.iter().zip(0..) {
             let mut localities = Vec::with_capacity(groups.len());
             for group in groups {
@@ -281,7 +313,7 @@ impl EndpointSpec {
         };
         let (transport_index, transport) = cluster.transport_of(value.metadata.as_ref());
         let metadata = value.metadata.as_ref();
-        let lb = metadata.and_then(|metadata| metadata.filter_metadata.get("envoy.lb"));
+        let lb = metadata.and_then(|metadata| metadata.filter_metadata.get(NAMESPACE));
         Some(Self {
             hostname: hostname.into(),
             weight: values::u32_or(value.load_balancing_weight.as_ref(), 1).max(1),

@@ -4,10 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::envoy::extensions::retry::host::{
+    omit_canary_hosts::v3::OmitCanaryHostsPredicate,
+    omit_host_metadata::v3::OmitHostMetadataConfig, previous_hosts::v3::PreviousHostsPredicate,
+};
+use envoy_types::pb::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 
+use super::criteria::{Criteria, NAMESPACE};
 use super::faults::Faults;
 use super::matcher::{HeaderMatcher, header_matchers};
-use super::values;
+use super::values::{self, is, unpack};
 
 /// Conditions under which an attempt is repeated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,33 +87,76 @@ pub struct RetryPolicy {
     pub request_headers: Vec<HeaderMatcher>,
     pub(crate) back_off_base: Duration,
     pub(crate) back_off_max: Duration,
-    /// Avoid endpoints that were tried already.
-    pub avoid_previous_hosts: bool,
-    /// Times another endpoint is drawn when a predicate refuses one.
-    pub reselect_limit: u32,
+    pub reselect: Reselect,
+}
+
+/// Which endpoints retries stay away from.
+#[derive(Debug, Default)]
+pub struct Reselect {
+    /// Those that were tried already.
+    pub previous_hosts: bool,
+    /// Those marked as canaries.
+    pub canaries: bool,
+    /// Those with all of this metadata.
+    pub omit: Vec<Criteria>,
+    /// Times another endpoint is drawn when one of the above refuses one.
+    pub limit: u32,
+    /// After so many attempts the priorities tried are left out.
+    pub priorities_after: Option<u32>,
 }
 
 /// Envoy's default base interval.
 const BASE: Duration = Duration::from_millis(25);
 
+impl Reselect {
+    fn compile(value: &pb::RetryPolicy, faults: &mut Faults) -> Self {
+        let limit = u32::try_from(value.host_selection_retry_max_attempts).unwrap_or(0).max(1);
+        let mut reselect = Self { limit, ..Self::default() };
+        for (index, predicate) in value.retry_host_predicate.iter().enumerate() {
+            faults.enter(format!("retry_host_predicate[{index}]({})", predicate.name));
+            reselect.add(predicate, faults);
+            faults.leave();
+        }
+        if let Some(priority) = &value.retry_priority {
+            use pb::retry_policy::retry_priority::ConfigType;
+            let Some(ConfigType::TypedConfig(any)) = &priority.config_type else {
+                faults.reject("retry_priority", "missing");
+                return reselect;
+            };
+            let config: Option<PreviousPrioritiesConfig> =
+                faults.within("retry_priority", |faults| unpack(any, faults));
+            let frequency = config.and_then(|config| u32::try_from(config.update_frequency).ok());
+            reselect.priorities_after = frequency.filter(|frequency| *frequency > 0);
+        }
+        reselect
+    }
+
+    fn add(&mut self, predicate: &pb::retry_policy::RetryHostPredicate, faults: &mut Faults) {
+        use pb::retry_policy::retry_host_predicate::ConfigType;
+        let any = predicate.config_type.as_ref().map(|ConfigType::TypedConfig(any)| any);
+        match (predicate.name.as_str(), any) {
+            (_, Some(any)) if is::<PreviousHostsPredicate>(any) => self.previous_hosts = true,
+            (_, Some(any)) if is::<OmitCanaryHostsPredicate>(any) => self.canaries = true,
+            (_, Some(any)) if is::<OmitHostMetadataConfig>(any) => {
+                let config: Option<OmitHostMetadataConfig> = unpack(any, faults);
+                let metadata = config.and_then(|config| config.metadata_match);
+                let own = metadata.as_ref().and_then(|all| all.filter_metadata.get(NAMESPACE));
+                self.omit.extend(own.map(Criteria::of));
+            }
+            ("envoy.retry_host_predicates.previous_hosts", None) => self.previous_hosts = true,
+            ("envoy.retry_host_predicates.omit_canary_hosts", None) => self.canaries = true,
+            _ => faults.ignore("", "not supported"),
+        }
+    }
+}
+
 impl RetryPolicy {
     pub fn compile(value: &pb::RetryPolicy, faults: &mut Faults) -> Option<Arc<Self>> {
-        faults.ignore_if(value.retry_priority.is_some(), "retry_priority");
         faults.ignore_if(value.per_try_idle_timeout.is_some(), "per_try_idle_timeout");
         faults.ignore_if(!value.retry_options_predicates.is_empty(), "retry_options_predicates");
         faults
             .ignore_if(value.rate_limited_retry_back_off.is_some(), "rate_limited_retry_back_off");
-        let mut avoid_previous_hosts = false;
-        for predicate in &value.retry_host_predicate {
-            if predicate.name == "envoy.retry_host_predicates.previous_hosts" {
-                avoid_previous_hosts = true;
-            } else {
-                faults.ignore(
-                    "retry_host_predicate",
-                    format!("`{}` is not supported", predicate.name),
-                );
-            }
-        }
+        let reselect = Reselect::compile(value, faults);
         let back_off = value.retry_back_off.as_ref();
         let base = back_off
             .and_then(|back_off| back_off.base_interval.as_ref())
@@ -135,10 +184,7 @@ impl RetryPolicy {
             ),
             back_off_base: base,
             back_off_max: max.map_or(base * 10, values::duration).max(base),
-            avoid_previous_hosts,
-            reselect_limit: u32::try_from(value.host_selection_retry_max_attempts)
-                .unwrap_or(0)
-                .max(1),
+            reselect,
         }))
     }
 

@@ -9,7 +9,9 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use regex::bytes::Regex;
 
 use super::Compiler;
+use super::criteria::MetadataMatch;
 use super::faults::Faults;
+use super::hash_policy::HashPolicy;
 use super::redirect::{Redirect, substitution};
 use super::retry::RetryPolicy;
 use super::route::Layers;
@@ -49,6 +51,8 @@ pub struct Forward {
     pub append_forwarded_host: bool,
     pub path_rewrite: PathRewrite,
     pub hash: Vec<HashPolicy>,
+    /// Which of the cluster's endpoints may be used.
+    pub metadata_match: Option<MetadataMatch>,
     pub mirrors: Vec<Mirror>,
     pub upgrades: Vec<RouteUpgrade>,
     pub high_priority: bool,
@@ -69,27 +73,6 @@ pub enum PathRewrite {
     Keep,
     Prefix(String),
     Regex(Regex, String),
-}
-
-/// Part of a consistent hash.
-#[derive(Debug)]
-pub struct HashPolicy {
-    pub source: HashSource,
-    pub terminal: bool,
-}
-
-#[derive(Debug)]
-pub enum HashSource {
-    Header(HeaderName),
-    /// A cookie, made and set when absent and `ttl` is given.
-    Cookie {
-        name: String,
-        ttl: Option<Duration>,
-        path: String,
-        attributes: String,
-    },
-    SourceIp,
-    Query(String),
 }
 
 /// What a route says of one upgrade type.
@@ -169,7 +152,8 @@ impl Forward {
         layers: &Layers<'_>,
         compiler: &mut Compiler<'_>,
     ) -> Option<Self> {
-        let cluster = ClusterChoice::compile(value, compiler);
+        let metadata_match = MetadataMatch::compile(value.metadata_match.as_ref(), None);
+        let cluster = ClusterChoice::compile(value, metadata_match.as_ref(), compiler);
         let retry = value.retry_policy.as_ref().or(layers.vhost_pb.retry_policy.as_ref());
         let retry = retry.and_then(|policy| {
             compiler.faults.within("retry_policy", |faults| RetryPolicy::compile(policy, faults))
@@ -180,7 +164,6 @@ impl Forward {
         faults.ignore_if(value.internal_redirect_policy.is_some(), "internal_redirect_policy");
         faults.ignore_if(value.hedge_policy.is_some(), "hedge_policy");
         faults.ignore_if(!value.rate_limits.is_empty(), "rate_limits");
-        faults.ignore_if(value.metadata_match.is_some(), "metadata_match");
         let stream = value.max_stream_duration.as_ref();
         let duration = |value: Option<&_>| value.map(values::duration);
         let timeout = values::timeout(value.timeout.as_ref(), Some(ROUTE_TIMEOUT));
@@ -210,7 +193,8 @@ impl Forward {
             host_rewrite: host_rewrite(value, faults)?,
             append_forwarded_host: value.append_x_forwarded_host,
             path_rewrite: path_rewrite(value, faults)?,
-            hash: value.hash_policy.iter().filter_map(|value| hash_policy(value, faults)).collect(),
+            hash: HashPolicy::compile_all(&value.hash_policy, faults),
+            metadata_match,
             mirrors,
             upgrades: value
                 .upgrade_configs
@@ -281,35 +265,4 @@ fn path_rewrite(value: &pb::RouteAction, faults: &mut Faults) -> Option<PathRewr
     } else {
         PathRewrite::Prefix(value.prefix_rewrite.clone())
     })
-}
-
-fn hash_policy(value: &pb::route_action::HashPolicy, faults: &mut Faults) -> Option<HashPolicy> {
-    use pb::route_action::hash_policy::PolicySpecifier;
-    let source = match value.policy_specifier.as_ref() {
-        Some(PolicySpecifier::Header(header)) => {
-            HashSource::Header(header.header_name.parse().ok()?)
-        }
-        Some(PolicySpecifier::Cookie(cookie)) => HashSource::Cookie {
-            name: cookie.name.clone(),
-            ttl: cookie.ttl.as_ref().map(values::duration),
-            path: cookie.path.clone(),
-            attributes: cookie
-                .attributes
-                .iter()
-                .map(|attribute| match attribute.value.as_str() {
-                    "" => format!("; {}", attribute.name),
-                    value => format!("; {}={value}", attribute.name),
-                })
-                .collect(),
-        },
-        Some(PolicySpecifier::ConnectionProperties(properties)) if properties.source_ip => {
-            HashSource::SourceIp
-        }
-        Some(PolicySpecifier::QueryParameter(query)) => HashSource::Query(query.name.clone()),
-        _ => {
-            faults.ignore("hash_policy", "not supported");
-            return None;
-        }
-    };
-    Some(HashPolicy { source, terminal: value.terminal })
 }

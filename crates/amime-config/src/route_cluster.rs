@@ -4,6 +4,7 @@ use envoy_types::pb::envoy::config::route::v3 as pb;
 use http::{HeaderName, HeaderValue};
 
 use super::Compiler;
+use super::criteria::MetadataMatch;
 use super::headers::HeaderEdits;
 use super::names::ClusterId;
 use super::values::{self, Fraction};
@@ -24,6 +25,8 @@ pub struct WeightedCluster {
     pub host_rewrite: Option<HeaderValue>,
     pub request_edits: HeaderEdits,
     pub response_edits: HeaderEdits,
+    /// The route's criteria with the entry's own over them.
+    pub metadata_match: Option<MetadataMatch>,
 }
 
 /// A copy of requests sent elsewhere, its response dropped.
@@ -35,7 +38,12 @@ pub struct Mirror {
 }
 
 impl ClusterChoice {
-    pub(crate) fn compile(value: &pb::RouteAction, compiler: &mut Compiler<'_>) -> Option<Self> {
+    /// `criteria` are the route's own.
+    pub(crate) fn compile(
+        value: &pb::RouteAction,
+        criteria: Option<&MetadataMatch>,
+        compiler: &mut Compiler<'_>,
+    ) -> Option<Self> {
         use pb::route_action::ClusterSpecifier;
         match value.cluster_specifier.as_ref() {
             Some(ClusterSpecifier::Cluster(name)) => Some(Self::One(compiler.names.cluster(name))),
@@ -47,7 +55,7 @@ impl ClusterChoice {
                 }
             },
             Some(ClusterSpecifier::WeightedClusters(weighted)) => {
-                Self::weighted(weighted, compiler)
+                Self::weighted(weighted, criteria, compiler)
             }
             Some(_) => {
                 compiler.faults.reject("cluster_specifier", "plugins are not supported");
@@ -60,13 +68,17 @@ impl ClusterChoice {
         }
     }
 
-    fn weighted(value: &pb::WeightedCluster, compiler: &mut Compiler<'_>) -> Option<Self> {
+    fn weighted(
+        value: &pb::WeightedCluster,
+        criteria: Option<&MetadataMatch>,
+        compiler: &mut Compiler<'_>,
+    ) -> Option<Self> {
         compiler.faults.enter("weighted_clusters");
         let mut entries = Vec::with_capacity(value.clusters.len());
         for (index, entry) in value.clusters.iter().enumerate() {
             compiler.faults.enter(format!("clusters[{index}]"));
             compiler.faults.reject_if(!entry.cluster_header.is_empty(), "cluster_header");
-            entries.push(WeightedCluster::compile(entry, compiler));
+            entries.push(WeightedCluster::compile(entry, criteria, compiler));
             compiler.faults.leave();
         }
         let total = entries.iter().map(|entry| entry.weight).sum();
@@ -79,12 +91,15 @@ impl ClusterChoice {
 }
 
 impl WeightedCluster {
-    fn compile(value: &pb::weighted_cluster::ClusterWeight, compiler: &mut Compiler<'_>) -> Self {
+    fn compile(
+        value: &pb::weighted_cluster::ClusterWeight,
+        criteria: Option<&MetadataMatch>,
+        compiler: &mut Compiler<'_>,
+    ) -> Self {
         use pb::weighted_cluster::cluster_weight::HostRewriteSpecifier;
         let cluster = compiler.names.cluster(&value.name);
         let faults = &mut compiler.faults;
         faults.ignore_if(!value.typed_per_filter_config.is_empty(), "typed_per_filter_config");
-        faults.ignore_if(value.metadata_match.is_some(), "metadata_match");
         let host_rewrite = value.host_rewrite_specifier.as_ref();
         Self {
             cluster,
@@ -104,6 +119,7 @@ impl WeightedCluster {
                 ["response_headers_to_add", "response_headers_to_remove"],
                 faults,
             ),
+            metadata_match: MetadataMatch::compile(value.metadata_match.as_ref(), criteria),
         }
     }
 }

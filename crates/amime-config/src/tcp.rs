@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use amime_telemetry::{IstioStats, ListenerTelemetry};
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
+use envoy_types::pb::envoy::r#type::v3::{HashPolicy, hash_policy};
 
 use http::uri::PathAndQuery;
 
 use super::Compiler;
+use super::criteria::MetadataMatch;
 use super::faults::Faults;
 use super::format::Format;
 use super::headers::HeaderEdits;
@@ -19,7 +21,7 @@ use super::values;
 #[derive(Debug)]
 pub struct TcpConfig {
     pub stat_prefix: String,
-    clusters: Vec<(ClusterId, u64)>,
+    clusters: Vec<TcpCluster>,
     total: u64,
     /// `None`: no limit.
     pub idle_timeout: Option<Duration>,
@@ -59,6 +61,15 @@ impl Tunneling {
     }
 }
 
+/// One destination of a TCP proxy.
+#[derive(Debug)]
+pub struct TcpCluster {
+    pub id: ClusterId,
+    weight: u64,
+    /// Which of the cluster's endpoints may be used.
+    pub metadata_match: Option<MetadataMatch>,
+}
+
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 impl TcpConfig {
@@ -76,21 +87,29 @@ impl TcpConfig {
             let compile = |faults: &mut Faults| Tunneling::compile(tunneling, faults);
             compiler.faults.within("tunneling_config", compile)
         });
-        let clusters = match value.cluster_specifier.as_ref() {
+        let metadata_match = MetadataMatch::compile(value.metadata_match.as_ref(), None);
+        let clusters: Vec<TcpCluster> = match value.cluster_specifier.as_ref() {
             Some(pb::tcp_proxy::ClusterSpecifier::Cluster(name)) => {
-                vec![(compiler.names.cluster(name), 1)]
+                vec![TcpCluster { id: compiler.names.cluster(name), weight: 1, metadata_match }]
             }
             Some(pb::tcp_proxy::ClusterSpecifier::WeightedClusters(weighted)) => weighted
                 .clusters
                 .iter()
-                .map(|entry| (compiler.names.cluster(&entry.name), u64::from(entry.weight)))
+                .map(|entry| TcpCluster {
+                    id: compiler.names.cluster(&entry.name),
+                    weight: u64::from(entry.weight),
+                    metadata_match: MetadataMatch::compile(
+                        entry.metadata_match.as_ref(),
+                        metadata_match.as_ref(),
+                    ),
+                })
                 .collect(),
             None => {
                 compiler.faults.reject("cluster_specifier", "missing");
                 return None;
             }
         };
-        let total = clusters.iter().map(|(_, weight)| weight).sum();
+        let total = clusters.iter().map(|cluster| cluster.weight).sum();
         if total == 0 {
             compiler.faults.reject("weighted_clusters", "the sum of weights is zero");
             return None;
@@ -103,24 +122,34 @@ impl TcpConfig {
             max_duration: values::timeout(value.max_downstream_connection_duration.as_ref(), None),
             connect_attempts: values::u32_or(value.max_connect_attempts.as_ref(), 1).max(1),
             telemetry,
-            hash_source_ip: !value.hash_policy.is_empty(),
+            hash_source_ip: hash_source_ip(&value.hash_policy, &mut compiler.faults),
             by_server_name: compiler.sni_cluster,
             tunneling,
         })
     }
 
     /// Draws a cluster by weight.
-    pub fn cluster(&self) -> ClusterId {
-        if let [(only, _)] = self.clusters.as_slice() {
-            return *only;
-        }
+    pub fn cluster(&self) -> &TcpCluster {
+        let [first, _, ..] = self.clusters.as_slice() else { return &self.clusters[0] };
         let mut left = fastrand::u64(0..self.total);
-        for (cluster, weight) in &self.clusters {
-            match left.checked_sub(*weight) {
+        for cluster in &self.clusters {
+            match left.checked_sub(cluster.weight) {
                 Some(rest) => left = rest,
-                None => return *cluster,
+                None => return cluster,
             }
         }
-        self.clusters[0].0
+        first
     }
+}
+
+fn hash_source_ip(list: &[HashPolicy], faults: &mut Faults) -> bool {
+    use hash_policy::PolicySpecifier;
+    let mut source_ip = false;
+    for (index, policy) in list.iter().enumerate() {
+        match policy.policy_specifier {
+            Some(PolicySpecifier::SourceIp(_)) => source_ip = true,
+            _ => faults.ignore(&format!("hash_policy[{index}]"), "not supported"),
+        }
+    }
+    source_ip
 }

@@ -250,7 +250,8 @@ stat_block! {
     counters {
         assignment_stale, assignment_timeout_received, bind_errors, lb_healthy_panic,
         lb_local_cluster_not_ok, lb_recalculate_zone_structures, lb_subsets_created,
-        lb_subsets_fallback, lb_subsets_removed, lb_subsets_selected, membership_change,
+        lb_subsets_fallback, lb_subsets_fallback_panic, lb_subsets_removed,
+        lb_subsets_selected, membership_change,
         outlier_detection_ejections_consecutive_5xx,
         outlier_detection_ejections_detected_consecutive_5xx,
         outlier_detection_ejections_detected_consecutive_gateway_failure,

@@ -11,14 +11,15 @@ use super::forward::{Plan, PreparedBody};
 use super::hash;
 use super::retry::{Decision, RetryState};
 use super::timeouts::{Timeouts, route_timeout};
-use crate::upstream::{ClusterRuntime, Host, Outcome, Resource};
+use crate::upstream::{ClusterRuntime, Host, LbInput, Outcome, Resource, RetryInput};
 use amime_config::route_action::HostRewrite;
 
 pub(super) struct Attempts<'a> {
     pub(super) plan: &'a Plan<'a>,
     pub(super) cluster: &'a Rc<ClusterRuntime>,
     pub(super) timeouts: Timeouts,
-    pub(super) hash: Option<u64>,
+    /// What a first attempt's endpoint depends on.
+    pub(super) input: LbInput<'a>,
 }
 
 pub(super) type Answer = (http::response::Parts, Incoming, Attempt);
@@ -117,17 +118,9 @@ impl Attempts<'_> {
     }
 
     pub(super) fn choose_host(&self, tried: &[Rc<Host>]) -> Result<Rc<Host>, Failure> {
-        let retry = self.plan.action.retry.as_deref();
-        let avoid = retry.is_some_and(|retry| retry.avoid_previous_hosts);
-        let chosen = hash::host(
-            self.plan,
-            self.cluster,
-            crate::upstream::LbInput {
-                hash: self.hash,
-                tried: if avoid { tried } else { &[] },
-                reselect: retry.map_or(0, |retry| retry.reselect_limit),
-            },
-        );
+        let retry = self.plan.action.retry.as_deref().filter(|_| !tried.is_empty());
+        let retry = retry.map(|retry| RetryInput { tried, reselect: &retry.reselect });
+        let chosen = hash::host(self.plan, self.cluster, LbInput { retry, ..self.input });
         chosen.ok_or_else(|| {
             self.cluster.stats.upstream_cx_none_healthy.inc();
             Failure::NoHealthyUpstream

@@ -20,7 +20,7 @@ use super::request::Admitted;
 use super::timeouts::Timeouts;
 use super::upgrade::Upgrade;
 use super::{connect, hash, mirror, names, response, upgrade};
-use crate::upstream::ClusterRuntime;
+use crate::upstream::{ClusterRuntime, LbInput};
 use amime_config::headers::HeaderEdits;
 use amime_config::route::RouteRef;
 use amime_config::route_action::Forward;
@@ -91,8 +91,13 @@ pub(super) async fn forward(
     exchange.log.borrow_mut().cluster = Some(cluster.clone());
     let timeouts = Timeouts::of(&plan);
     prepare(&plan, weighted, &timeouts);
-    let hash = hash::of(&plan.action.hash, exchange, plan.admitted.remote);
-    let attempts = Attempts { plan: &plan, cluster: &cluster, timeouts, hash: hash.value };
+    let hash = hash::of(&plan, &cluster);
+    let metadata = match weighted {
+        Some(entry) => entry.metadata_match.as_ref(),
+        None => plan.action.metadata_match.as_ref(),
+    };
+    let input = LbInput { hash: hash.value, metadata, retry: None };
+    let attempts = Attempts { plan: &plan, cluster: &cluster, timeouts, input };
     let own = weighted.map(|entry| &entry.response_edits);
     let edits: Vec<&HeaderEdits> = own.into_iter().chain([&plan.route.response_edits]).collect();
     if plan.upgrade == Some(Upgrade::Terminate) {
@@ -112,7 +117,7 @@ pub(super) async fn forward(
         log.upstream_peer = upstream_peer(exchange, &mut parts.headers);
     }
     response::from_upstream(exchange, &mut parts, &edits);
-    if let Some(cookie) = hash.cookie {
+    for cookie in hash.cookies {
         parts.headers.append(header::SET_COOKIE, cookie);
     }
     if let Some(cors) = &plan.cors {

@@ -1,40 +1,45 @@
 //! Consistent hashing of requests, and the choice of an endpoint with it.
 
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::time::Duration;
 
 use http::HeaderValue;
+use regex::bytes::Regex;
+use smallvec::SmallVec;
 use xxhash_rust::xxh64::xxh64;
 
 use super::exchange::Exchange;
 use super::forward::Plan;
 use crate::upstream::{ClusterRuntime, Host, LbInput};
 use amime_config::cluster::Discovery;
-use amime_config::matcher::{joined, query_value};
-use amime_config::route_action::{HashPolicy, HashSource};
+use amime_config::hash_policy::{HashPolicy, HashSource};
+use amime_config::head::RequestHead;
+use amime_config::matcher::{HeaderSource, query_value};
 use amime_config::route_match::cookie;
 
-/// A request's hash, and the cookie to set so that it stays.
+/// A request's hash, and the cookies to set so that it stays.
 #[derive(Default)]
 pub(super) struct Hash {
     pub(super) value: Option<u64>,
-    pub(super) cookie: Option<HeaderValue>,
+    pub(super) cookies: SmallVec<[HeaderValue; 1]>,
 }
 
-/// Combines the policies as Envoy does.
-pub(super) fn of(policies: &[HashPolicy], exchange: &Rc<Exchange>, remote: IpAddr) -> Hash {
+/// The hash of a request to `cluster`, if endpoints are chosen by it.
+pub(super) fn of(plan: &Plan<'_>, cluster: &ClusterRuntime) -> Hash {
+    let settings = &cluster.config().lb;
     let mut hash = Hash::default();
-    for policy in policies {
-        let part = part(&policy.source, exchange, remote, &mut hash.cookie);
-        if let Some(part) = part {
+    if !settings.policy.hashes() {
+        return hash;
+    }
+    let own = !settings.hash.is_empty();
+    for policy in if own { &settings.hash } else { &plan.action.hash } {
+        let HashPolicy { source, terminal } = policy;
+        if let Some(part) = part(source, plan.exchange, plan.admitted.remote, &mut hash.cookies) {
             // Rotated, so that two equal parts do not cancel out.
-            hash.value = Some(match hash.value {
-                Some(before) => before.rotate_left(1) ^ part,
-                None => part,
-            });
+            hash.value = Some(hash.value.map_or(part, |before| before.rotate_left(1) ^ part));
         }
-        if policy.terminal && hash.value.is_some() {
+        if *terminal && hash.value.is_some() {
             break;
         }
     }
@@ -45,38 +50,76 @@ fn part(
     source: &HashSource,
     exchange: &Rc<Exchange>,
     remote: IpAddr,
-    set_cookie: &mut Option<HeaderValue>,
+    set_cookies: &mut SmallVec<[HeaderValue; 1]>,
 ) -> Option<u64> {
     let head = exchange.head.borrow();
     match source {
-        HashSource::Header(name) => joined(&head.headers, name).map(|value| xxh64(&value, 0)),
-        HashSource::SourceIp => Some(xxh64(remote.to_string().as_bytes(), 0)),
+        HashSource::Header(source, rewrite) => by_header(&head, source, rewrite.as_ref()),
+        HashSource::SourceIp => Some(of_address(remote)),
         HashSource::Query(name) => {
             query_value(head.path.query()?, name).map(|value| xxh64(value.as_bytes(), 0))
         }
-        HashSource::Cookie { name, ttl, path, attributes } => {
-            if let Some(value) = cookie(&head, name) {
+        HashSource::Cookie { name, ttl, attributes } => {
+            if let Some(value) = cookie(&head, name).filter(|value| !value.is_empty()) {
                 return Some(xxh64(value.as_bytes(), 0));
             }
-            let value = format!("{:016x}", fastrand::u64(..));
-            let text = cookie_text((name, &value), (*ttl)?, path, attributes);
-            *set_cookie = HeaderValue::from_str(&text).ok();
+            ttl.as_ref()?;
+            // The same for all requests of a connection: those sent before
+            // the first answer must not be scattered.
+            let downstream = &exchange.connection.downstream;
+            let ends = format!("{}{}", downstream.remote, downstream.local);
+            let value = format!("{:016x}", xxh64(ends.as_bytes(), 0));
+            let text = format!("{name}=\"{value}\"{attributes}");
+            set_cookies.extend(HeaderValue::from_str(&text).ok());
             Some(xxh64(value.as_bytes(), 0))
         }
     }
 }
 
-fn cookie_text((name, value): (&str, &str), ttl: Duration, path: &str, attributes: &str) -> String {
-    let mut text = format!("{name}=\"{value}\"");
-    if !ttl.is_zero() {
-        text.push_str(&format!("; Max-Age={}", ttl.as_secs()));
-    }
-    if !path.is_empty() {
-        text.push_str(&format!("; Path={path}"));
-    }
-    text.push_str(attributes);
-    text.push_str("; HttpOnly");
-    text
+/// Several values count in the order of their bytes, not of their arrival.
+fn by_header(
+    head: &RequestHead,
+    source: &HeaderSource,
+    rewrite: Option<&(Regex, String)>,
+) -> Option<u64> {
+    let rewritten = |value: &[u8]| match rewrite {
+        None => xxh64(value, 0),
+        Some((regex, to)) => xxh64(&regex.replace_all(value, to.as_bytes()), 0),
+    };
+    let HeaderSource::Header(name) = source else {
+        return source.value(head).map(|value| rewritten(&value));
+    };
+    let mut values = head.headers.get_all(name).iter();
+    let first = values.next()?;
+    let Some(second) = values.next() else { return Some(rewritten(first.as_bytes())) };
+    let all = [first, second].into_iter().chain(values).map(HeaderValue::as_bytes);
+    let mut all: Vec<_> = match rewrite {
+        None => all.map(std::borrow::Cow::Borrowed).collect(),
+        Some((regex, to)) => all.map(|value| regex.replace_all(value, to.as_bytes())).collect(),
+    };
+    all.sort_unstable();
+    Some(all.iter().fold(0, |seed, value| xxh64(value, seed)))
+}
+
+/// The hash of a client's address, which is hashed as text.
+pub(crate) fn of_address(address: IpAddr) -> u64 {
+    let mut text = [0_u8; 48];
+    let mut rest = text.as_mut_slice();
+    // The longest address has 45 characters.
+    let _ = write!(rest, "{address}");
+    let free = rest.len();
+    xxh64(&text[..text.len() - free], 0)
+}
+
+/// The endpoint that a header names, for clusters that heed one. Of several
+/// each further attempt takes a later one.
+fn named(plan: &Plan<'_>, cluster: &ClusterRuntime, input: LbInput<'_>) -> Option<Rc<Host>> {
+    let head = plan.exchange.head.borrow();
+    let mut names = cluster.config().lb.override_headers.iter();
+    let list = names.find_map(|name| head.headers.get(name))?.to_str().ok()?;
+    let attempt = input.retry.map_or(0, |retry| retry.tried.len());
+    let mut left = list.split(',').skip(attempt);
+    left.find_map(|address| cluster.session(address.trim().parse().ok()?))
 }
 
 /// The endpoint for a request.
@@ -86,7 +129,7 @@ pub(super) fn host(
     input: LbInput<'_>,
 ) -> Option<Rc<Host>> {
     if !cluster.is_original_dst() {
-        return cluster.choose(input);
+        return named(plan, cluster, input).or_else(|| cluster.choose(input));
     }
     let Discovery::OriginalDst { header, port } = &cluster.config().discovery else { return None };
     let by_header = header.as_ref().and_then(|name| {

@@ -29,4 +29,5 @@ mod serve;
 mod timeouts;
 pub(crate) mod upgrade;
 
+pub(crate) use hash::of_address;
 pub(crate) use serve::{HttpConnection, serve};

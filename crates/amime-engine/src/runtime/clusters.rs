@@ -14,7 +14,7 @@ use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use super::Fault;
 use super::awaited::{Awaited, Need};
 use super::state::{Refusal, finish};
-use crate::upstream::ClusterSpec;
+use crate::upstream::{ClusterSpec, SharedLb};
 use amime_config::cluster::{ClusterConfig, Discovery, Family};
 use amime_config::endpoint::{AssignmentSpec, Resolved};
 use amime_config::names::ClusterId;
@@ -107,7 +107,12 @@ impl Clusters {
             awaited.add(Need::Secret(name.clone()), *timeout, now);
         }
         let due = (!names.is_empty()).then_some(now);
-        let spec = Arc::new(ClusterSpec { endpoints: Arc::new(endpoints), config, state });
+        let spec = Arc::new(ClusterSpec {
+            endpoints: Arc::new(endpoints),
+            config,
+            state,
+            lb: SharedLb::default(),
+        });
         let sweep = spec.config.outlier.as_ref().map(|outlier| now + outlier.interval);
         let entry =
             ClusterEntry { required, assignment, resolved, due, looked_up, awaited, sweep, spec };
@@ -347,6 +352,7 @@ impl ClusterEntry {
             config: old.config.clone(),
             endpoints: Arc::new(endpoints),
             state: old.state.clone(),
+            lb: SharedLb::default(),
         });
     }
 }

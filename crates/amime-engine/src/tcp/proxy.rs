@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::copy::{Copied, CopyEnd, copy_both};
 use super::tunnel::Tunnel;
+use crate::http::of_address;
 use crate::listener::{Connection, DownstreamIo};
 use crate::upstream::connect::UpstreamIo;
 use crate::upstream::connect::{ConnectError, ConnectionFacts, Target, connect};
@@ -16,6 +17,7 @@ use crate::upstream::pool::{Acquire, OpenGuard, count_failure};
 use crate::upstream::{ClusterRuntime, Host, LbInput, Outcome, Resource};
 use crate::worker::Worker;
 use amime_config::cluster::Discovery;
+use amime_config::criteria::MetadataMatch;
 use amime_config::listener::FilterChain;
 use amime_config::tcp::TcpConfig;
 use amime_config::tls::Alpn;
@@ -143,14 +145,17 @@ async fn dial(
         cluster: cluster.cloned(),
         host: None,
     };
-    let cluster = match connection.sni.as_deref() {
-        Some(name) if config.by_server_name => worker.snapshot().cluster_by_name(name),
-        _ => worker.snapshot().cluster(config.cluster()),
+    let (cluster, metadata) = match connection.sni.as_deref() {
+        Some(name) if config.by_server_name => (worker.snapshot().cluster_by_name(name), None),
+        _ => {
+            let chosen = config.cluster();
+            (worker.snapshot().cluster(chosen.id), chosen.metadata_match.as_ref())
+        }
     };
     let Some(cluster) = cluster else { return Err(failure(ResponseFlags::NC, None)) };
     let mut last = failure(ResponseFlags::UH, Some(&cluster));
     for _ in 0..config.connect_attempts {
-        let Some(host) = choose(connection, &cluster, config) else { break };
+        let Some(host) = choose(connection, &cluster, config, metadata) else { break };
         let opened = match &config.tunneling {
             None => {
                 let opened = open(worker, &cluster, &host, connection.sni.as_deref()).await;
@@ -228,6 +233,7 @@ fn choose(
     connection: &Connection,
     cluster: &Rc<ClusterRuntime>,
     config: &TcpConfig,
+    metadata: Option<&MetadataMatch>,
 ) -> Option<Rc<Host>> {
     if let Discovery::OriginalDst { port, .. } = &cluster.config().discovery {
         let mut address = connection.redirected.then_some(connection.local)?;
@@ -236,10 +242,8 @@ fn choose(
         }
         return Some(cluster.original_dst(address));
     }
-    let hash = config
-        .hash_source_ip
-        .then(|| xxhash_rust::xxh64::xxh64(connection.remote.ip().to_string().as_bytes(), 0));
-    cluster.choose(LbInput { hash, ..LbInput::default() })
+    let hash = config.hash_source_ip.then(|| of_address(connection.remote.ip()));
+    cluster.choose(LbInput { hash, metadata, retry: None })
 }
 
 /// Dials and waits until the upstream speaks first; never resolves if it

@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 use amime_telemetry::{ClusterStats, WorkerTelemetry};
 
-use super::lb::{LbInput, PriorityGroup};
+use super::lb::{LbInput, SharedLb, WorkerLb};
 use super::pool::HostPool;
 use amime_config::cluster::{ClusterConfig, Discovery};
-use amime_config::endpoint::{Endpoint, EndpointSet, Health, HealthStatus};
+use amime_config::endpoint::{Endpoint, EndpointSet, HealthStatus};
 use amime_config::endpoint_state::{ClusterState, EndpointShard, EndpointState, Outcome, Resource};
 use amime_config::outlier::Ejector;
 
@@ -25,6 +25,7 @@ pub(crate) struct ClusterSpec {
     pub(crate) config: Arc<ClusterConfig>,
     pub(crate) endpoints: Arc<EndpointSet>,
     pub(crate) state: Arc<ClusterState>,
+    pub(crate) lb: SharedLb,
 }
 
 /// One endpoint as a worker uses it.
@@ -34,32 +35,19 @@ pub(crate) struct Host {
     worker: usize,
     /// Requests of this worker in flight.
     pub(crate) active: Cell<u32>,
-    /// Credit of smooth weighted round robin.
-    pub(crate) turn: Cell<i64>,
     /// No longer in its cluster: connections are not kept.
     retired: Cell<bool>,
 }
 
 impl Host {
     fn new(endpoint: Arc<Endpoint>, pool: HostPool, worker: usize) -> Rc<Self> {
-        Rc::new(Self {
-            endpoint,
-            pool,
-            worker,
-            active: Cell::new(0),
-            turn: Cell::new(0),
-            retired: Cell::new(false),
-        })
+        Rc::new(Self { endpoint, pool, worker, active: Cell::new(0), retired: Cell::new(false) })
     }
 
     /// This worker's counters of the endpoint.
     pub(crate) fn counters(&self) -> &EndpointShard {
         let shards = &self.endpoint.state.shards;
         &shards[self.worker.min(shards.len() - 1)]
-    }
-
-    pub(crate) fn healthy(&self) -> bool {
-        matches!(self.endpoint.health(), Health::Healthy | Health::Degraded)
     }
 
     pub(crate) fn retired(&self) -> bool {
@@ -70,18 +58,15 @@ impl Host {
         self.retired.set(true);
         self.pool.clear();
     }
-
-    /// What consistent hashing knows the endpoint by.
-    pub(crate) fn hash_key(&self) -> String {
-        self.endpoint.address.to_string()
-    }
 }
 
 /// A worker's cluster.
 pub(crate) struct ClusterRuntime {
     pub(crate) spec: Arc<ClusterSpec>,
     pub(crate) stats: Arc<ClusterStats>,
-    priorities: Vec<PriorityGroup>,
+    /// In the order of the spec's endpoints.
+    hosts: Vec<Rc<Host>>,
+    lb: WorkerLb,
     /// Endpoints of an original-destination cluster, made as they are asked for.
     dynamic: RefCell<HashMap<SocketAddr, Rc<Host>>>,
     worker: usize,
@@ -101,7 +86,7 @@ impl ClusterRuntime {
         // Pools depend on the cluster's own settings; new ones start afresh.
         let keep = previous.filter(|old| Arc::ptr_eq(&old.spec.config, &spec.config));
         let mut old: HashMap<(SocketAddr, usize), &Rc<Host>> = HashMap::new();
-        for host in keep.iter().flat_map(|old| old.hosts()) {
+        for host in keep.iter().flat_map(|old| &old.hosts) {
             old.insert((host.endpoint.address, host.endpoint.transport_index), host);
         }
         let mut build = |endpoint: &Arc<Endpoint>| match old
@@ -116,14 +101,7 @@ impl ClusterRuntime {
             }
             None => Host::new(endpoint.clone(), HostPool::default(), worker),
         };
-        let mut priorities = Vec::with_capacity(spec.endpoints.priorities.len());
-        for groups in &spec.endpoints.priorities {
-            let group = groups
-                .iter()
-                .map(|group| (group.weight, group.endpoints.iter().map(&mut build).collect()))
-                .collect();
-            priorities.push(PriorityGroup::new(group));
-        }
+        let hosts = spec.endpoints.endpoints().map(&mut build).collect();
         old.into_values().for_each(|host| host.retire());
         if keep.is_none()
             && let Some(previous) = previous
@@ -132,12 +110,13 @@ impl ClusterRuntime {
         }
         let dynamic = keep.map(|old| old.dynamic.take()).unwrap_or_default();
         let stats = telemetry.cluster(&spec.config.name);
-        Rc::new(Self { spec, stats, priorities, dynamic: RefCell::new(dynamic), worker })
+        let dynamic = RefCell::new(dynamic);
+        Rc::new(Self { spec, stats, hosts, lb: WorkerLb::default(), dynamic, worker })
     }
 
     /// Closes idle connections; those in use close when their request ends.
     pub(crate) fn retire(&self) {
-        self.hosts().for_each(|host| host.retire());
+        self.hosts.iter().for_each(|host| host.retire());
         self.dynamic.borrow().values().for_each(|host| host.retire());
     }
 
@@ -145,70 +124,23 @@ impl ClusterRuntime {
         &self.spec.config
     }
 
-    fn hosts(&self) -> impl Iterator<Item = &Rc<Host>> {
-        self.priorities.iter().flat_map(|group| &group.hosts)
-    }
-
     /// Calls `visit` for every endpoint in use.
     pub(crate) fn each_host(&self, mut visit: impl FnMut(&Rc<Host>)) {
-        self.hosts().for_each(&mut visit);
+        self.hosts.iter().for_each(&mut visit);
         self.dynamic.borrow().values().for_each(visit);
     }
 
     /// An endpoint for a request.
     pub(crate) fn choose(&self, input: LbInput<'_>) -> Option<Rc<Host>> {
-        let config = self.config();
-        match self.priorities.as_slice() {
-            [] => None,
-            [only] => {
-                let chosen = only.choose(config.lb, config.locality_weighted, true, input);
-                // Scanning for health costs only when something is wrong.
-                match chosen {
-                    Some(host) if only.hosts.len() == 1 || !self.panicking(only) => Some(host),
-                    _ if self.panicking(only) => {
-                        self.stats.lb_healthy_panic.inc();
-                        only.choose(config.lb, config.locality_weighted, false, input)
-                    }
-                    chosen => chosen,
-                }
-            }
-            many => self.choose_priority(many, input),
-        }
+        let at = self.lb.choose(&self.spec, &self.hosts, &self.stats, input)?;
+        self.hosts.get(at).cloned()
     }
 
-    /// True if too few endpoints are healthy for health to be heeded.
-    fn panicking(&self, group: &PriorityGroup) -> bool {
-        let threshold = self.config().panic_percent;
-        threshold > 0 && group.healthy_percent() < threshold
-    }
-
-    /// Spreads load over priorities by Envoy's rule: a priority takes as much
-    /// as its overprovisioned health allows, the rest spills over.
-    fn choose_priority(&self, groups: &[PriorityGroup], input: LbInput<'_>) -> Option<Rc<Host>> {
-        let config = self.config();
-        let factor = self.spec.endpoints.overprovisioning.max(100);
-        let health = |group: &PriorityGroup| (group.healthy_percent() * factor / 100).min(100);
-        let total: u32 = groups.iter().map(health).sum::<u32>().min(100);
-        if total == 0 {
-            if config.panic_percent == 0 {
-                return None;
-            }
-            let first = groups.iter().find(|group| !group.hosts.is_empty())?;
-            self.stats.lb_healthy_panic.inc();
-            return first.choose(config.lb, config.locality_weighted, false, input);
-        }
-        let mut left = match input.hash {
-            Some(hash) => (hash % u64::from(total)) as u32,
-            None => fastrand::u32(0..total),
-        };
-        for group in groups {
-            let share = health(group);
-            if left < share {
-                return group.choose(config.lb, config.locality_weighted, true, input);
-            }
-            left -= share;
-        }
-        groups[0].choose(config.lb, config.locality_weighted, true, input)
+    /// The endpoint at `address`, if its health is one in which sessions stay.
+    pub(crate) fn session(&self, address: SocketAddr) -> Option<Rc<Host>> {
+        let host = self.hosts.get(self.spec.lb.position(&self.spec, address)?)?;
+        let status = host.endpoint.health_status();
+        self.config().lb.override_status.contains(&status).then(|| host.clone())
     }
 
     /// The endpoint at `address`, for original-destination clusters.
@@ -255,7 +187,7 @@ impl ClusterRuntime {
                 outlier,
                 cluster: &self.spec.state,
                 stats: &self.stats,
-                total: self.spec.endpoints.endpoints().count(),
+                total: self.hosts.len(),
             };
             ejector.eject(state, kind);
         }

@@ -11,4 +11,4 @@ pub(crate) mod pool;
 
 pub(crate) use amime_config::endpoint_state::{EndpointShard, Outcome, Resource};
 pub(crate) use cluster::{ClusterRuntime, ClusterSpec, Host};
-pub(crate) use lb::LbInput;
+pub(crate) use lb::{LbInput, RetryInput, SharedLb};

@@ -250,13 +250,18 @@ pub(crate) fn endpoints_cluster(name: &str, addresses: &[SocketAddr], fields: &s
 
 /// A listener `http` with a connection manager of these YAML fields.
 pub(crate) fn http_listener(hcm: &str) -> Resource {
+    listener(&http_listener_yaml(hcm))
+}
+
+/// The same as YAML.
+pub(crate) fn http_listener_yaml(hcm: &str) -> String {
     let indented: String = hcm.lines().map(|line| format!("        {line}\n")).collect();
     let router = if hcm.contains("http_filters") {
         String::new()
     } else {
         format!("        http_filters:\n{ROUTER}")
     };
-    listener(&format!(
+    format!(
         "name: http
 address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
 filter_chains:
@@ -266,7 +271,7 @@ filter_chains:
         \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
         stat_prefix: test
 {indented}{router}"
-    ))
+    )
 }
 
 /// The router as a list item of a connection manager's filters.

@@ -7,6 +7,8 @@ mod forwarding;
 mod harness;
 mod listeners;
 mod peer_metadata;
+#[cfg(feature = "oracle")]
+mod placement;
 mod retries;
 mod routing;
 mod tls;

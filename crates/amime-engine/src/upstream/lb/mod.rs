@@ -1,0 +1,143 @@
+//! Load balancing: which endpoint of a cluster takes a request.
+//!
+//! What depends only on configuration, membership and health is in tables that
+//! are built once and shared by the workers; a worker adds no more than its
+//! place in the turns. A pick allocates nothing and takes no lock.
+//!
+//! Invariant: tables are built anew whenever the version of the cluster's
+//! health moves or an ejection that they know of ends, so that picking looks
+//! at no endpoint's health.
+//!
+//! Spec: <https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/load_balancing/load_balancing>
+
+mod balancer;
+mod edf;
+mod hash_table;
+mod host_set;
+mod load;
+mod pick;
+mod subsets;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use amime_config::criteria::MetadataMatch;
+use amime_config::endpoint_state::now_ms;
+use amime_config::retry::Reselect;
+use amime_telemetry::ClusterStats;
+
+use super::cluster::{ClusterSpec, Host};
+use balancer::Balancer;
+use host_set::Members;
+use pick::{Pick, View};
+use subsets::{LookUp, Subsets};
+
+/// What a choice may depend on.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct LbInput<'a> {
+    pub(crate) hash: Option<u64>,
+    /// Which endpoints the route wants.
+    pub(crate) metadata: Option<&'a MetadataMatch>,
+    /// Set for attempts after the first.
+    pub(crate) retry: Option<RetryInput<'a>>,
+}
+
+/// What a further attempt stays away from.
+#[derive(Clone, Copy)]
+pub(crate) struct RetryInput<'a> {
+    /// Hosts tried already, in order.
+    pub(crate) tried: &'a [Rc<Host>],
+    pub(crate) reselect: &'a Reselect,
+}
+
+/// Tables of one set of endpoints, shared by the workers.
+#[derive(Debug, Default)]
+pub(crate) struct SharedLb {
+    current: Mutex<Option<Arc<Tables>>>,
+    by_address: OnceLock<HashMap<SocketAddr, usize>>,
+}
+
+/// What picking works on, for one state of health.
+#[derive(Debug)]
+struct Tables {
+    version: u64,
+    /// When an ejection ends, by [`now_ms`].
+    until: Option<u64>,
+    whole: Balancer,
+    subsets: Option<Subsets>,
+    /// Lists in all balancers.
+    lists: usize,
+}
+
+/// A worker's part of a cluster's load balancing.
+#[derive(Default)]
+pub(crate) struct WorkerLb(RefCell<Option<Rc<View>>>);
+
+impl Tables {
+    fn build(spec: &ClusterSpec, version: u64) -> Self {
+        let settings = &spec.config.lb;
+        let members = Members::new(settings, &spec.endpoints);
+        let whole = Balancer::whole(&members);
+        let subsets = settings.subset.as_ref().map(|subset| Subsets::new(&members, subset));
+        let ends = members.endpoints.iter().filter_map(|one| one.state.ejected_until_ms());
+        Self { version, until: ends.min(), whole, subsets, lists: members.lists() }
+    }
+
+    fn is_current(&self, version: u64) -> bool {
+        // The clock is read only while something is ejected.
+        self.version == version && self.until.is_none_or(|until| now_ms() < until)
+    }
+}
+
+impl SharedLb {
+    /// The tables for the health of now; the first worker to notice a change
+    /// builds them.
+    fn tables(&self, spec: &ClusterSpec) -> Arc<Tables> {
+        let version = spec.state.health_version();
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*current {
+            Some(tables) if tables.is_current(version) => tables.clone(),
+            _ => current.insert(Arc::new(Tables::build(spec, version))).clone(),
+        }
+    }
+
+    /// The position of the endpoint at `address`.
+    pub(crate) fn position(&self, spec: &ClusterSpec, address: SocketAddr) -> Option<usize> {
+        let build = || spec.endpoints.endpoints().map(|one| one.address).zip(0..).collect();
+        self.by_address.get_or_init(build).get(&address).copied()
+    }
+}
+
+impl WorkerLb {
+    fn view(&self, spec: &ClusterSpec) -> Rc<View> {
+        let mut view = self.0.borrow_mut();
+        match &*view {
+            Some(view) if view.tables.is_current(spec.state.health_version()) => view.clone(),
+            _ => view.insert(Rc::new(View::new(spec.lb.tables(spec)))).clone(),
+        }
+    }
+
+    /// An endpoint, by its position among the cluster's `hosts`.
+    pub(crate) fn choose(
+        &self,
+        spec: &ClusterSpec,
+        hosts: &[Rc<Host>],
+        stats: &ClusterStats,
+        input: LbInput<'_>,
+    ) -> Option<usize> {
+        let view = self.view(spec);
+        let settings = &spec.config.lb;
+        let pick = Pick { settings, hosts, view: &view, stats, input };
+        let chosen = match (&settings.subset, &view.tables.subsets) {
+            (Some(settings), Some(subsets)) => {
+                let pick = |balancer: &Balancer| pick.of(balancer);
+                LookUp { settings, subsets, stats, pick }.run(input.metadata)
+            }
+            _ => pick.of(&view.tables.whole),
+        };
+        chosen.map(|host| host as usize)
+    }
+}

@@ -1,0 +1,414 @@
+//! The same requests to a real Envoy and to us, and where they went.
+//!
+//! Both have the same listener, cluster and backends; what is compared is the
+//! endpoint of each request, where that is decided by the request alone.
+
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::{Backend, Proxy, cluster, http_listener, http_listener_yaml, routes};
+
+/// Backends of every scenario.
+const BACKENDS: [&str; 6] = ["e0", "e1", "e2", "e3", "e4", "e5"];
+
+/// A real Envoy; killed when dropped.
+struct Envoy {
+    process: Child,
+    address: SocketAddr,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Envoy {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Envoy {
+    async fn start(listener: &str, cluster: &str) -> Self {
+        let binary = std::env::var_os("AMIME_ENVOY").expect("AMIME_ENVOY names an Envoy binary");
+        let dir = tempfile::tempdir().expect("a directory");
+        let item = |yaml: &str| -> String {
+            let indent = |(number, line): (usize, &str)| match number {
+                0 => format!("  - {line}\n"),
+                _ => format!("    {line}\n"),
+            };
+            yaml.lines().enumerate().map(indent).collect()
+        };
+        let bootstrap = format!(
+            "admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}\n\
+             static_resources:\n  listeners:\n{}  clusters:\n{}",
+            item(listener),
+            item(cluster)
+        );
+        let file = dir.path().join("bootstrap.yaml");
+        std::fs::write(&file, &bootstrap).expect("writable");
+        let admin = dir.path().join("admin");
+        let mut process = Command::new(binary)
+            .arg("-c")
+            .arg(&file)
+            .arg("--admin-address-path")
+            .arg(&admin)
+            .args(["--concurrency", "1", "--use-dynamic-base-id", "-l", "error"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("Envoy starts");
+        let mut listeners = String::new();
+        while !listeners.contains("http::127.0.0.1:") {
+            if process.try_wait().expect("a child").is_some() {
+                panic!("Envoy refuses\n{bootstrap}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let address = std::fs::read_to_string(&admin).unwrap_or_default();
+            let Ok(address) = address.trim().parse::<SocketAddr>() else { continue };
+            let ready = "GET /ready HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+            if exchange(address, ready).await.contains("LIVE") {
+                let list = "GET /listeners HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+                listeners = exchange(address, list).await;
+            }
+        }
+        let at = listeners.split("http::").nth(1).and_then(|rest| rest.lines().next());
+        let address = at.and_then(|at| at.trim().parse().ok()).expect("the listener's address");
+        Self { process, address, _dir: dir }
+    }
+}
+
+async fn exchange(address: SocketAddr, request: &str) -> String {
+    let Ok(mut stream) = TcpStream::connect(address).await else { return String::new() };
+    let mut answer = Vec::new();
+    if stream.write_all(request.as_bytes()).await.is_ok() {
+        let _ = stream.read_to_end(&mut answer).await;
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// What a scenario consists of.
+struct Scenario<'a> {
+    name: &'a str,
+    /// Fields of the cluster.
+    cluster: &'a str,
+    /// Localities with `lb_endpoints`, `@0` standing for a backend's address.
+    endpoints: &'a str,
+    /// Fields of the route beside its cluster.
+    route: &'a str,
+    /// How the turns are compared.
+    compare: Compare,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Compare {
+    /// Request by request, over more than one endpoint.
+    Each,
+    /// Request by request, of the first ones.
+    First,
+    /// Only how many of all go to each, in percent give or take.
+    Shares(usize),
+}
+
+/// Requests that differ in all that hashes are made of.
+fn request(number: usize) -> String {
+    let more = match number % 3 {
+        0 => String::new(),
+        1 => format!("x-list: b{number}\r\nx-list: a{number}\r\n"),
+        _ => format!("cookie: other=1; user=\"c{number}\"; user=second\r\n"),
+    };
+    format!(
+        "GET /p{}?a=1&q=v{number}&q=w HTTP/1.1\r\nhost: h{}.example\r\nx-user: user-{number}\r\n{more}\r\n",
+        number % 50,
+        number % 7,
+    )
+}
+
+/// Bodies of the answers, or their status where it is not 200. One request
+/// after the other: Envoy ends connections on which its own answers pile up.
+async fn placements(address: SocketAddr, count: usize) -> Vec<String> {
+    let mut stream = TcpStream::connect(address).await.expect("the proxy accepts");
+    let mut text = String::new();
+    let mut bodies = Vec::with_capacity(count);
+    for number in 0..count {
+        stream.write_all(request(number).as_bytes()).await.expect("the proxy reads");
+        let body = loop {
+            if let Some(body) = answer(&text) {
+                break body;
+            }
+            let mut more = [0; 4096];
+            let count = stream.read(&mut more).await.expect("the proxy answers");
+            assert!(count > 0, "closed after {number} requests");
+            text.push_str(std::str::from_utf8(&more[..count]).expect("text"));
+        };
+        bodies.push(body);
+        text.clear();
+    }
+    bodies
+}
+
+/// What a whole answer shows; `None` while it is incomplete.
+fn answer(text: &str) -> Option<String> {
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let head = head.to_ascii_lowercase();
+    let length = head.split("content-length: ").nth(1).and_then(|text| text.lines().next());
+    let length: usize = length.and_then(|text| text.parse().ok()).unwrap_or(0);
+    let status = head.split(' ').nth(1).unwrap_or_default();
+    (body.len() >= length).then(|| if status == "200" { body } else { status }.to_owned())
+}
+
+async fn check(scenario: Scenario<'_>) {
+    let mut backends = Vec::new();
+    for name in BACKENDS {
+        backends.push(Backend::named(name).await);
+    }
+    let mut endpoints = scenario.endpoints.to_owned();
+    for (index, backend) in backends.iter().enumerate() {
+        let address = format!(
+            "address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}",
+            backend.address.port()
+        );
+        endpoints = endpoints.replace(&format!("@{index}"), &address);
+    }
+    let yaml = format!(
+        "name: c\nconnect_timeout: 1s\n{}\nload_assignment:\n  cluster_name: c\n{endpoints}",
+        scenario.cluster
+    );
+    let route = format!("- match: {{prefix: /}}\n  route: {{cluster: c, {}}}", scenario.route);
+    let hcm = routes(&route);
+    let envoy = Envoy::start(&http_listener_yaml(&hcm), &yaml).await;
+    let proxy = Proxy::with(vec![http_listener(&hcm), cluster(&yaml)]).await;
+    let count = if scenario.compare == Compare::First { 100 } else { 1500 };
+    let want = placements(envoy.address, count).await;
+    let got = placements(proxy.address(), count).await;
+    compare(&scenario, &want, &got);
+}
+
+#[track_caller]
+fn compare(scenario: &Scenario<'_>, want: &[String], got: &[String]) {
+    let name = scenario.name;
+    match scenario.compare {
+        Compare::Each | Compare::First => {
+            let differ = (0..want.len()).find(|at| want[*at] != got[*at]);
+            assert_eq!(
+                differ.map(|at| (at, &want[at], &got[at])),
+                None,
+                "{name}: first difference"
+            );
+            let one = want.iter().all(|place| *place == want[0]);
+            assert!(!one || scenario.compare == Compare::First, "{name}: all at {}", want[0]);
+        }
+        Compare::Shares(tolerance) => {
+            for backend in BACKENDS {
+                let share = |list: &[String]| {
+                    list.iter().filter(|one| *one == backend).count() * 100 / list.len()
+                };
+                let (want, got) = (share(want), share(got));
+                assert!(want.abs_diff(got) <= tolerance, "{name}: {backend}: {want} and {got} %");
+            }
+        }
+    }
+}
+
+/// Six endpoints of one priority, known by keys that stay the same.
+const KEYED: &str = "  endpoints:
+  - lb_endpoints:
+    - {endpoint: {@0, hostname: n0}, load_balancing_weight: 1, metadata: {filter_metadata: {envoy.lb: {hash_key: k0, version: a, stage: x}}}}
+    - {endpoint: {@1, hostname: n1}, load_balancing_weight: 2, metadata: {filter_metadata: {envoy.lb: {hash_key: k1, version: a, stage: y}}}}
+    - {endpoint: {@2, hostname: n2}, load_balancing_weight: 5, metadata: {filter_metadata: {envoy.lb: {hash_key: k2, version: b, stage: x}}}}
+    - {endpoint: {@3, hostname: n3}, load_balancing_weight: 1, metadata: {filter_metadata: {envoy.lb: {hash_key: k3, version: [b, c], stage: y}}}}
+    - {endpoint: {@4, hostname: n4}, metadata: {filter_metadata: {envoy.lb: {version: b, only: 1}}}}
+    - {endpoint: {@5, hostname: n5}, load_balancing_weight: 3}
+";
+
+/// The same without weights and metadata: known by address.
+const PLAIN: &str = "  endpoints:
+  - lb_endpoints:
+    - {endpoint: {@0, hostname: n0}}
+    - {endpoint: {@1, hostname: n1}}
+    - {endpoint: {@2, hostname: n2}}
+    - {endpoint: {@3, hostname: n3}}
+    - {endpoint: {@4, hostname: n4}}
+    - {endpoint: {@5, hostname: n5}}
+";
+
+/// Localities of two priorities, some endpoints unhealthy or degraded.
+const FAILOVER: &str = "  endpoints:
+  - locality: {region: r, zone: z2}
+    load_balancing_weight: 3
+    lb_endpoints:
+    - {metadata: {filter_metadata: {envoy.lb: {hash_key: k0}}}, endpoint: {@0}}
+    - {metadata: {filter_metadata: {envoy.lb: {hash_key: k1}}}, endpoint: {@1}, health_status: UNHEALTHY}
+  - locality: {region: r, zone: z1}
+    load_balancing_weight: 1
+    lb_endpoints:
+    - {metadata: {filter_metadata: {envoy.lb: {hash_key: k2}}}, endpoint: {@2}, health_status: DRAINING}
+    - {metadata: {filter_metadata: {envoy.lb: {hash_key: k3}}}, endpoint: {@3}, health_status: DEGRADED}
+  - locality: {region: r, zone: z1}
+    load_balancing_weight: 1
+    priority: 1
+    lb_endpoints:
+    - {metadata: {filter_metadata: {envoy.lb: {hash_key: k4}}}, endpoint: {@4}}
+    - {metadata: {filter_metadata: {envoy.lb: {hash_key: k5}}}, endpoint: {@5}}
+";
+
+const BY_USER: &str = "hash_policy: [{header: {header_name: x-user}}]";
+
+async fn hashed(name: &str, cluster: &str, endpoints: &str) {
+    check(Scenario { name, cluster, endpoints, route: BY_USER, compare: Compare::Each }).await;
+}
+
+#[tokio::test]
+async fn ring_hash_places_as_envoy_does() {
+    hashed("default ring", "lb_policy: RING_HASH", KEYED).await;
+    hashed("ring by address", "lb_policy: RING_HASH", PLAIN).await;
+    let murmur = "lb_policy: RING_HASH\nring_hash_lb_config: {minimum_ring_size: 100, maximum_ring_size: 237, hash_function: MURMUR_HASH_2}";
+    hashed("small ring of murmur hashes", murmur, KEYED).await;
+    let named = "type: STRICT_DNS\nlb_policy: RING_HASH\ncommon_lb_config: {consistent_hashing_lb_config: {use_hostname_for_hashing: true}}";
+    hashed("ring by name", named, PLAIN).await;
+}
+
+#[tokio::test]
+async fn maglev_places_as_envoy_does() {
+    hashed("default table", "lb_policy: MAGLEV", KEYED).await;
+    hashed("table by address", "lb_policy: MAGLEV", PLAIN).await;
+    let small = "type: STRICT_DNS\nlb_policy: MAGLEV\nmaglev_lb_config: {table_size: 1009}\ncommon_lb_config: {consistent_hashing_lb_config: {use_hostname_for_hashing: true}}";
+    hashed("small table by name", small, KEYED).await;
+}
+
+#[tokio::test]
+async fn hashing_heeds_health_priorities_and_localities() {
+    for policy in ["RING_HASH", "MAGLEV"] {
+        let by = |more: &str| format!("lb_policy: {policy}\ncommon_lb_config: {{{more}}}");
+        hashed("failover", &by(""), FAILOVER).await;
+        hashed("localities", &by("locality_weighted_lb_config: {}"), FAILOVER).await;
+        hashed("panic", &by("healthy_panic_threshold: {value: 80}"), FAILOVER).await;
+        hashed("no panic", &by("healthy_panic_threshold: {value: 0}"), FAILOVER).await;
+        let bad = FAILOVER.replace("{@4}", "{@4}, health_status: TIMEOUT");
+        let bad = bad.replace("{@5}", "{@5}, health_status: UNHEALTHY");
+        hashed("panic everywhere", &by(""), &bad.replace("DEGRADED", "UNHEALTHY")).await;
+    }
+}
+
+#[tokio::test]
+async fn typed_policies_place_as_envoy_does() {
+    let policy = |name: &str, fields: &str| {
+        format!(
+            "load_balancing_policy:\n  policies:\n  - typed_extension_config:\n      name: unknown\n      typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.load_balancing_policies.{name}, {fields}}}"
+        )
+    };
+    let ring =
+        policy("ring_hash.v3.RingHash", "hash_function: MURMUR_HASH_2, minimum_ring_size: 50");
+    hashed("typed ring", &ring, KEYED).await;
+    let ring = policy("ring_hash.v3.RingHash", "locality_weighted_lb_config: {}");
+    hashed("typed ring of localities", &ring, FAILOVER).await;
+    let own = policy(
+        "maglev.v3.Maglev",
+        "table_size: 2039, consistent_hashing_lb_config: {use_hostname_for_hashing: true, hash_policy: [{query_parameter: {name: q}}]}",
+    );
+    hashed("typed table with a hash policy of its own", &own, KEYED).await;
+}
+
+#[tokio::test]
+async fn requests_hash_as_in_envoy() {
+    let policies = [
+        "[{header: {header_name: x-list}}]",
+        "[{header: {header_name: x-user, regex_rewrite: {pattern: {regex: '^user-(\\d)(\\d*)$'}, substitution: '\\2-\\1'}}}]",
+        "[{header: {header_name: ':path'}}]",
+        "[{header: {header_name: ':authority'}}, {header: {header_name: 'x-user'}}]",
+        "[{cookie: {name: user}}, {query_parameter: {name: q}}]",
+        "[{cookie: {name: user}, terminal: true}, {header: {header_name: x-list}, terminal: true}, {header: {header_name: x-user}}]",
+        "[{query_parameter: {name: a}}, {query_parameter: {name: q}}, {query_parameter: {name: q}}]",
+        "[{connection_properties: {source_ip: true}}, {header: {header_name: x-user}}]",
+        "[{connection_properties: {source_ip: false}}, {header: {header_name: x-user}}]",
+    ];
+    for policy in policies {
+        let route = format!("hash_policy: {policy}");
+        // Requests without anything to hash go anywhere.
+        let list = policy.contains("x-list") && !policy.contains("x-user");
+        let route = if list {
+            route
+                .replace("}]", "}, {header: {header_name: x-user}}]")
+                .replace("}}, {header", "}, terminal: true}, {header")
+        } else {
+            route
+        };
+        let cluster = "lb_policy: MAGLEV";
+        check(Scenario {
+            name: policy,
+            cluster,
+            endpoints: KEYED,
+            route: &route,
+            compare: Compare::Each,
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn weighted_turns_are_those_of_envoy() {
+    let check = async |name: &str, cluster: &str, endpoints: &str, compare| {
+        check(Scenario { name, cluster, endpoints, route: "timeout: 5s", compare }).await;
+    };
+    check("weights", "lb_policy: ROUND_ROBIN", KEYED, Compare::Shares(1)).await;
+    check("no weights", "lb_policy: ROUND_ROBIN", PLAIN, Compare::Shares(0)).await;
+    check("weighted least request", "lb_policy: LEAST_REQUEST", KEYED, Compare::Shares(1)).await;
+    check("random ignores weights", "lb_policy: RANDOM", KEYED, Compare::Shares(6)).await;
+    check("least request", "lb_policy: LEAST_REQUEST", PLAIN, Compare::Shares(6)).await;
+    let localities = "common_lb_config: {locality_weighted_lb_config: {}}";
+    check("localities", localities, FAILOVER, Compare::Shares(6)).await;
+    check("priorities", "lb_policy: ROUND_ROBIN", FAILOVER, Compare::Shares(6)).await;
+    let panic = "common_lb_config: {healthy_panic_threshold: {value: 90}}";
+    check("panic", panic, FAILOVER, Compare::Shares(6)).await;
+    let fail = "common_lb_config: {healthy_panic_threshold: {value: 90}, zone_aware_lb_config: {fail_traffic_on_panic: true}}";
+    check("failing in panic", fail, FAILOVER, Compare::Shares(6)).await;
+    let more = FAILOVER.to_owned()
+        + "  policy: {overprovisioning_factor: 100, weighted_priority_health: true}\n";
+    check("overprovisioning", "lb_policy: ROUND_ROBIN", &more, Compare::Shares(6)).await;
+}
+
+#[tokio::test]
+async fn subsets_are_those_of_envoy() {
+    let subsets = |config: &str| format!("lb_policy: MAGLEV\nlb_subset_config: {{{config}}}");
+    let wanted = |metadata: &str| {
+        format!("{BY_USER}, metadata_match: {{filter_metadata: {{envoy.lb: {{{metadata}}}}}}}")
+    };
+    let selectors = "subset_selectors: [{keys: [version]}, {keys: [stage, version], fallback_policy: KEYS_SUBSET, fallback_keys_subset: [version]}, {keys: [only], single_host_per_subset: true}, {keys: [stage], fallback_policy: NO_FALLBACK}]";
+    let configs = [
+        format!("fallback_policy: ANY_ENDPOINT, {selectors}"),
+        format!("fallback_policy: DEFAULT_SUBSET, default_subset: {{stage: x}}, {selectors}"),
+        format!("fallback_policy: NO_FALLBACK, list_as_any: true, {selectors}"),
+        format!(
+            "fallback_policy: DEFAULT_SUBSET, default_subset: {{stage: none}}, panic_mode_any: true, {selectors}"
+        ),
+        format!(
+            "fallback_policy: NO_FALLBACK, metadata_fallback_policy: FALLBACK_LIST, {selectors}"
+        ),
+    ];
+    let routes = [
+        "version: b",
+        "version: b, stage: x",
+        "version: b, stage: none",
+        "version: c",
+        "only: 1",
+        "stage: none",
+        "unknown: 1",
+        "version: none, fallback_list: [{stage: none}, {version: a}]",
+    ];
+    for config in &configs {
+        for route in routes {
+            let name = format!("{config} and {route}");
+            let (cluster, route) = (subsets(config), wanted(route));
+            let compare = Compare::First;
+            check(Scenario {
+                name: &name,
+                cluster: &cluster,
+                endpoints: KEYED,
+                route: &route,
+                compare,
+            })
+            .await;
+        }
+    }
+}
