@@ -138,12 +138,6 @@ impl EndpointState {
         (bits != 0).then(|| f64::from_bits(bits))
     }
 
-    /// When an ejection that is in force ends, by [`now_ms`]: it is told by
-    /// [`ClusterState::health_changed`] instead.
-    pub fn ejected_until_ms(&self) -> Option<u64> {
-        None
-    }
-
     /// An active check has found the endpoint healthy: slow start begins.
     pub fn mark_healthy(&self) {
         self.healthy_since.store(now_ms(), Ordering::Relaxed);

@@ -5,8 +5,7 @@
 //! place in the turns. A pick allocates nothing and takes no lock.
 //!
 //! Invariant: tables are built anew whenever the version of the cluster's
-//! health moves or an ejection that they know of ends, so that picking looks
-//! at no endpoint's health.
+//! health moves, so that picking looks at no endpoint's health.
 //!
 //! Spec: <https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/load_balancing/load_balancing>
 
@@ -25,7 +24,6 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use amime_config::criteria::MetadataMatch;
-use amime_config::endpoint_state::now_ms;
 use amime_config::retry::Reselect;
 use amime_telemetry::ClusterStats;
 
@@ -64,8 +62,6 @@ pub(crate) struct SharedLb {
 #[derive(Debug)]
 struct Tables {
     version: u64,
-    /// When an ejection ends, by [`now_ms`].
-    until: Option<u64>,
     whole: Balancer,
     subsets: Option<Subsets>,
     /// Lists in all balancers.
@@ -82,13 +78,7 @@ impl Tables {
         let members = Members::new(settings, &spec.endpoints);
         let whole = Balancer::whole(&members);
         let subsets = settings.subset.as_ref().map(|subset| Subsets::new(&members, subset));
-        let ends = members.endpoints.iter().filter_map(|one| one.state.ejected_until_ms());
-        Self { version, until: ends.min(), whole, subsets, lists: members.lists() }
-    }
-
-    fn is_current(&self, version: u64) -> bool {
-        // The clock is read only while something is ejected.
-        self.version == version && self.until.is_none_or(|until| now_ms() < until)
+        Self { version, whole, subsets, lists: members.lists() }
     }
 }
 
@@ -99,7 +89,7 @@ impl SharedLb {
         let version = spec.state.health_version();
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         match &*current {
-            Some(tables) if tables.is_current(version) => tables.clone(),
+            Some(tables) if tables.version == version => tables.clone(),
             _ => current.insert(Arc::new(Tables::build(spec, version))).clone(),
         }
     }
@@ -115,7 +105,7 @@ impl WorkerLb {
     fn view(&self, spec: &ClusterSpec) -> Rc<View> {
         let mut view = self.0.borrow_mut();
         match &*view {
-            Some(view) if view.tables.is_current(spec.state.health_version()) => view.clone(),
+            Some(view) if view.tables.version == spec.state.health_version() => view.clone(),
             _ => view.insert(Rc::new(View::new(spec.lb.tables(spec)))).clone(),
         }
     }
