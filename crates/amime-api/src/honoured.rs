@@ -59,10 +59,6 @@ const UNHONOURED: &[(Kind, &str, &str)] = &[
     (Kind::DestinationRule, "spec.subsets.[].trafficPolicy.tunnel", TUNNEL),
     (Kind::DestinationRule, "spec.trafficPolicy.proxyProtocol", PROXY_PROTOCOL),
     (Kind::DestinationRule, "spec.subsets.[].trafficPolicy.proxyProtocol", PROXY_PROTOCOL),
-    (Kind::DestinationRule, "spec.trafficPolicy.loadBalancer.warmup", WARMUP),
-    (Kind::DestinationRule, "spec.subsets.[].trafficPolicy.loadBalancer.warmup", WARMUP),
-    (Kind::DestinationRule, "spec.trafficPolicy.portLevelSettings.[].loadBalancer.warmup", WARMUP),
-    (Kind::DestinationRule, "spec.trafficPolicy.loadBalancer.warmupDurationSecs", WARMUP),
     (Kind::DestinationRule, "spec.trafficPolicy.loadBalancer.backendUtilization", LOAD_REPORTS),
     (
         Kind::DestinationRule,
@@ -125,9 +121,8 @@ const TOKENS: &str = "request tokens are not verified yet, so no request matches
 const TUNNEL: &str = "connections are not tunnelled yet, and the route is not installed";
 const PROXY_PROTOCOL: &str =
     "the PROXY protocol is not sent yet, and clusters that ask for it are not installed";
-const WARMUP: &str = "new endpoints get their full share at once";
 const LOAD_REPORTS: &str = "load reports are not read yet, endpoints are chosen by least request";
-const ZONES: &str = "only localityLbSetting prefers near endpoints yet";
+const ZONES: &str = "near regions come first, but zones share without regard to their size";
 const ERROR_CODES: &str = "only 5xx and gateway errors eject endpoints yet";
 const REVOCATION: &str =
     "revocation lists are not read yet, and what asks for them is not installed";
@@ -144,7 +139,7 @@ const UNHONOURED_MESH: &[(&str, &str)] = &[
     ("serviceSettings", "there is one cluster only"),
     ("serviceScopeConfigs", AMBIENT),
     ("hboneIdleTimeout", AMBIENT),
-    ("zoneAwareLbSetting", "only localityLbSetting prefers near endpoints yet"),
+    ("zoneAwareLbSetting", ZONES),
     ("serviceEntryVisibility", "exportTo alone decides who sees a service entry"),
     ("outboundTrafficPolicy.tls", "unknown hosts are reached in plaintext"),
     ("certificates", "certificates are for workloads only"),

@@ -158,7 +158,8 @@ impl NamespaceEndpoints {
         trust_domain: &str,
     ) {
         let meta = &object.metadata;
-        let service = kube::service(object, trust_domain);
+        // Endpoints do not depend on what the namespace says.
+        let service = kube::service(object, trust_domain, &Labels::new());
         let key = ObjectKey {
             kind: Kind::Endpoints,
             namespace: meta.namespace.clone(),

@@ -13,7 +13,7 @@ use amime_core::{Hostname, NamespacedName, Protocol, SpiffeId};
 use crate::names::service_host;
 use crate::service::{
     Endpoint, Health, Labels, Port, PortEndpoints, Registry, Resolution, Service,
-    TLS_MODE_DISABLED, UNSPECIFIED_V4,
+    TLS_MODE_DISABLED, TrafficDistribution, UNSPECIFIED_V4,
 };
 use crate::workload::Workload;
 
@@ -23,8 +23,12 @@ const EXPORT_TO: &str = "networking.istio.io/exportTo";
 const CANONICAL_ACCOUNTS: &str = "alpha.istio.io/canonical-serviceaccounts";
 const KUBERNETES_ACCOUNTS: &str = "alpha.istio.io/kubernetes-serviceaccounts";
 
-/// The service in the mesh's terms.
-pub(crate) fn service(object: &Object<ServiceSpec>, trust_domain: &str) -> Service {
+/// The service in the mesh's terms; `namespace` are annotations of its namespace.
+pub(crate) fn service(
+    object: &Object<ServiceSpec>,
+    trust_domain: &str,
+    namespace: &Labels,
+) -> Service {
     let (meta, spec) = (&object.metadata, &object.spec);
     let alias_of = (spec.r#type == "ExternalName" && !spec.external_name.is_empty())
         .then(|| Hostname::new(spec.external_name.as_str()));
@@ -69,6 +73,11 @@ pub(crate) fn service(object: &Object<ServiceSpec>, trust_domain: &str) -> Servi
         aliases: Vec::new(),
         passthrough_ports: BTreeMap::new(),
         publish_not_ready: spec.publish_not_ready_addresses,
+        traffic_distribution: TrafficDistribution::of(
+            &spec.traffic_distribution,
+            &meta.annotations,
+            namespace,
+        ),
     }
 }
 

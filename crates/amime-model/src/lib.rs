@@ -24,6 +24,7 @@ mod envoy_filter;
 mod http_route;
 mod ingress;
 mod kube;
+pub mod labels;
 mod names;
 mod registry;
 mod scope;
@@ -45,7 +46,7 @@ pub use scope::{EgressListener, SidecarScope, UnknownDestinations};
 pub use service::{
     AddressView, Endpoint, ExportTo, Health, Labels, Port, PortEndpoints, Registry, Resolution,
     Service, ServiceKey, ServiceTarget, TLS_MODE_DISABLED, TLS_MODE_ISTIO, TLS_MODE_LABEL,
-    UNSPECIFIED_V4, UNSPECIFIED_V6, selects,
+    TrafficDistribution, UNSPECIFIED_V4, UNSPECIFIED_V6, selects,
 };
 pub use snapshot::{Change, ChangeScope, Snapshot};
 pub use virtual_service::{RouteSemantics, RoutedService, VirtualServiceIndex};

@@ -123,6 +123,44 @@ pub struct Service {
     pub passthrough_ports: BTreeMap<u32, u32>,
     /// Endpoints count although they are not ready.
     pub publish_not_ready: bool,
+    /// Which endpoints its clients should prefer.
+    pub traffic_distribution: TrafficDistribution,
+}
+
+/// Which endpoints clients of a service should prefer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TrafficDistribution {
+    /// None in particular.
+    #[default]
+    Any,
+    /// Those of the same zone, then region, then network.
+    SameZone,
+    /// Those of the same node, then as for the zone.
+    SameNode,
+}
+
+impl TrafficDistribution {
+    /// Annotation of services and namespaces that asks for it.
+    const ANNOTATION: &str = "networking.istio.io/traffic-distribution";
+
+    /// The wish of a service: in its spec, else in its annotation, else in that
+    /// of its namespace.
+    pub(crate) fn of(spec: &str, service: &Labels, namespace: &Labels) -> Self {
+        if let Some(own) = Self::parse(spec) {
+            return own;
+        }
+        // An annotation that cannot be read does not fall through.
+        let own = service.get(Self::ANNOTATION).or_else(|| namespace.get(Self::ANNOTATION));
+        own.and_then(|text| Self::parse(text)).unwrap_or_default()
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        match text.to_ascii_lowercase().as_str() {
+            "preferclose" | "prefersamezone" => Some(Self::SameZone),
+            "prefersamenode" => Some(Self::SameNode),
+            _ => None,
+        }
+    }
 }
 
 impl Service {
@@ -318,6 +356,7 @@ mod tests {
             aliases: Vec::new(),
             passthrough_ports: BTreeMap::new(),
             publish_not_ready: false,
+            traffic_distribution: TrafficDistribution::Any,
         }
     }
 

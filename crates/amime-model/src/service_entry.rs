@@ -11,7 +11,7 @@ use amime_core::{Hostname, NamespacedName, Protocol};
 
 use crate::service::{
     Endpoint, Health, Port, PortEndpoints, Registry, Resolution, Service, TLS_MODE_DISABLED,
-    UNSPECIFIED_V4, selects,
+    TrafficDistribution, UNSPECIFIED_V4, selects,
 };
 use crate::workload::Workload;
 
@@ -85,6 +85,7 @@ fn service(object: &Object<ServiceEntry>, host: &str, address: String) -> Servic
         aliases: Vec::new(),
         passthrough_ports,
         publish_not_ready: false,
+        traffic_distribution: TrafficDistribution::Any,
     }
 }
 

@@ -402,7 +402,14 @@ impl Indexes {
         let mut services = Vec::new();
         for resource in of_kind(resources, Kind::Service) {
             if let Resource::Service(object) = resource {
-                services.push(kube::service(object, &mesh.trust_domain));
+                let key = ObjectKey {
+                    kind: Kind::Namespace,
+                    namespace: String::new(),
+                    name: object.metadata.namespace.clone(),
+                };
+                let none = Labels::new();
+                let namespace = resources.get(&key).map_or(&none, |ns| &ns.metadata().annotations);
+                services.push(kube::service(object, &mesh.trust_domain, namespace));
             }
         }
         for resource in of_kind(resources, Kind::ServiceEntry) {

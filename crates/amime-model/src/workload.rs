@@ -10,12 +10,9 @@ use amime_api::meta::ObjectMeta;
 use amime_api::networking::WorkloadEntry;
 use amime_core::{Locality, SpiffeId};
 
+use crate::labels::{NETWORK, add_topology, declared_locality};
 use crate::service::{Endpoint, Health, Labels, TLS_MODE_DISABLED, TLS_MODE_ISTIO, TLS_MODE_LABEL};
 
-/// Labels that say where a workload runs.
-const LOCALITY_LABELS: [&str; 2] = ["topology.istio.io/locality", "istio-locality"];
-/// Label that says which network a workload is on.
-const NETWORK_LABEL: &str = "topology.istio.io/network";
 /// Annotation that injection leaves on a pod.
 const INJECTED_ANNOTATION: &str = "sidecar.istio.io/status";
 
@@ -70,19 +67,22 @@ impl Workload {
             name => name,
         };
         let ports = pod.spec.containers.iter().flat_map(|container| &container.ports);
+        let locality = declared_locality(&meta.labels);
+        let mut labels = meta.labels.clone();
+        add_topology(&mut labels, &locality, "", &pod.spec.node_name);
         let template = Endpoint {
             address: String::new(),
             port: 0,
             port_name: String::new(),
-            labels: Arc::new(meta.labels.clone()),
-            locality: locality_of(&meta.labels),
+            labels: Arc::new(labels),
+            locality,
             service_account: SpiffeId::new(trust_domain, &*meta.namespace, account).to_string(),
             tls_mode: pod_tls_mode(meta),
             namespace: meta.namespace.clone(),
             workload: controller_name(meta),
             health: pod_health(meta, &status),
             weight: 1,
-            network: meta.labels.get(NETWORK_LABEL).cloned().unwrap_or_default(),
+            network: meta.labels.get(NETWORK).cloned().unwrap_or_default(),
             hostname: pod.spec.hostname.clone(),
             subdomain: pod.spec.subdomain.clone(),
         };
@@ -107,20 +107,22 @@ impl Workload {
             Some(mode) => mode.as_str(),
             None if entry.service_account.is_empty() => TLS_MODE_DISABLED,
             None => TLS_MODE_ISTIO,
-        };
+        }
+        .to_owned();
         let service_account = match entry.service_account.as_str() {
             "" => String::new(),
             account => SpiffeId::new(trust_domain, &*meta.namespace, account).to_string(),
         };
         let locality = match entry.locality.as_str() {
-            "" => locality_of(&labels),
+            "" => declared_locality(&labels),
             text => Locality::parse(text),
         };
+        add_topology(&mut labels, &locality, &entry.network, "");
         let template = Endpoint {
             address: String::new(),
             port: 0,
             port_name: String::new(),
-            tls_mode: tls_mode.to_owned(),
+            tls_mode,
             labels: Arc::new(labels),
             locality,
             service_account,
@@ -141,11 +143,6 @@ impl Workload {
             template,
         }
     }
-}
-
-fn locality_of(labels: &Labels) -> Locality {
-    let value = LOCALITY_LABELS.iter().find_map(|label| labels.get(*label));
-    value.map(|value| Locality::from_label(value)).unwrap_or_default()
 }
 
 fn pod_tls_mode(meta: &ObjectMeta) -> String {

@@ -7,7 +7,8 @@ use std::cell::OnceCell;
 use std::sync::Arc;
 
 use amime_api::mesh::MeshConfig;
-use amime_core::Hostname;
+use amime_core::{Hostname, Locality};
+use amime_model::labels::{CLUSTER, add_topology, declared_locality, locality_in};
 use amime_model::{
     AddressView, Labels, MergedRule, PeerPolicy, Service, ServiceTarget, SidecarScope, Snapshot,
     selects,
@@ -25,6 +26,8 @@ pub(crate) struct Context<'a> {
     pub(crate) scope: Arc<SidecarScope>,
     /// Labels of the workload.
     pub(crate) labels: Labels,
+    /// Where it runs.
+    pub(crate) locality: Locality,
     pub(crate) view: AddressView,
     targets: OnceCell<Vec<ServiceTarget>>,
     gateway: OnceCell<MergedGateway>,
@@ -41,7 +44,14 @@ pub(crate) enum Direction {
 
 impl<'a> Context<'a> {
     pub(crate) fn new(snapshot: &'a Snapshot, proxy: &'a Proxy) -> Self {
-        let labels = snapshot.workload_labels(&proxy.namespace, &proxy.ips, &proxy.labels);
+        let mut labels = snapshot.workload_labels(&proxy.namespace, &proxy.ips, &proxy.labels);
+        let (network, node) = (proxy.text("NETWORK"), proxy.text("NODE_NAME"));
+        let declared = declared_locality(&labels);
+        let known = if proxy.locality.is_empty() { &declared } else { &proxy.locality };
+        add_topology(&mut labels, known, network, node);
+        if !proxy.cluster_id.is_empty() {
+            labels.insert(CLUSTER.to_owned(), proxy.cluster_id.clone());
+        }
         let scope = match proxy.kind {
             ProxyKind::Sidecar => snapshot.sidecar_scope(&proxy.namespace, &labels),
             ProxyKind::Router => snapshot.gateway_scope(&proxy.namespace),
@@ -51,6 +61,7 @@ impl<'a> Context<'a> {
             proxy,
             mesh: snapshot.mesh(),
             scope,
+            locality: locality_in(&labels),
             labels,
             view: proxy.address_view(),
             targets: OnceCell::new(),

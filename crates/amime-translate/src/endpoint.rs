@@ -14,7 +14,9 @@ use envoy_types::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint as EnvoyEndpoint, LbEndpoint, LocalityLbEndpoints,
 };
 
+use crate::cluster::with_mesh_default;
 use crate::context::{Context, Direction};
+use crate::locality::{self, LocalityGroup};
 use crate::names::OutboundName;
 use crate::origin::{ISTIO, TRANSPORT_SOCKET_MATCH, origin, service_path};
 use crate::proto::{address, metadata, string_value, u32_value};
@@ -27,8 +29,7 @@ pub(crate) fn load_assignment(context: &Context<'_>, name: &str) -> ClusterLoadA
     let Some(service) = context.scope.service(&parsed.hostname) else { return assignment };
     let Some(port) = service.port(parsed.port) else { return assignment };
     let subset = Subset { service, port, name: &parsed.subset, mtls_only: parsed.sni };
-    assignment.endpoints = subset.localities(context, Source::Eds);
-    crate::locality::prioritise(context, &subset, &mut assignment);
+    assignment.endpoints = subset.prioritised(context, Source::Eds);
     assignment
 }
 
@@ -52,14 +53,31 @@ pub(crate) struct Subset<'a> {
 }
 
 impl Subset<'_> {
-    /// The endpoints by locality, sorted.
-    pub(crate) fn localities(
+    /// The endpoints by locality, the near ones first if that is wanted.
+    pub(crate) fn prioritised(
         &self,
         context: &Context<'_>,
         source: Source,
     ) -> Vec<LocalityLbEndpoints> {
         let rule = context.destination_rule(&self.service.hostname, Direction::Outbound);
         let spec = rule.map(|rule| rule.spec());
+        let groups = self.localities(context, spec, source);
+        let policy = with_mesh_default(context, self.policy(spec));
+        let lb = policy.as_ref().and_then(|policy| policy.load_balancer.as_ref());
+        let detects = policy.as_ref().is_some_and(|policy| policy.outlier_detection.is_some());
+        match locality::effective(context, lb, Some(self.service)) {
+            Some(setting) => setting.apply(context, groups, detects),
+            None => locality::plain(groups),
+        }
+    }
+
+    /// The endpoints by locality, sorted.
+    fn localities(
+        &self,
+        context: &Context<'_>,
+        spec: Option<&DestinationRule>,
+        source: Source,
+    ) -> Vec<LocalityGroup> {
         let keep_unready = !self.panics(spec);
         let forced = spec.and_then(|rule| tls_mode(rule, self.name, self.port.number));
         let mut groups: BTreeMap<String, Vec<(Arc<Endpoint>, bool)>> = BTreeMap::new();
@@ -82,7 +100,13 @@ impl Subset<'_> {
             }
         }
         let path = service_path(self.service);
-        groups.into_values().map(|group| locality_endpoints(context, &group, &path)).collect()
+        let groups = groups.into_values();
+        groups
+            .map(|group| LocalityGroup {
+                envoy: locality_endpoints(context, &group, &path),
+                members: group.into_iter().map(|(endpoint, _)| endpoint).collect(),
+            })
+            .collect()
     }
 
     fn endpoints(

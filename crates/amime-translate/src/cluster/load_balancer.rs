@@ -3,10 +3,8 @@
 use amime_api::networking::{
     ConsistentHashLb, LoadBalancerSettings, SimpleLb, WarmupConfiguration,
 };
+use amime_model::Service;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
-use envoy_types::pb::envoy::config::cluster::v3::cluster::common_lb_config::{
-    LocalityConfigSpecifier, LocalityWeightedLbConfig,
-};
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     DiscoveryType, LbConfig, LbPolicy, LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig,
     RoundRobinLbConfig, SlowStartConfig,
@@ -30,13 +28,17 @@ pub(super) fn apply(
     context: &Context<'_>,
     draft: &mut Draft,
     settings: Option<&LoadBalancerSettings>,
+    service: Option<&Service>,
 ) {
     let cluster = &mut draft.cluster;
     // Endpoints that are not ready are sent along, so that proxies know them;
     // in a panic Envoy would use them.
     let common = cluster.common_lb_config.get_or_insert_default();
     common.healthy_panic_threshold.get_or_insert(Percent { value: 0.0 });
-    apply_locality(context, cluster, settings);
+    let detects = cluster.outlier_detection.is_some();
+    if let Some(setting) = locality::effective(context, settings, service) {
+        setting.apply_to_cluster(cluster.common_lb_config.get_or_insert_default(), detects);
+    }
     let original_dst = Some(discovery_type(DiscoveryType::OriginalDst));
     if cluster.cluster_discovery_type == original_dst {
         cluster.lb_policy = LbPolicy::ClusterProvided.into();
@@ -69,25 +71,6 @@ pub(super) fn apply(
     }
     if let Some(hash) = settings.and_then(|settings| settings.consistent_hash.as_ref()) {
         apply_hash(cluster, hash);
-    }
-}
-
-fn apply_locality(
-    context: &Context<'_>,
-    cluster: &mut Cluster,
-    settings: Option<&LoadBalancerSettings>,
-) {
-    let Some(setting) = locality::effective(context, settings) else { return };
-    let detects = cluster.outlier_detection.is_some();
-    let explicit = !setting.failover.is_empty() || !setting.failover_priority.is_empty();
-    if (detects && explicit) || !setting.distribute.is_empty() {
-        let weighted =
-            LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig {});
-        let common = cluster.common_lb_config.get_or_insert_default();
-        common.locality_config_specifier = Some(weighted);
-    }
-    if let Some(assignment) = &mut cluster.load_assignment {
-        locality::apply(&context.proxy.locality, setting, detects, assignment);
     }
 }
 

@@ -21,6 +21,8 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_optio
     ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
 };
 
+pub(crate) use policy::with_mesh_default;
+
 use crate::context::Context;
 use crate::dynamic_dns;
 use crate::envoy_filter::{ClusterPatcher, Side};

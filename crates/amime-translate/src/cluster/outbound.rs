@@ -221,7 +221,7 @@ impl Builder<'_, '_> {
             name: subset,
             mtls_only: self.mode == Mode::Sni,
         };
-        let endpoints = own.localities(self.context, Source::Cluster);
+        let endpoints = own.prioritised(self.context, Source::Cluster);
         if endpoints.is_empty() {
             return None;
         }

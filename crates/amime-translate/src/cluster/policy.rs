@@ -13,18 +13,23 @@ use envoy_types::pb::envoy::config::cluster::v3::cluster::{DiscoveryType, LbPoli
 use envoy_types::pb::envoy::config::cluster::v3::{
     CircuitBreakers, OutlierDetection, UpstreamConnectionOptions,
 };
+use envoy_types::pb::envoy::config::common::matcher::v3::match_predicate::{MatchSet, Rule};
+use envoy_types::pb::envoy::config::common::matcher::v3::{HttpHeadersMatch, MatchPredicate};
 use envoy_types::pb::envoy::config::core::v3::proxy_protocol_config::Version;
 use envoy_types::pb::envoy::config::core::v3::{
     KeepaliveSettings as Http2Keepalive, ProxyProtocolConfig, TcpKeepalive, TransportSocket,
 };
+use envoy_types::pb::envoy::config::route::v3::HeaderMatcher;
+use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use envoy_types::pb::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::OutlierDetection as HttpOutlierDetection;
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf::Duration;
 
 use super::outbound::discovery_type;
 use super::{Draft, load_balancer, tls};
 use crate::context::Context;
-use crate::proto::{duration, transport_socket, u32_value};
+use crate::proto::{duration, exact, transport_socket, u32_value};
 use crate::proxy::ProxyKind;
 
 /// Everything that decides how a cluster connects.
@@ -56,7 +61,7 @@ impl ClusterPolicy<'_> {
             apply_outlier_detection(draft, outlier, self.service);
         }
         let lb = self.policy.and_then(|policy| policy.load_balancer.as_ref());
-        load_balancer::apply(context, draft, lb);
+        load_balancer::apply(context, draft, lb, self.service);
         if self.terminates {
             tls::apply(context, draft, self);
             if let Some(header) = self.policy.and_then(|policy| policy.proxy_protocol.as_ref()) {
@@ -71,7 +76,7 @@ impl ClusterPolicy<'_> {
 }
 
 /// The policy with the mesh's defaults for blocks that it leaves open.
-pub(super) fn with_mesh_default(
+pub(crate) fn with_mesh_default(
     context: &Context<'_>,
     policy: Option<TrafficPolicy>,
 ) -> Option<TrafficPolicy> {
@@ -236,11 +241,36 @@ fn apply_outlier_detection(
         outlier.enforcing_local_origin_success_rate = u32_value(0);
     }
     draft.cluster.outlier_detection = Some(outlier);
+    if !settings.outlier_detection_http_error_codes.is_empty() {
+        let codes = settings.outlier_detection_http_error_codes.iter();
+        draft.http().outlier_detection = Some(HttpOutlierDetection {
+            error_matcher: Some(any_status(codes.map(status).collect())),
+        });
+    }
     if settings.min_health_percent >= 0 {
         let forced = service.is_some_and(|service| service.publish_not_ready);
         let percent = if forced { 0 } else { settings.min_health_percent };
         let common = draft.cluster.common_lb_config.get_or_insert_default();
         common.healthy_panic_threshold = Some(Percent { value: f64::from(percent) });
+    }
+}
+
+/// Holds for answers with this status.
+fn status(code: &u32) -> MatchPredicate {
+    let value = HeaderMatchSpecifier::StringMatch(exact(&code.to_string()));
+    let header = HeaderMatcher {
+        name: ":status".to_owned(),
+        header_match_specifier: Some(value),
+        ..Default::default()
+    };
+    let headers = HttpHeadersMatch { headers: vec![header] };
+    MatchPredicate { rule: Some(Rule::HttpResponseHeadersMatch(headers)) }
+}
+
+fn any_status(mut rules: Vec<MatchPredicate>) -> MatchPredicate {
+    match rules.len() {
+        1 => rules.swap_remove(0),
+        _ => MatchPredicate { rule: Some(Rule::OrMatch(MatchSet { rules })) },
     }
 }
 

@@ -4,6 +4,7 @@ mod bookinfo;
 mod envoy_filter;
 mod generate;
 mod golden;
+mod locality;
 mod secrets;
 mod simulation;
 mod support;

@@ -1,0 +1,270 @@
+//! Which endpoints a proxy prefers.
+
+use expect_test::{Expect, expect};
+use serde_json::{Value, json};
+
+use crate::support::{cluster, dump_in_mesh, json_of, list, sidecar, text};
+
+/// Endpoints in two regions, on two networks, and rules for them.
+fn service(policy: &str) -> String {
+    format!(
+        r"
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: web, namespace: default}}
+spec:
+  hosts: [web.example.com]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{{number: 80, name: http, protocol: HTTP}}]
+  endpoints:
+  - {{address: 10.0.0.1, locality: eu/a/1, labels: {{version: v1}}}}
+  - {{address: 10.0.0.2, locality: eu/a/2, labels: {{version: v2}}}}
+  - {{address: 10.0.0.3, locality: eu/b, labels: {{version: v1}}}}
+  - {{address: 10.0.0.4, locality: us/a, labels: {{version: v1}}}}
+  - {{address: 10.0.0.5, locality: asia/a, network: far, labels: {{version: v2}}}}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: web, namespace: default}}
+spec: {{host: web.example.com, trafficPolicy: {policy}}}
+"
+    )
+}
+
+/// A client in `eu/a/1`, version v1.
+fn client() -> Value {
+    let mut proxy = sidecar("10.0.9.1", "client");
+    proxy["labels"] =
+        json!({"app": "client", "version": "v1", "topology.istio.io/locality": "eu.a.1"});
+    proxy
+}
+
+#[track_caller]
+fn check(policy: &str, mesh: &str, want: Expect) {
+    let dump = dump_in_mesh(&service(policy), mesh, &client());
+    let mut lines: Vec<String> = Vec::new();
+    let assignment = dump.endpoints.iter().find(|e| e.cluster_name.contains("web"));
+    for group in list(&json_of(assignment.expect("endpoints")), "endpoints") {
+        let priority = group["priority"].as_u64().unwrap_or(0);
+        let weight = group["load_balancing_weight"].as_u64().unwrap_or(0);
+        for endpoint in list(group, "lb_endpoints") {
+            let address = &endpoint["endpoint"]["address"]["socket_address"];
+            lines.push(format!("{priority} {} weight {weight}\n", text(address, "address")));
+        }
+    }
+    lines.sort();
+    let common = cluster(&dump, "outbound|80||web.example.com")["common_lb_config"].clone();
+    want.assert_eq(&format!("{}{common}", lines.concat()));
+}
+
+const DETECTS: &str = "outlierDetection: {consecutive5xxErrors: 3}";
+
+#[test]
+fn without_failures_seen_there_is_no_order() {
+    check(
+        "{}",
+        "{}",
+        expect![[r#"
+        0 10.0.0.1 weight 1
+        0 10.0.0.2 weight 1
+        0 10.0.0.3 weight 1
+        0 10.0.0.4 weight 1
+        0 10.0.0.5 weight 1
+        {"healthy_panic_threshold":{}}"#]],
+    );
+}
+
+#[test]
+fn near_endpoints_come_first_and_a_region_may_be_named() {
+    check(
+        &format!("{{{DETECTS}}}"),
+        "{}",
+        expect![[r#"
+            0 10.0.0.1 weight 1
+            1 10.0.0.2 weight 1
+            2 10.0.0.3 weight 1
+            3 10.0.0.4 weight 1
+            3 10.0.0.5 weight 1
+            {"healthy_panic_threshold":{}}"#]],
+    );
+    let failover = "loadBalancer: {localityLbSetting: {failover: [{from: eu, to: us}]}}";
+    check(
+        &format!("{{{DETECTS}, {failover}}}"),
+        "{}",
+        expect![[r#"
+            0 10.0.0.1 weight 1
+            1 10.0.0.2 weight 1
+            2 10.0.0.3 weight 1
+            3 10.0.0.4 weight 1
+            4 10.0.0.5 weight 1
+            {"healthy_panic_threshold":{},"locality_weighted_lb_config":{}}"#]],
+    );
+    check(
+        &format!("{{{DETECTS}}}"),
+        "localityLbSetting: {enabled: false}",
+        expect![[r#"
+        0 10.0.0.1 weight 1
+        0 10.0.0.2 weight 1
+        0 10.0.0.3 weight 1
+        0 10.0.0.4 weight 1
+        0 10.0.0.5 weight 1
+        {"healthy_panic_threshold":{}}"#]],
+    );
+}
+
+#[test]
+fn labels_order_endpoints() {
+    let priority = |labels: &str| {
+        format!(
+            "{{{DETECTS}, loadBalancer: {{localityLbSetting: {{failoverPriority: [{labels}]}}}}}}"
+        )
+    };
+    check(
+        &priority("version, topology.kubernetes.io/region"),
+        "{}",
+        expect![[r#"
+            0 10.0.0.1 weight 1
+            0 10.0.0.3 weight 1
+            1 10.0.0.4 weight 1
+            2 10.0.0.2 weight 1
+            2 10.0.0.5 weight 1
+            {"healthy_panic_threshold":{},"locality_weighted_lb_config":{}}"#]],
+    );
+    check(
+        &priority("'version=v2'"),
+        "{}",
+        expect![[r#"
+        0 10.0.0.2 weight 1
+        0 10.0.0.5 weight 1
+        1 10.0.0.1 weight 1
+        1 10.0.0.3 weight 1
+        1 10.0.0.4 weight 1
+        {"healthy_panic_threshold":{},"locality_weighted_lb_config":{}}"#]],
+    );
+    check(
+        &priority("topology.istio.io/network, topology.kubernetes.io/region"),
+        "{}",
+        expect![[r#"
+            0 10.0.0.1 weight 1
+            0 10.0.0.2 weight 1
+            0 10.0.0.3 weight 1
+            1 10.0.0.4 weight 1
+            2 10.0.0.5 weight 1
+            {"healthy_panic_threshold":{},"locality_weighted_lb_config":{}}"#]],
+    );
+}
+
+#[test]
+fn zones_share_the_load_within_a_region() {
+    let zones = "zoneAwareLbSetting: {failover: [{from: eu, to: us}], minClusterSize: 4}";
+    check(
+        &format!("{{loadBalancer: {{{zones}}}}}"),
+        "{}",
+        expect![[r#"
+            0 10.0.0.1 weight 1
+            0 10.0.0.2 weight 1
+            0 10.0.0.3 weight 1
+            1 10.0.0.4 weight 1
+            2 10.0.0.5 weight 1
+            {"healthy_panic_threshold":{},"zone_aware_lb_config":{"min_cluster_size":"4"}}"#]],
+    );
+    check(
+        "{}",
+        "zoneAwareLbSetting: {enabled: false}",
+        expect![[r#"
+        0 10.0.0.1 weight 1
+        0 10.0.0.2 weight 1
+        0 10.0.0.3 weight 1
+        0 10.0.0.4 weight 1
+        0 10.0.0.5 weight 1
+        {"healthy_panic_threshold":{},"zone_aware_lb_config":{"routing_enabled":{}}}"#]],
+    );
+}
+
+#[test]
+fn shares_are_split_by_locality() {
+    let shares = "{loadBalancer: {localityLbSetting: {distribute: [{from: 'eu/*', to: {'eu/a/*': 80, 'us/*': 20}}]}}}";
+    check(
+        shares,
+        "{}",
+        expect![[r#"
+            0 10.0.0.1 weight 40
+            0 10.0.0.2 weight 40
+            0 10.0.0.4 weight 20
+            {"healthy_panic_threshold":{},"locality_weighted_lb_config":{}}"#]],
+    );
+}
+
+const KUBERNETES: &str = r"
+apiVersion: v1
+kind: Pod
+metadata: {name: near, namespace: default, labels: {app: web, topology.istio.io/locality: eu.a}}
+spec: {nodeName: one, containers: []}
+status: {podIP: 10.0.0.1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: same, namespace: default, labels: {app: web, topology.istio.io/locality: eu.a}}
+spec: {nodeName: two, containers: []}
+status: {podIP: 10.0.0.2}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: far, namespace: default, labels: {app: web, topology.istio.io/locality: us.a}}
+spec: {nodeName: three, containers: []}
+status: {podIP: 10.0.0.3}
+";
+
+#[test]
+fn a_service_may_prefer_near_endpoints() {
+    let priorities = |service: &str, namespace: &str| {
+        let yaml = format!(
+            "{KUBERNETES}---
+apiVersion: v1
+kind: Namespace
+metadata: {{name: default{namespace}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: web, namespace: default}}
+spec: {{clusterIP: 10.1.0.1, selector: {{app: web}}, {service}ports: [{{name: http, port: 80}}]}}
+"
+        );
+        let mut client = client();
+        client["metadata"]["NODE_NAME"] = json!("two");
+        client["labels"]["topology.istio.io/locality"] = json!("eu.a");
+        let dump = dump_in_mesh(&yaml, "{}", &client);
+        let assignment = json_of(&dump.endpoints[0]);
+        let mut seen: Vec<(String, u64)> = Vec::new();
+        for group in list(&assignment, "endpoints") {
+            for endpoint in list(group, "lb_endpoints") {
+                let address = &endpoint["endpoint"]["address"]["socket_address"];
+                let priority = group["priority"].as_u64().unwrap_or(0);
+                seen.push((text(address, "address").to_owned(), priority));
+            }
+        }
+        seen.sort();
+        seen.into_iter().map(|(_, priority)| priority).collect::<Vec<_>>()
+    };
+    let asked = ", annotations: {networking.istio.io/traffic-distribution: PreferClose}";
+    assert_eq!(priorities("", ""), [0, 0, 0]);
+    assert_eq!(priorities("trafficDistribution: PreferClose, ", ""), [0, 0, 1]);
+    assert_eq!(priorities("trafficDistribution: PreferSameNode, ", ""), [1, 0, 2]);
+    assert_eq!(priorities("", asked), [0, 0, 1]);
+}
+
+#[test]
+fn status_codes_that_eject_endpoints_are_matched_by_the_cluster() {
+    let policy =
+        "{outlierDetection: {consecutive5xxErrors: 3, outlierDetectionHttpErrorCodes: [429, 503]}}";
+    let dump = dump_in_mesh(&service(policy), "{}", &client());
+    let own = cluster(&dump, "outbound|80||web.example.com");
+    let options = &own["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"];
+    let rules = &options["outlier_detection"]["error_matcher"]["or_match"]["rules"];
+    let status = |rule: &Value| {
+        rule["http_response_headers_match"]["headers"][0]["string_match"]["exact"].clone()
+    };
+    let codes: Vec<Value> = rules.as_array().expect("rules").iter().map(status).collect();
+    assert_eq!(codes, [json!("429"), json!("503")]);
+}
