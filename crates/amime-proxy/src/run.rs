@@ -210,6 +210,7 @@ async fn bootstrap_run(args: ProxyArgs, outside: Outside) -> Result<BootstrapRun
     let allow_unknown_fields = args.envoys.allow_unknown_static_fields;
     let input = Input { path, overlay: args.config_yaml.as_deref(), allow_unknown_fields };
     let mut bootstrap = bootstrap::load(&converter, input).await?;
+    let shown = shown(&args);
     let node = bootstrap.node.get_or_insert_default();
     if let Some(id) = args.service_node {
         node.id = id;
@@ -228,6 +229,7 @@ async fn bootstrap_run(args: ProxyArgs, outside: Outside) -> Result<BootstrapRun
         service_node: node.id.clone(),
         service_cluster: node.cluster.clone(),
         drain_s: args.drain_time_s,
+        others: shown,
     };
     Ok(BootstrapRun {
         bootstrap,
@@ -238,4 +240,21 @@ async fn bootstrap_run(args: ProxyArgs, outside: Outside) -> Result<BootstrapRun
         log,
         converter,
     })
+}
+
+/// Options that only `/server_info` shows.
+fn shown(args: &ProxyArgs) -> serde_json::Map<String, serde_json::Value> {
+    let path = |path: &Option<PathBuf>| {
+        path.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
+    };
+    let options = [
+        ("config_yaml", args.config_yaml.clone().unwrap_or_default().into()),
+        ("allow_unknown_static_fields", args.envoys.allow_unknown_static_fields.into()),
+        ("admin_address_path", path(&args.admin_address_path).into()),
+        ("component_log_level", args.component_log_level.clone().unwrap_or_default().into()),
+        ("log_path", path(&args.log_path).into()),
+        ("service_zone", args.service_zone.clone().unwrap_or_default().into()),
+        ("base_id_path", path(&args.envoys.base_id_path).into()),
+    ];
+    options.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }

@@ -16,14 +16,31 @@ use super::worker::{Blocks, Shard, lock};
 pub struct StatsFilter {
     /// Keeps stats whose dotted name it finds.
     pub name: Option<Regex>,
+    /// Turns `name` round.
+    pub inverted: bool,
     /// Leaves out what was never counted.
     pub used_only: bool,
+    /// Keeps stats of one kind.
+    pub kind: Option<StatKind>,
+}
+
+/// A kind of stats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatKind {
+    /// Counts that only grow.
+    Counter,
+    /// Levels.
+    Gauge,
+    /// Distributions.
+    Histogram,
 }
 
 impl StatsFilter {
     fn takes(&self, stat: &Stat) -> bool {
         let used = !self.used_only || stat.value.is_used();
-        used && self.name.as_ref().is_none_or(|regex| regex.is_match(&stat.dotted))
+        let named = self.name.as_ref();
+        used && self.kind.is_none_or(|kind| kind == stat.value.kind())
+            && named.is_none_or(|regex| regex.is_match(&stat.dotted) != self.inverted)
     }
 }
 
@@ -44,11 +61,11 @@ impl Value {
         }
     }
 
-    fn kind(&self) -> &'static str {
+    fn kind(&self) -> StatKind {
         match self {
-            Self::Counter(_) => "counter",
-            Self::Gauge(_) => "gauge",
-            Self::Histogram(_) => "histogram",
+            Self::Counter(_) => StatKind::Counter,
+            Self::Gauge(_) => StatKind::Gauge,
+            Self::Histogram(_) => StatKind::Histogram,
         }
     }
 
@@ -96,7 +113,12 @@ impl Telemetry {
         }
         let mut out = String::with_capacity(16 * 1024);
         for (name, stats) in families {
-            family(&mut out, &name, stats[0].value.kind());
+            let kind = match stats[0].value.kind() {
+                StatKind::Counter => "counter",
+                StatKind::Gauge => "gauge",
+                StatKind::Histogram => "histogram",
+            };
+            family(&mut out, &name, kind);
             for stat in stats {
                 match &stat.value {
                     Value::Counter(value) => sample(&mut out, &name, &stat.labels, value),
@@ -136,7 +158,7 @@ impl Telemetry {
         let mut stats = self.collect();
         stats.retain(|stat| filter.takes(stat));
         stats.sort_by(|a, b| a.dotted.cmp(&b.dotted));
-        let rows: Vec<_> = stats
+        let mut rows: Vec<_> = stats
             .iter()
             .filter_map(|stat| match &stat.value {
                 Value::Counter(value) => {
@@ -148,10 +170,45 @@ impl Telemetry {
                 Value::Histogram(_) => None,
             })
             .collect();
+        let histograms: Vec<_> = stats.iter().filter_map(Stat::quantiles_json).collect();
+        if !histograms.is_empty() {
+            let supported: Vec<_> = QUANTILES.iter().map(|q| q * 100.0).collect();
+            rows.push(serde_json::json!({"histograms": {
+                "supported_quantiles": supported,
+                "computed_quantiles": histograms,
+            }}));
+        }
         serde_json::json!({ "stats": rows })
     }
 
+    /// Sets all counters to zero for those who read them. Nothing that counts
+    /// is touched: what was counted so far is taken off from now on.
+    pub fn reset_counters(&self) {
+        let stats = self.collect_all();
+        let counts = stats.into_iter().filter_map(|stat| match stat.value {
+            Value::Counter(value) if value > 0 => Some((stat.dotted, value)),
+            _ => None,
+        });
+        *lock(&self.taken_off) = counts.collect();
+    }
+
     fn collect(&self) -> Vec<Stat> {
+        let mut stats = self.collect_all();
+        let taken_off = lock(&self.taken_off);
+        if !taken_off.is_empty() {
+            for stat in &mut stats {
+                if let Value::Counter(value) = &mut stat.value
+                    && let Some(before) = taken_off.get(&stat.dotted)
+                {
+                    // A block that went and came again counts anew.
+                    *value = value.checked_sub(*before).unwrap_or(*value);
+                }
+            }
+        }
+        stats
+    }
+
+    fn collect_all(&self) -> Vec<Stat> {
         let shards = self.shards();
         self.refresh_server(&shards);
         let mut stats = vec![];
@@ -248,7 +305,7 @@ impl Telemetry {
         let mut labels = String::new();
         let (leaf, metric) = match name {
             StatName::Plain(name) => (name.to_owned(), format!("envoy_{prefix}_{name}")),
-            StatName::Class(class) => {
+            StatName::Class { class, retry } => {
                 // Istio's tag pattern keeps the `xx`, Envoy's does not.
                 let (tag, value) = if istio {
                     ("response_code_class", format!("{class}xx"))
@@ -256,27 +313,42 @@ impl Telemetry {
                     ("envoy_response_code_class", class.to_string())
                 };
                 push_label(&mut labels, tag, &value);
-                (format!("{codes}_{class}xx"), format!("envoy_{prefix}_{codes}_xx"))
+                let scope = if retry { "retry." } else { "" };
+                let metric = format!("envoy_{prefix}_{}{codes}_xx", scope.replace('.', "_"));
+                (format!("{scope}{codes}_{class}xx"), metric)
             }
-            StatName::Code(code) => {
+            StatName::Code { code, retry } => {
                 let tag = if istio { "response_code" } else { "envoy_response_code" };
                 push_label(&mut labels, tag, &code.to_string());
-                (format!("{codes}_{code}"), format!("envoy_{prefix}_{codes}"))
+                let scope = if retry { "retry." } else { "" };
+                let metric = format!("envoy_{prefix}_{}{codes}", scope.replace('.', "_"));
+                (format!("{scope}{codes}_{code}"), metric)
             }
         };
         push_label(&mut labels, scope.tag, block);
-        Stat { dotted: format!("{prefix}.{block}.{leaf}"), metric, labels, value }
+        Stat { dotted: format!("{prefix}.{block}.{}", scoped(&leaf)), metric, labels, value }
     }
+}
+
+/// Envoy's dotted name within a block: some stats have a scope of their own.
+fn scoped(leaf: &str) -> String {
+    const SCOPES: [&str; 4] = ["outlier_detection", "fault", "rbac", "ssl"];
+    let scoped = SCOPES.iter().find_map(|scope| {
+        let rest = leaf.strip_prefix(scope)?.strip_prefix('_')?;
+        Some(format!("{scope}.{rest}"))
+    });
+    scoped.unwrap_or_else(|| leaf.to_owned())
 }
 
 /// Envoy's dotted name of a process-wide stat.
 fn server_name(name: &str) -> String {
-    const SCOPES: [(&str, &str); 7] = [
+    const SCOPES: [(&str, &str); 8] = [
         ("cluster_manager_cds_", "cluster_manager.cds."),
         ("cluster_manager_", "cluster_manager."),
         ("listener_manager_lds_", "listener_manager.lds."),
         ("listener_manager_", "listener_manager."),
         ("control_plane_", "control_plane."),
+        ("runtime_", "runtime."),
         ("server_", "server."),
         ("amime_", "amime."),
     ];
@@ -286,14 +358,34 @@ fn server_name(name: &str) -> String {
     scoped.unwrap_or_else(|| name.to_owned())
 }
 
+/// The quantiles that Envoy prints.
+const QUANTILES: [f64; 10] = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0];
+
+fn rounded(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+impl Stat {
+    /// Envoy's JSON form of a histogram; there is no interval here, only all
+    /// of the time.
+    fn quantiles_json(&self) -> Option<serde_json::Value> {
+        let Value::Histogram(histogram) = &self.value else { return None };
+        let values = QUANTILES.iter().map(|q| {
+            let cumulative = (histogram.count() > 0).then(|| rounded(histogram.quantile(*q)));
+            serde_json::json!({"interval": null, "cumulative": cumulative})
+        });
+        let values: Vec<_> = values.collect();
+        Some(serde_json::json!({"name": self.dotted, "values": values}))
+    }
+}
+
 fn quantiles(value: &HistogramValue) -> String {
     if value.count() == 0 {
         return "No recorded values".into();
     }
-    let quantiles = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0];
     let mut out = String::new();
-    for q in quantiles {
-        let value = (value.quantile(q) * 100.0).round() / 100.0;
+    for q in QUANTILES {
+        let value = rounded(value.quantile(q));
         // A write to a `String` cannot fail.
         let _ = write!(out, "P{}(nan,{value}) ", q * 100.0);
     }

@@ -32,7 +32,7 @@ mod worker;
 mod tests;
 
 pub use accesslog::{AccessLogError, AccessLogger, Format, FormatError};
-pub use expose::StatsFilter;
+pub use expose::{StatKind, StatsFilter};
 pub use flags::ResponseFlags;
 pub use istio::IstioStats;
 pub use peer::{PEER_METADATA_HEADER, PEER_METADATA_ID_HEADER, PeerCache, PeerMetadata};
@@ -46,6 +46,7 @@ pub use stats::{
 };
 pub use worker::WorkerTelemetry;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -87,6 +88,8 @@ pub struct Telemetry {
     shared: Arc<Shard>,
     shards: Mutex<Vec<Arc<Shard>>>,
     writers: WriterPool,
+    /// What counters showed when they were last reset, by dotted name.
+    taken_off: Mutex<HashMap<String, u64>>,
 }
 
 impl Telemetry {
@@ -101,6 +104,7 @@ impl Telemetry {
             shards: Mutex::new(vec![shared.clone()]),
             shared,
             writers: WriterPool::default(),
+            taken_off: Mutex::default(),
         })
     }
 

@@ -166,14 +166,17 @@ impl ResponseCodes {
         }
     }
 
-    fn visit(&self, visit: &mut dyn FnMut(StatName, StatRef<'_>)) {
+    fn visit(&self, retry: bool, visit: &mut dyn FnMut(StatName, StatRef<'_>)) {
         for (class, counter) in (1u16..).zip(&self.classes) {
-            visit(StatName::Class(class), StatRef::Counter(counter.value()));
+            // A class of retries is shown once there was one.
+            if !retry || counter.value() > 0 {
+                visit(StatName::Class { class, retry }, StatRef::Counter(counter.value()));
+            }
         }
         for (slot, counter) in &self.codes {
             match slot.load(Relaxed) {
                 0 => break,
-                code => visit(StatName::Code(code), StatRef::Counter(counter.value())),
+                code => visit(StatName::Code { code, retry }, StatRef::Counter(counter.value())),
             }
         }
     }
@@ -184,15 +187,15 @@ impl ResponseCodes {
 pub(crate) enum StatName {
     /// A plain name.
     Plain(&'static str),
-    /// A response class, 1 to 5.
-    Class(u16),
-    /// A response code.
-    Code(u16),
+    /// A response class, 1 to 5, of all or of repeated attempts.
+    Class { class: u16, retry: bool },
+    /// A response code, of all or of repeated attempts.
+    Code { code: u16, retry: bool },
 }
 
 impl StatName {
     pub(crate) fn is_code(self) -> bool {
-        matches!(self, Self::Code(_))
+        matches!(self, Self::Code { .. })
     }
 }
 
@@ -228,6 +231,8 @@ macro_rules! stat_block {
             $($(#[$hdoc])* pub $histogram: Histogram,)*
             /// Responses by status.
             pub codes: ResponseCodes,
+            /// Responses by status that led to another attempt.
+            pub retry_codes: ResponseCodes,
         }
 
         impl StatBlock for $name {
@@ -237,7 +242,8 @@ macro_rules! stat_block {
                 $(visit(StatName::Plain(stringify!($gauge)), StatRef::Gauge(self.$gauge.value()));)*
                 $(visit(StatName::Plain(stringify!($histogram)), StatRef::Histogram(&self.$histogram));)*
                 if !Self::CODES.is_empty() {
-                    self.codes.visit(visit);
+                    self.codes.visit(false, visit);
+                    self.retry_codes.visit(true, visit);
                 }
             }
         }
@@ -369,8 +375,10 @@ stat_block! {
         control_plane_connected_state, listener_manager_total_filter_chains_draining,
         listener_manager_total_listeners_active, listener_manager_total_listeners_draining,
         listener_manager_total_listeners_warming, listener_manager_workers_started,
+        runtime_num_keys, runtime_num_layers,
         server_concurrency, server_days_until_first_cert_expiring, server_live,
-        server_memory_allocated, server_parent_connections, server_state,
+        server_memory_allocated, server_memory_heap_size, server_memory_physical_size,
+        server_parent_connections, server_state,
         server_total_connections, server_uptime, server_version,
     }
     histograms { server_initialization_time_ms }

@@ -253,8 +253,6 @@ impl Request<'_> {
 
     fn count_response(&self, parts: &http::response::Parts) {
         let status = parts.status.as_u16();
-        self.cluster.stats.codes.record(status);
-        self.cluster.stats.upstream_rq_completed.inc();
         let counters = self.host.counters();
         if status < 500 {
             counters.rq_success.inc();

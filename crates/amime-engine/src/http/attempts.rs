@@ -75,7 +75,8 @@ impl Attempts<'_> {
                     return result.map_err(|failure| failure.into_error(retry.used() > 0));
                 }
                 Decision::Retry(back_off) => {
-                    if let Ok((_, incoming, attempt)) = result {
+                    if let Ok((parts, incoming, attempt)) = result {
+                        self.cluster.stats.retry_codes.record(parts.status.as_u16());
                         attempt.discard(incoming);
                     }
                     tokio::time::sleep(back_off).await;

@@ -167,7 +167,28 @@ impl Exchange {
         record.downstream.peer = log.downstream_peer.as_ref();
         record.upstream = log.upstream();
         connection.worker.telemetry.http(&record);
+        self.count(log, record.wire_bytes_received, record.wire_bytes_sent);
         connection.count_end(log, self.begun + total, total);
+    }
+}
+
+impl Exchange {
+    /// Counts the request for its cluster, with the answer that the client
+    /// got: attempts that were repeated count as retries only. Bytes are those
+    /// of messages, without framing.
+    fn count(&self, log: &Log, received: u64, sent: u64) {
+        let stats = &self.connection.stats;
+        stats.downstream_cx_rx_bytes_total.add(received);
+        stats.downstream_cx_tx_bytes_total.add(sent);
+        let Some(cluster) = &log.cluster else { return };
+        if log.status != 0 {
+            cluster.stats.codes.record(log.status);
+            cluster.stats.upstream_rq_completed.inc();
+        }
+        if log.conn.is_some() {
+            cluster.stats.upstream_cx_tx_bytes_total.add(received);
+            cluster.stats.upstream_cx_rx_bytes_total.add(sent);
+        }
     }
 }
 

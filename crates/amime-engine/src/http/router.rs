@@ -28,6 +28,7 @@ pub(super) async fn route(
     on_upgrade: Option<OnUpgrade>,
 ) -> Response<ResponseBody> {
     let exchange = guard.exchange().clone();
+    exchange.connection.stats.rq_total.inc();
     if let Some(peer) = &admitted.peer_metadata {
         let peer = exchange.connection.worker.telemetry.peer(peer.as_bytes());
         let mut log = exchange.log.borrow_mut();
@@ -76,7 +77,8 @@ pub(super) async fn route(
             }
         }
         Action::Redirect(redirect) => {
-            exchange.connection.stats.rq_redirect.inc();
+            // Envoy counts both as one kind.
+            exchange.connection.stats.rq_direct_response.inc();
             let own = redirected(&exchange, &route, redirect);
             answer(guard, own, Some(&route))
         }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-use amime_telemetry::Telemetry;
+use amime_telemetry::{ServerStats, Telemetry};
 use amime_xds::client::{Rejection, Update};
 use amime_xds::{Resource, TypeUrl, XdsMessage};
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
@@ -76,6 +76,7 @@ impl State {
         // Removals first, so that a new listener may have a gone one's address.
         for name in &update.removed {
             self.remove(update.type_url, name, now);
+            count_removal(self.telemetry.server(), update.type_url);
         }
         let mut rejected = Vec::new();
         for resource in &update.added {
@@ -88,7 +89,9 @@ impl State {
             }
             let outcome = self.add(resource, now);
             let warming = matches!(resource.type_url, TypeUrl::Cluster | TypeUrl::Listener);
+            let is_new = !self.held.contains_key(&key);
             let held = self.held.entry(key).or_insert_with(|| Held::new(is_static));
+            count_change(self.telemetry.server(), resource.type_url, is_new, outcome.is_ok());
             match outcome {
                 Ok(ignored) => held.accept(resource, ignored, warming),
                 Err(error) => {
@@ -372,5 +375,30 @@ pub(super) fn finish<T>(value: Option<T>, faults: Faults) -> Result<(T, Vec<Faul
                 list.iter().filter(|fault| fault.fatal).map(ToString::to_string).collect();
             Err(if reasons.is_empty() { "cannot be used".to_owned() } else { reasons.join("; ") })
         }
+    }
+}
+
+fn count_change(server: &ServerStats, type_url: TypeUrl, is_new: bool, accepted: bool) {
+    match (type_url, accepted, is_new) {
+        (TypeUrl::Cluster, true, true) => server.cluster_manager_cluster_added.inc(),
+        (TypeUrl::Cluster, true, false) => server.cluster_manager_cluster_modified.inc(),
+        (TypeUrl::Listener, true, true) => {
+            server.listener_manager_listener_added.inc();
+            server.listener_manager_listener_create_success.inc();
+        }
+        (TypeUrl::Listener, true, false) => {
+            server.listener_manager_listener_modified.inc();
+            server.listener_manager_listener_create_success.inc();
+        }
+        (TypeUrl::Listener, false, _) => server.listener_manager_listener_create_failure.inc(),
+        _ => {}
+    }
+}
+
+fn count_removal(server: &ServerStats, type_url: TypeUrl) {
+    match type_url {
+        TypeUrl::Cluster => server.cluster_manager_cluster_removed.inc(),
+        TypeUrl::Listener => server.listener_manager_listener_removed.inc(),
+        _ => {}
     }
 }

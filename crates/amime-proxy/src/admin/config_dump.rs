@@ -9,6 +9,10 @@ use amime_engine::runtime::{ResourceDump, RuntimeDump};
 use amime_xds::TypeUrl;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
+use envoy_types::pb::envoy::config::listener::v3::{Listener, filter};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, http_connection_manager::RouteSpecifier,
+};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, Secret, TlsCertificate, secret,
 };
@@ -20,6 +24,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::Context;
 use super::http::{Answer, Query, json as json_answer, text};
+use super::mask::Mask;
 use super::redact::redact;
 use crate::agent::{CERTIFICATE, ROOTS};
 use crate::json::Work;
@@ -86,14 +91,14 @@ const SECTIONS: [Section; 5] = [
 
 /// Answers a request for the dump.
 pub(super) async fn answer(context: &Context, query: &Query) -> Answer {
-    if query.param("mask").is_some_and(|mask| !mask.is_empty()) {
-        return text(StatusCode::BAD_REQUEST, "mask is not supported; use resource\n");
-    }
     let name = match query.param("name_regex").filter(|regex| !regex.is_empty()) {
         None => None,
         Some(regex) => match RegexBuilder::new(regex).size_limit(256 * 1024).build() {
             Ok(regex) => Some(regex),
-            Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+            Err(error) => {
+                let message = format!("Error while parsing name_regex from {regex}: {error}\n");
+                return text(StatusCode::BAD_REQUEST, message);
+            }
         },
     };
     let resource = query.param("resource").filter(|resource| !resource.is_empty());
@@ -101,21 +106,33 @@ pub(super) async fn answer(context: &Context, query: &Query) -> Answer {
         || resource.is_some_and(|resource| resource.ends_with("endpoint_configs"));
     let mut dump = context.runtime.dump();
     dump.resources.extend(own_secrets(context));
+    let inline: Vec<_> = dump.resources.iter().flat_map(inline_routes).collect();
+    dump.resources.extend(inline);
     dump.resources.retain(|one| {
         let shown = one.type_url != TypeUrl::Endpoint || with_endpoints;
         shown && name.as_ref().is_none_or(|regex| regex.is_match(&one.name))
     });
     let configs = sections(context, &dump, with_endpoints).await;
     let mut configs = match resource {
-        None => Value::Array(configs),
+        None => configs,
         Some(field) => match pick(&configs, field) {
-            Some(entries) => Value::Array(entries),
+            Some(entries) => entries,
             None => {
-                let message = format!("{field} not found in config dump\n");
+                let message = format!("{field} not found in config dump");
                 return text(StatusCode::NOT_FOUND, message);
             }
         },
     };
+    if let Some(mask) = query.param("mask").filter(|mask| !mask.is_empty()) {
+        let asked = !configs.is_empty();
+        let mask = Mask::parse(mask);
+        configs = configs.iter().filter_map(|config| mask.keep(config)).collect();
+        if asked && configs.is_empty() {
+            let message = "FieldMask: no field of the dump has this path\n";
+            return text(StatusCode::BAD_REQUEST, message);
+        }
+    }
+    let mut configs = Value::Array(configs);
     redact(&mut configs);
     json_answer(&json!({ "configs": configs }))
 }
@@ -135,11 +152,15 @@ async fn sections(context: &Context, dump: &RuntimeDump, with_endpoints: bool) -
     let mut configs = vec![json!({
         "@type": format!("{ADMIN}BootstrapConfigDump"),
         "bootstrap": bootstrap,
+        "last_updated": timestamp(SystemTime::now() - context.telemetry.uptime()),
     })];
     let printed: Vec<_> = dump.resources.iter().zip(bodies).collect();
     for section in &SECTIONS {
         if section.type_url != TypeUrl::Endpoint || with_endpoints {
             configs.push(section.print(&printed));
+        }
+        if section.type_url == TypeUrl::Listener {
+            configs.push(json!({ "@type": format!("{ADMIN}ScopedRoutesConfigDump") }));
         }
     }
     configs
@@ -152,12 +173,69 @@ fn pick(configs: &[Value], field: &str) -> Option<Vec<Value>> {
     });
     let found = configs.iter().find_map(|config| config.get(field));
     match found {
-        Some(Value::Array(entries)) => Some(entries.clone()),
+        Some(Value::Array(entries)) => {
+            let typed = |entry: &Value| {
+                let mut entry = entry.clone();
+                entry["@type"] = json!(entry_type(field));
+                entry
+            };
+            Some(entries.iter().map(typed).collect())
+        }
         Some(other) => Some(vec![other.clone()]),
         // A field without entries is left out of its section.
         None if known => Some(vec![]),
         None => None,
     }
+}
+
+/// Message of one entry of a field, as `ClustersConfigDump.StaticCluster`.
+fn entry_type(field: &str) -> String {
+    let fields =
+        |one: &&Section| [Some(one.fixed), Some(one.active), one.warming].contains(&Some(field));
+    let Some(section) = SECTIONS.iter().find(fields) else { return String::new() };
+    let kind = match section.type_url {
+        TypeUrl::Cluster => "Cluster",
+        TypeUrl::Endpoint => "EndpointConfig",
+        TypeUrl::Listener => "Listener",
+        TypeUrl::Route => "RouteConfig",
+        _ => "Secret",
+    };
+    let origin = if field == section.fixed { "Static" } else { "Dynamic" };
+    format!("{ADMIN}{}.{origin}{kind}", section.message)
+}
+
+/// Route configurations that stand in a listener: Envoy shows them as static
+/// ones.
+fn inline_routes(resource: &ResourceDump) -> Vec<ResourceDump> {
+    let listener = match resource.type_url {
+        TypeUrl::Listener => Listener::decode(resource.body.clone()),
+        _ => return vec![],
+    };
+    let Ok(listener) = listener else { return vec![] };
+    let chains = listener.filter_chains.iter().chain(&listener.default_filter_chain);
+    let configs = chains.flat_map(|chain| &chain.filters).filter_map(|it| it.config_type.as_ref());
+    let mut found = vec![];
+    for config in configs {
+        let filter::ConfigType::TypedConfig(any) = config else { continue };
+        if !any.type_url.ends_with(&HttpConnectionManager::full_name()) {
+            continue;
+        }
+        let Ok(manager) = HttpConnectionManager::decode(any.value.as_slice()) else { continue };
+        if let Some(RouteSpecifier::RouteConfig(routes)) = manager.route_specifier {
+            let routes = amime_xds::Resource::encode(routes.name.clone(), &routes);
+            found.push(ResourceDump {
+                type_url: TypeUrl::Route,
+                name: routes.name,
+                version: routes.version,
+                body: routes.body,
+                is_static: true,
+                ignored_fields: vec![],
+                rejected: None,
+                ..resource.clone()
+            });
+        }
+    }
+    found
 }
 
 impl Section {

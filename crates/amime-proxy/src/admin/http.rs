@@ -124,8 +124,9 @@ pub(crate) fn not_found() -> Answer {
 }
 
 /// The answer to a change that was not asked for by POST.
-pub(crate) fn post_only() -> Answer {
-    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed: use POST\n");
+pub(crate) fn post_only(method: &Method) -> Answer {
+    let message = format!("Method {method} not allowed, POST required.");
+    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, message);
     answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
     answer
 }

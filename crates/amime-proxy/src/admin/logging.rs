@@ -18,12 +18,21 @@ pub(super) fn change(context: &Context, query: &Query) -> Answer {
     let Some(log) = &context.log else { return list(context) };
     let directives = match merged(&log.directives(), query) {
         Ok(directives) => directives,
-        Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        Err(error) => return text(StatusCode::BAD_REQUEST, usage(&error)),
     };
     match log.set(&directives) {
         Ok(()) => list(context),
-        Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        Err(error) => text(StatusCode::BAD_REQUEST, usage(&error.to_string())),
     }
+}
+
+fn usage(error: &str) -> String {
+    format!(
+        "error: {error}\n\nusage: /logging?<name>=<level> (change single level)\nusage: \
+         /logging?paths=name1:level1,name2:level2,... (change multiple levels)\nusage: \
+         /logging?level=<level> (change all levels)\nlevels: trace debug info warning error \
+         critical off\n"
+    )
 }
 
 fn active(directives: &str) -> String {

@@ -16,6 +16,7 @@ mod config_dump;
 mod http;
 mod listeners;
 mod logging;
+mod mask;
 mod redact;
 mod routes;
 mod scrape;

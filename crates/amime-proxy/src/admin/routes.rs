@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use ::http::{Method, StatusCode};
-use amime_telemetry::StatsFilter;
-use regex::RegexBuilder;
-use serde_json::json;
+use amime_telemetry::{StatKind, StatsFilter};
+use regex::{Regex, RegexBuilder};
+use serde_json::{Value, json};
 
-use super::http::{Answer, Query, answer as respond, json, not_found, post_only, text};
+use super::http::{Answer, Query, answer as respond, json, post_only, text};
 use super::{Context, Wish, certs, clusters, config_dump, listeners, logging, server_info};
 
 /// Largest compiled size of a filter's expression, bytes.
@@ -18,14 +18,20 @@ admin commands are:
   /: this page
   /certs: print certs on machine
   /clusters: upstream cluster status
-      format=json
+      filter: regular expression for the names of clusters; format=json
   /config_dump: dump current configs
-      include_eds, resource=NAME, name_regex=REGEX
+      resource: field with the resources to dump
+      mask: fields to show, of each resource if one is given
+      name_regex: show only what has a matching name
+      include_eds: show endpoints too
   /debug/requests: last failed or slow requests
   /drain_listeners (POST): drain listeners
+      graceful, skip_exit: as without
   /healthcheck/fail (POST): cause the server to fail health checks
   /healthcheck/ok (POST): cause the server to pass health checks
   /help: this page
+  /hot_restart_version: print the hot restart compatibility version
+  /init_dump: print what initialization waits for
   /listeners: print listener info
       format=json
   /logging (POST): query or change log levels
@@ -34,41 +40,100 @@ admin commands are:
   /quitquitquit (POST): exit the server
   /ready: print server state, 200 if LIVE, otherwise 503
   /reopen_logs (POST): reopen access logs
+  /reset_counters (POST): reset all counters to zero
+  /runtime: print runtime values
+  /runtime_modify (POST): change runtime values, if there is an admin layer
   /server_info: print server version and status
   /stats: print server stats
-      filter=REGEX, usedonly, format=json|prometheus
+      filter: regular expression for names; invert_filter turns it round
+      usedonly, format=json|prometheus, type=Counters|Gauges|Histograms
   /stats/prometheus: print server stats in prometheus format
+      filter, invert_filter, usedonly
 ";
+
+/// What Envoy answers to a format that it does not know.
+const FORMATS: &str = "usage: /stats?format=(json|prometheus|text)\n\n";
 
 /// Answers one request.
 pub(super) async fn answer(context: Arc<Context>, query: Query) -> Answer {
     match query.path.as_str() {
         "/" | "/help" => text(StatusCode::OK, HELP),
         "/certs" => json(&certs::certs(&context)),
-        "/clusters" if query.is_json() => json(&clusters::json(&context.runtime.dump())),
-        "/clusters" => text(StatusCode::OK, clusters::text(&context.runtime.dump())),
+        "/clusters" => clusters_page(&context, &query),
         "/config_dump" => config_dump::answer(&context, &query).await,
         "/debug/requests" => json(&context.telemetry.debug_requests()),
         "/listeners" if query.is_json() => json(&listeners::json(&context.runtime.dump())),
         "/listeners" => text(StatusCode::OK, listeners::text(&context.runtime.dump())),
+        "/hot_restart_version" => text(StatusCode::OK, "disabled"),
+        "/init_dump" => json(&init_dump(&context)),
         "/memory" => json(&server_info::memory()),
         "/ready" => ready(&context),
+        "/runtime" => json(&json!({"entries": {}, "layers": []})),
         "/server_info" => json(&server_info::server_info(&context).await),
         "/stats" => stats(&context, &query),
         "/stats/prometheus" => prometheus(&context, &query),
-        "/logging" if query.method == Method::GET => logging::list(&context),
         path @ ("/logging" | "/drain_listeners" | "/quitquitquit" | "/reopen_logs"
-        | "/healthcheck/fail" | "/healthcheck/ok") => match query.method {
+        | "/reset_counters" | "/runtime_modify" | "/healthcheck/fail"
+        | "/healthcheck/ok") => match query.method {
             Method::POST => change(&context, path, &query),
-            _ => post_only(),
+            _ => post_only(&query.method),
         },
-        _ => not_found(),
+        _ => text(StatusCode::NOT_FOUND, format!("invalid path. {HELP}")),
+    }
+}
+
+fn clusters_page(context: &Context, query: &Query) -> Answer {
+    let name = match regex(query, "filter") {
+        Ok(name) => name,
+        Err(answer) => return *answer,
+    };
+    let mut dump = context.runtime.dump();
+    dump.clusters.retain(|one| name.as_ref().is_none_or(|regex| regex.is_match(&one.name)));
+    if query.is_json() {
+        return json(&without_defaults(clusters::json(&dump)));
+    }
+    text(StatusCode::OK, clusters::text(&dump))
+}
+
+/// Leaves out what has its default value, as printers of protobuf do.
+fn without_defaults(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields = fields.into_iter().map(|(name, value)| (name, without_defaults(value)));
+            Value::Object(fields.filter(|(_, value)| !is_default(value)).collect())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(without_defaults).collect()),
+        other => other,
+    }
+}
+
+fn is_default(value: &Value) -> bool {
+    match value {
+        Value::Bool(value) => !value,
+        Value::String(text) => text.is_empty() || text == "0",
+        Value::Number(number) => number.as_u64() == Some(0),
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    }
+}
+
+/// What the proxy waits for before it is live.
+fn init_dump(context: &Context) -> Value {
+    match context.readiness() {
+        Ok(()) => json!({}),
+        Err(reason) => json!({"unready_targets_dumps": [
+            {"name": "init manager Server", "target_names": [reason]},
+        ]}),
     }
 }
 
 fn change(context: &Context, path: &str, query: &Query) -> Answer {
     match path {
         "/logging" => return logging::change(context, query),
+        "/runtime_modify" => {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "No admin layer specified");
+        }
+        "/reset_counters" => context.telemetry.reset_counters(),
         "/drain_listeners" => context.wish(Wish::Drain),
         "/quitquitquit" => context.wish(Wish::Quit),
         "/reopen_logs" => context.telemetry.reopen_logs(),
@@ -85,19 +150,39 @@ fn ready(context: &Context) -> Answer {
     text(status, format!("{state}\n"))
 }
 
+/// The expression in one of the query's parameters.
+fn regex(query: &Query, parameter: &str) -> Result<Option<Regex>, Box<Answer>> {
+    let Some(text_of_it) = query.param(parameter).filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    match RegexBuilder::new(text_of_it).size_limit(MAX_REGEX).build() {
+        Ok(regex) => Ok(Some(regex)),
+        Err(error) => {
+            let message = format!("Invalid re2 regex: {error}\n");
+            Err(Box::new(text(StatusCode::BAD_REQUEST, message)))
+        }
+    }
+}
+
 /// The filter that the query asks for.
 pub(super) fn filter(query: &Query) -> Result<StatsFilter, Box<Answer>> {
-    let name = match query.param("filter").filter(|filter| !filter.is_empty()) {
-        None => None,
-        Some(filter) => {
-            let regex = RegexBuilder::new(filter).size_limit(MAX_REGEX).build();
-            Some(regex.map_err(|error| {
-                let message = format!("Invalid regex: \"{error}\"\n");
-                Box::new(text(StatusCode::BAD_REQUEST, message))
-            })?)
-        }
+    let refused = |message: &str| Err(Box::new(text(StatusCode::BAD_REQUEST, message.to_owned())));
+    let kind = match query.param("type") {
+        None | Some("All") => None,
+        Some("Counters") => Some(StatKind::Counter),
+        Some("Gauges") => Some(StatKind::Gauge),
+        Some("Histograms") => Some(StatKind::Histogram),
+        Some(_) => return refused("usage: /stats?type=(All|Counters|Gauges|Histograms)\n\n"),
     };
-    Ok(StatsFilter { name, used_only: query.params.contains_key("usedonly") })
+    if query.param("histogram_buckets").is_some_and(|mode| mode != "summary") {
+        return refused("histogram_buckets: only summary is supported\n");
+    }
+    Ok(StatsFilter {
+        name: regex(query, "filter")?,
+        inverted: query.params.contains_key("invert_filter"),
+        used_only: query.params.contains_key("usedonly"),
+        kind,
+    })
 }
 
 fn stats(context: &Context, query: &Query) -> Answer {
@@ -110,11 +195,7 @@ fn stats(context: &Context, query: &Query) -> Answer {
         None | Some("" | "text") => text(StatusCode::OK, context.telemetry.stats_text(&filter)),
         Some("json") => json(&context.telemetry.stats_json(&filter)),
         Some("prometheus") => prometheus(context, query),
-        Some(other) => {
-            let error = json!({"error": format!("format {other} is not known")});
-            let body = format!("{error}\n");
-            respond(StatusCode::BAD_REQUEST, "application/json", body)
-        }
+        Some(_) => text(StatusCode::BAD_REQUEST, FORMATS),
     }
 }
 

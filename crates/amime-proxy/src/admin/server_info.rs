@@ -19,6 +19,8 @@ pub(crate) struct CommandLine {
     pub(crate) service_node: String,
     pub(crate) service_cluster: String,
     pub(crate) drain_s: u64,
+    /// Options that only `/server_info` shows, by Envoy's names.
+    pub(crate) others: serde_json::Map<String, Value>,
 }
 
 /// `LIVE`, `DRAINING`, `PRE_INITIALIZING` or `INITIALIZING`.
@@ -44,19 +46,25 @@ pub(super) async fn server_info(context: &Context) -> Value {
     if let Value::Object(fields) = &mut node {
         fields.remove("@type");
     }
+    let mut shown = options.others.clone();
+    let more = json!({
+        "concurrency": options.concurrency,
+        "config_path": options.config_path,
+        "log_level": options.log_level,
+        "service_node": options.service_node,
+        "service_cluster": options.service_cluster,
+        "drain_time": format!("{}s", options.drain_s),
+        "mode": "Serve",
+        "disable_hot_restart": true,
+    });
+    if let Value::Object(more) = more {
+        shown.extend(more);
+    }
     json!({
         "version": format!("amime/{version}/Clean/RELEASE/aws-lc"),
         "state": state(context),
         "hot_restart_version": "disabled",
-        "command_line_options": {
-            "concurrency": options.concurrency,
-            "config_path": options.config_path,
-            "log_level": options.log_level,
-            "service_node": options.service_node,
-            "service_cluster": options.service_cluster,
-            "mode": "Serve",
-            "drain_time": format!("{}s", options.drain_s),
-        },
+        "command_line_options": shown,
         "node": node,
         "uptime_current_epoch": uptime,
         "uptime_all_epochs": uptime,
@@ -76,13 +84,18 @@ pub(super) fn refresh_gauges(context: &Context) {
     server.listener_manager_total_listeners_warming.set(warming(TypeUrl::Listener));
     server.listener_manager_workers_started.set(1);
     server.server_concurrency.set(count(context.options.concurrency));
-    server.server_memory_allocated.set(i64::try_from(resident_bytes().1).unwrap_or(i64::MAX));
+    let resident = i64::try_from(resident_bytes().1).unwrap_or(i64::MAX);
+    server.server_memory_allocated.set(resident);
+    server.server_memory_heap_size.set(resident);
+    server.server_memory_physical_size.set(resident);
     server.server_total_connections.set(count(context.runtime.connections()));
     server.server_state.set(match state(context) {
         "LIVE" => 0,
         "DRAINING" => 1,
         _ => 3,
     });
+    // As Envoy shows it when there is none.
+    server.server_days_until_first_cert_expiring.set(i64::from(u32::MAX));
     let cert = context.identity.as_ref().and_then(|identity| identity.cert.current());
     if let Some(cert) = cert {
         let left = cert.not_after().duration_since(SystemTime::now()).unwrap_or_default();
@@ -97,6 +110,9 @@ pub(super) fn memory() -> Value {
     json!({
         "allocated": resident.to_string(),
         "heap_size": resident.to_string(),
+        "pageheap_unmapped": "0",
+        "pageheap_free": "0",
+        "total_thread_cache": "0",
         "total_physical_bytes": resident.to_string(),
         "total_virtual_bytes": total.to_string(),
     })

@@ -16,7 +16,7 @@ pub(super) async fn answer(context: Arc<Context>, query: Query) -> Answer {
         "/stats/prometheus" | "/metrics" => merged(&context).await,
         path @ ("/quitquitquit" | "/drain") => {
             if query.method != Method::POST {
-                return post_only();
+                return post_only(&query.method);
             }
             if !query.from.ip().to_canonical().is_loopback() {
                 return text(StatusCode::FORBIDDEN, "Only requests from localhost are allowed\n");

@@ -87,15 +87,15 @@ async fn every_path_of_the_help_page_answers() {
         let path = format!("/{}", line.split([':', ' ']).next().unwrap_or_default());
         let (status, _) = get(&context, &path).await;
         let want = match (line.contains("(POST)"), path.as_str()) {
-            // Log levels can be listed by GET; this process has none to change.
-            (_, "/logging") => StatusCode::NOT_FOUND,
             (true, _) => StatusCode::METHOD_NOT_ALLOWED,
             (false, "/ready") => StatusCode::SERVICE_UNAVAILABLE,
             (false, _) => StatusCode::OK,
         };
         assert_eq!(status, want, "{path}");
     }
-    assert_eq!(get(&context, "/nothing").await.0, StatusCode::NOT_FOUND);
+    let (status, body) = get(&context, "/nothing").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert!(body.starts_with("invalid path. admin commands are:\n"), "{body}");
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn the_dump_shows_resources_with_versions_and_can_be_narrowed() {
     let all: serde_json::Value = serde_json::from_str(&all).expect("JSON");
     let kinds = all["configs"].as_array().expect("sections").iter();
     let kinds: Vec<_> = kinds.map(|one| one["@type"].as_str().unwrap_or_default()).collect();
-    assert_eq!(kinds.len(), 6, "{kinds:?}");
+    assert_eq!(kinds.len(), 7, "{kinds:?}");
     let (_, some) = get(&context, "/config_dump?resource=dynamic_active_clusters").await;
     let some: serde_json::Value = serde_json::from_str(&some).expect("JSON");
     let entry = &some["configs"][0];
@@ -118,6 +118,54 @@ async fn the_dump_shows_resources_with_versions_and_can_be_narrowed() {
     assert_eq!(get(&context, "/config_dump?resource=no").await.0, StatusCode::NOT_FOUND);
     assert_eq!(get(&context, "/config_dump?name_regex=(").await.0, StatusCode::BAD_REQUEST);
     assert_eq!(get(&context, "/config_dump?mask=a").await.0, StatusCode::BAD_REQUEST);
+    let target = "/config_dump?resource=dynamic_active_clusters&mask=cluster.name";
+    let (_, masked) = get(&context, target).await;
+    let masked: serde_json::Value = serde_json::from_str(&masked).expect("JSON");
+    let entry = masked["configs"][0].clone();
+    let want = serde_json::json!({
+        "@type": "type.googleapis.com/envoy.admin.v3.ClustersConfigDump.DynamicCluster",
+        "cluster": {"@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster", "name": "app"},
+    });
+    assert_eq!(entry, want);
+    let (_, bootstrap) = get(&context, "/config_dump?mask=bootstrap").await;
+    assert!(!bootstrap.contains("ClustersConfigDump"), "{bootstrap}");
+}
+
+#[tokio::test]
+async fn certificates_of_the_configuration_are_listed_without_their_keys() {
+    use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
+    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+        Secret, TlsCertificate, secret,
+    };
+    let dir = tempfile::tempdir().expect("directory");
+    let now = std::time::SystemTime::now();
+    let ca = amime_ca::CertificateAuthority::self_signed(dir.path(), "cluster.local", now);
+    let hour = std::time::Duration::from_secs(3600);
+    let cert = ca.expect("a CA").serving_cert(&["shop.example".to_owned()], hour, now);
+    let cert = cert.expect("signed");
+    let inline = |text: &str| {
+        let specifier = Some(Specifier::InlineString(text.to_owned()));
+        Some(DataSource { specifier, ..DataSource::default() })
+    };
+    let secret = Secret {
+        name: "shop".into(),
+        r#type: Some(secret::Type::TlsCertificate(TlsCertificate {
+            certificate_chain: inline(&cert.chain_pem()),
+            private_key: inline(&cert.key().to_pem()),
+            ..TlsCertificate::default()
+        })),
+    };
+    let context = context();
+    let added = vec![Resource::encode("shop", &secret)];
+    let update = Update { type_url: TypeUrl::Secret, added, removed: vec![] };
+    assert_eq!(context.runtime.apply(&update), []);
+    let (_, text) = get(&context, "/certs").await;
+    assert!(!text.contains("PRIVATE"), "{text}");
+    let certs: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let chain = &certs["certificates"][0]["cert_chain"];
+    assert_eq!(chain.as_array().map(Vec::len), Some(1), "{text}");
+    assert_eq!(chain[0]["subject_alt_names"][0]["dns"], "shop.example", "{text}");
+    assert_eq!(chain[0]["path"], "<inline>");
 }
 
 #[tokio::test]
@@ -135,6 +183,17 @@ async fn stats_are_filtered_and_printed_in_each_format() {
     assert!(metrics.contains("envoy_server_concurrency{} 1"), "{metrics}");
     assert_eq!(get(&context, "/stats?filter=(").await.0, StatusCode::BAD_REQUEST);
     assert_eq!(get(&context, "/stats?format=xml").await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(get(&context, "/stats?type=Odd").await.0, StatusCode::BAD_REQUEST);
+    app.upstream_rq_total.add(3);
+    let ask = "/stats?filter=app.(upstream_rq_total|membership_total)&usedonly";
+    let (_, counters) = get(&context, &format!("{ask}&type=Counters")).await;
+    assert_eq!(counters, "cluster.app.upstream_rq_total: 3\n");
+    assert_eq!(post(&context, "/reset_counters").await, StatusCode::OK);
+    let (_, left) = get(&context, ask).await;
+    assert_eq!(left, "cluster.app.membership_total: 2\n", "gauges stay");
+    app.upstream_rq_total.inc();
+    let (_, counted) = get(&context, &format!("{ask}&type=Counters")).await;
+    assert_eq!(counted, "cluster.app.upstream_rq_total: 1\n");
 }
 
 #[tokio::test]

@@ -205,6 +205,7 @@ fn context(
         service_cluster: node.cluster.clone(),
         drain_s: config.drain.as_secs(),
         config_path: String::new(),
+        others: serde_json::Map::new(),
     };
     Context {
         telemetry,

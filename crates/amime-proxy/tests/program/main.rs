@@ -3,3 +3,4 @@
 mod discovery;
 mod running;
 mod start;
+mod stats;

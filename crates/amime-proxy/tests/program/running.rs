@@ -54,12 +54,23 @@ pub(crate) fn ask(address: &str, method: &str, path: &str) -> String {
 
 /// Asks until there is an answer.
 pub(crate) fn wait<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+    let mut found = None;
+    let there = within_patience(|| {
+        found = poll();
+        found.is_some().then_some(())
+    });
+    assert!(there, "never: {what}");
+    found.expect("just seen")
+}
+
+/// Whether there is an answer before patience ends.
+pub(crate) fn within_patience(mut poll: impl FnMut() -> Option<()>) -> bool {
     let end = Instant::now() + Duration::from_secs(20);
     while Instant::now() < end {
-        if let Some(value) = poll() {
-            return value;
+        if poll().is_some() {
+            return true;
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    panic!("never: {what}");
+    false
 }
