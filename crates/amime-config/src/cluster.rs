@@ -139,6 +139,7 @@ const DEFAULT_LIMITS: Limits =
 
 impl ClusterConfig {
     pub fn compile(value: &pb::Cluster, compiler: &mut Compiler<'_>) -> Option<Self> {
+        compiler.auto_san_validation = auto_san_validation(value);
         let transports = transports(value, compiler);
         let id = compiler.names.cluster(&value.name);
         let faults = &mut compiler.faults;
@@ -298,6 +299,18 @@ fn bind(value: Option<&core::BindConfig>, faults: &mut Faults) -> Option<SocketA
     }
 }
 
+/// Whether servers must have the request's host name; looked up ahead of the
+/// protocol options, as the transports are made with it.
+fn auto_san_validation(value: &pb::Cluster) -> bool {
+    let options = value.typed_extension_protocol_options.get(HttpUpstream::KEY);
+    let options = options.and_then(|any| unpack(any, &mut Faults::default()));
+    let options = options.and_then(|options: http_options::HttpProtocolOptions| {
+        options.upstream_http_protocol_options
+    });
+    let options = options.as_ref().or(value.upstream_http_protocol_options.as_ref());
+    options.is_some_and(|options| options.auto_san_validation)
+}
+
 pub(crate) fn keepalive(value: Option<&core::TcpKeepalive>) -> Option<Keepalive> {
     let value = value?;
     let seconds = |value: &wkt::UInt32Value| Duration::from_secs(u64::from(value.value));
@@ -309,9 +322,10 @@ pub(crate) fn keepalive(value: Option<&core::TcpKeepalive>) -> Option<Keepalive>
 }
 
 impl HttpUpstream {
+    const KEY: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
     fn compile(value: &pb::Cluster, faults: &mut Faults) -> Option<Self> {
-        const KEY: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
-        if let Some(any) = value.typed_extension_protocol_options.get(KEY) {
+        if let Some(any) = value.typed_extension_protocol_options.get(Self::KEY) {
             faults.enter("typed_extension_protocol_options");
             let compiled =
                 unpack(any, faults).and_then(|options| Self::from_options(&options, faults));

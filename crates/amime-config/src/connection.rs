@@ -8,7 +8,7 @@ use amime_telemetry::DownstreamRecord;
 use crate::tls_facts::TlsFacts;
 
 /// Facts of one accepted connection, fixed once its filter chain is chosen.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Connection {
     /// Number within the process.
     pub id: u64,
@@ -37,6 +37,7 @@ impl Connection {
             direct_remote_address: Some(self.direct_remote),
             sni: self.sni.as_deref(),
             tls: self.tls.as_ref().map(TlsFacts::record),
+            transport_failure: None,
             peer: None,
         }
     }

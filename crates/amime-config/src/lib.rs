@@ -51,16 +51,17 @@ pub mod route_match;
 pub mod secrets;
 pub mod tcp;
 pub mod tls;
+mod tls_common;
 pub mod tls_facts;
+mod tls_validation;
 pub mod values;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use amime_identity::{LiveBundle, LiveCert};
 use amime_telemetry::{AccessLogger, Telemetry};
 use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
+use envoy_types::pb::envoy::config::core::v3::config_source;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::SdsSecretConfig;
 
 pub use faults::{Fault, Faults};
@@ -76,6 +77,8 @@ pub type FetchTimeout = Option<Duration>;
 pub struct Required {
     pub routes: BTreeMap<String, FetchTimeout>,
     pub secrets: BTreeMap<String, FetchTimeout>,
+    /// Files that hold secrets, in the form of discovery responses.
+    pub secret_files: BTreeSet<secrets::SecretFile>,
 }
 
 /// What compiling needs and collects.
@@ -91,6 +94,8 @@ pub struct Compiler<'a> {
     pub tcp_stats: bool,
     /// The filter chain being compiled routes by server name.
     pub sni_cluster: bool,
+    /// The cluster being compiled checks that servers have the request's host name.
+    pub auto_san_validation: bool,
 }
 
 impl<'a> Compiler<'a> {
@@ -109,24 +114,35 @@ impl<'a> Compiler<'a> {
             gateway,
             tcp_stats: false,
             sni_cluster: false,
+            auto_san_validation: false,
         }
     }
 
-    pub(crate) fn sds_certificate(&mut self, sds: &SdsSecretConfig) -> Arc<LiveCert> {
-        self.need_secret(sds);
-        self.secrets.certificate(&sds.name)
-    }
-
-    pub(crate) fn sds_roots(&mut self, sds: &SdsSecretConfig) -> Arc<LiveBundle> {
-        self.need_secret(sds);
-        self.secrets.roots(&sds.name)
-    }
-
-    fn need_secret(&mut self, sds: &SdsSecretConfig) {
-        if !self.secrets.is_local(&sds.name) {
-            let timeout = values::fetch_timeout(sds.sds_config.as_ref());
-            self.required.secrets.insert(sds.name.clone(), timeout);
+    /// Notes where a secret is to come from; the name that it is kept by.
+    pub(crate) fn secret_key(&mut self, sds: &SdsSecretConfig) -> Option<String> {
+        use config_source::ConfigSourceSpecifier as Source;
+        if self.secrets.is_local(&sds.name) {
+            return Some(sds.name.clone());
         }
+        let source = sds.sds_config.as_ref().map(|config| &config.config_source_specifier);
+        let path = match source {
+            Some(Some(Source::PathConfigSource(file))) => &file.path,
+            Some(Some(Source::Path(path))) => path,
+            Some(_) => {
+                let timeout = values::fetch_timeout(sds.sds_config.as_ref());
+                self.required.secrets.insert(sds.name.clone(), timeout);
+                return Some(sds.name.clone());
+            }
+            None if self.secrets.has(&sds.name) => return Some(sds.name.clone()),
+            None => {
+                self.faults.reject("name", format!("there is no static secret `{}`", sds.name));
+                return None;
+            }
+        };
+        let file = secrets::SecretFile { path: path.into(), name: sds.name.clone() };
+        let key = file.key();
+        self.required.secret_files.insert(file);
+        Some(key)
     }
 
     pub fn access_logs(&mut self, logs: &[AccessLog]) -> Vec<AccessLogger> {

@@ -42,6 +42,8 @@ pub struct ListenerConfig {
     pub continue_on_timeout: bool,
     pub chains: Vec<Arc<FilterChain>>,
     pub default_chain: Option<Arc<FilterChain>>,
+    /// Access logs of the listener itself, of all its connections.
+    pub log: Option<ListenerTelemetry>,
 }
 
 /// What a listener finds out before it chooses a filter chain.
@@ -124,7 +126,13 @@ impl ListenerConfig {
         if value.filter_chains.is_empty() && default.is_none() {
             parent.compiler.faults.reject("filter_chains", "none");
         }
-        let name = parent.name;
+        let name = parent.name.clone();
+        let access_logs = parent.compiler.access_logs(&value.access_log);
+        let log = (!access_logs.is_empty()).then(|| ListenerTelemetry {
+            listener: name.clone(),
+            access_logs,
+            ..ListenerTelemetry::default()
+        });
         let deprecated = value.deprecated_v1.as_ref().and_then(|v1| v1.bind_to_port.as_ref());
         Some(Self {
             name,
@@ -142,6 +150,7 @@ impl ListenerConfig {
             continue_on_timeout: value.continue_on_listener_filters_timeout,
             chains,
             default_chain: default_chain.map(Arc::new),
+            log,
         })
     }
 

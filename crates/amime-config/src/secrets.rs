@@ -1,10 +1,17 @@
 //! Where certificates and roots come from: the workload's own identity and
 //! secrets that arrive over SDS or stand in the configuration.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use amime_identity::{LiveBundle, LiveCert, PrivateKey, TrustBundle, WorkloadCert};
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
+
+use super::Faults;
+use super::tls_validation::Validation;
+use super::values::data_source;
 
 /// Gives the certificate and roots behind an SDS name.
 ///
@@ -44,6 +51,8 @@ pub struct SecretStore {
 struct Received {
     certificates: HashMap<String, Arc<LiveCert>>,
     roots: HashMap<String, Arc<LiveBundle>>,
+    /// Names of roots that have come.
+    present: HashSet<String>,
 }
 
 impl SecretStore {
@@ -63,7 +72,7 @@ impl SecretStore {
         }
         let received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
         received.certificates.get(name).is_some_and(|live| live.current().is_some())
-            || received.roots.get(name).is_some_and(|live| !live.current().is_empty())
+            || received.present.contains(name)
     }
 
     pub fn certificate(&self, name: &str) -> Arc<LiveCert> {
@@ -81,23 +90,105 @@ impl SecretStore {
         })
     }
 
-    /// Puts a certificate received as `name` in force.
-    pub fn set_certificate(&self, name: &str, chain: &[u8], key: &[u8]) -> Result<(), String> {
-        let cert = load_certificate(chain, key)?;
-        self.certificate(name).set(cert);
-        Ok(())
-    }
-
-    /// Puts roots received as `name` in force.
-    pub fn set_roots(&self, name: &str, roots: &[u8]) -> Result<(), String> {
-        let bundle = TrustBundle::from_pem(roots).map_err(|error| error.to_string())?;
-        self.roots(name).set(bundle);
-        Ok(())
+    /// Puts a received secret in force under `name`, whole or not at all.
+    pub fn accept(&self, name: &str, secret: &pb::Secret, faults: &mut Faults) -> Option<()> {
+        match &secret.r#type {
+            Some(pb::secret::Type::TlsCertificate(certificate)) => {
+                faults.enter("tls_certificate");
+                let cert = compile_certificate(certificate, faults);
+                faults.leave();
+                self.certificate(name).set(cert?);
+            }
+            Some(pb::secret::Type::ValidationContext(context)) => {
+                faults.enter("validation_context");
+                let validation = Validation::compile(context, faults);
+                let empty = |one: &Validation| one.roots.is_none() && one.identities.is_any();
+                if validation.as_ref().is_some_and(empty) {
+                    faults.reject("trusted_ca", "missing");
+                }
+                if validation.as_ref().is_some_and(Validation::has_modes) {
+                    faults.ignore("", "how chains are verified is up to the context");
+                }
+                faults.leave();
+                if faults.fatal() {
+                    return None;
+                }
+                self.roots(name).set(validation?.into_bundle());
+                let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+                received.present.insert(name.to_owned());
+            }
+            Some(_) | None => {
+                faults.reject("type", "neither a certificate nor a validation context");
+                return None;
+            }
+        }
+        Some(())
     }
 }
 
-/// Reads a PEM chain and key.
-pub fn load_certificate(chain: &[u8], key: &[u8]) -> Result<WorkloadCert, String> {
-    let key = PrivateKey::from_pem(key).map_err(|error| error.to_string())?;
-    WorkloadCert::from_pem(chain, key).map_err(|error| error.to_string())
+/// A file that holds the secret of a name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SecretFile {
+    pub path: PathBuf,
+    pub name: String,
+}
+
+impl SecretFile {
+    /// What the secret is kept by: names are unique only within a file.
+    pub fn key(&self) -> String {
+        format!("{}@{}", self.name, self.path.display())
+    }
+}
+
+/// Files whose content is part of a secret.
+pub fn files_of(secret: &pb::Secret) -> Vec<PathBuf> {
+    let sources = match &secret.r#type {
+        Some(pb::secret::Type::TlsCertificate(certificate)) => {
+            [&certificate.certificate_chain, &certificate.private_key, &certificate.ocsp_staple]
+        }
+        Some(pb::secret::Type::ValidationContext(context)) => {
+            [&context.trusted_ca, &context.crl, &None]
+        }
+        _ => [&None, &None, &None],
+    };
+    let file = |source: &Option<core::DataSource>| match source.as_ref()?.specifier.as_ref()? {
+        core::data_source::Specifier::Filename(path) => Some(PathBuf::from(path)),
+        _ => None,
+    };
+    sources.into_iter().filter_map(file).collect()
+}
+
+/// Reads a certificate with its key, from wherever they stand.
+pub(crate) fn compile_certificate(
+    value: &pb::TlsCertificate,
+    faults: &mut Faults,
+) -> Option<WorkloadCert> {
+    faults.reject_if(value.pkcs12.is_some(), "pkcs12");
+    faults.reject_if(value.private_key_provider.is_some(), "private_key_provider");
+    faults.reject_if(value.password.is_some(), "password");
+    faults
+        .ignore_if(!value.signed_certificate_timestamp.is_empty(), "signed_certificate_timestamp");
+    let mut part = |source: Option<&core::DataSource>, field: &str| {
+        let read = source.ok_or_else(|| "missing".to_owned()).and_then(data_source);
+        read.map_err(|reason| faults.reject(field, reason)).ok()
+    };
+    let chain = part(value.certificate_chain.as_ref(), "certificate_chain");
+    let key = part(value.private_key.as_ref(), "private_key");
+    let staple = value.ocsp_staple.as_ref().and_then(|source| part(Some(source), "ocsp_staple"));
+    let key = PrivateKey::from_pem(&key?);
+    let key = key.map_err(|error| faults.reject("private_key", error.to_string())).ok();
+    let cert = WorkloadCert::from_pem(&chain?, key?);
+    let cert = cert.map_err(|error| faults.reject("certificate_chain", with_cause(&error))).ok()?;
+    Some(match staple {
+        Some(staple) => cert.with_ocsp(staple),
+        None => cert,
+    })
+}
+
+/// An error with its cause.
+pub(crate) fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
 }

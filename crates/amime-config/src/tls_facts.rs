@@ -1,15 +1,16 @@
 //! What a finished handshake tells about both ends.
 
-use amime_identity::{CertificateDetails, SubjectAltName};
+use amime_identity::{CertificateDetails, SubjectAltName, cipher_name};
 use amime_telemetry::TlsRecord;
-use rustls::{CipherSuite, CommonState, ProtocolVersion};
+use rustls::{CommonState, ProtocolVersion};
 use rustls_pki_types::CertificateDer;
 
 /// Facts of one TLS session.
 #[derive(Clone, Debug, Default)]
 pub struct TlsFacts {
     pub version: &'static str,
-    pub(crate) cipher: &'static str,
+    /// In OpenSSL's spelling.
+    pub cipher: &'static str,
     /// The peer showed a certificate.
     pub mutual: bool,
     pub peer_uri_san: Option<String>,
@@ -30,7 +31,9 @@ impl TlsFacts {
                 Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
                 _ => "TLSv1.2",
             },
-            cipher: session.negotiated_cipher_suite().map_or("", |suite| cipher(suite.suite())),
+            cipher: session
+                .negotiated_cipher_suite()
+                .map_or("", |suite| cipher_name(suite.suite())),
             alpn: session.alpn_protocol().map(<[u8]>::to_vec),
             local_uri_san,
             ..Self::default()
@@ -81,22 +84,4 @@ impl TlsFacts {
 fn sha256(leaf: &CertificateDer<'_>) -> String {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, leaf);
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// A suite in OpenSSL's spelling, as access logs show it.
-fn cipher(suite: CipherSuite) -> &'static str {
-    match suite {
-        CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
-        CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",
-        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => "TLS_CHACHA20_POLY1305_SHA256",
-        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 => "ECDHE-ECDSA-AES128-GCM-SHA256",
-        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384 => "ECDHE-ECDSA-AES256-GCM-SHA384",
-        CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256 => {
-            "ECDHE-ECDSA-CHACHA20-POLY1305"
-        }
-        CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => "ECDHE-RSA-AES128-GCM-SHA256",
-        CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384 => "ECDHE-RSA-AES256-GCM-SHA384",
-        CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256 => "ECDHE-RSA-CHACHA20-POLY1305",
-        _ => "unknown",
-    }
 }

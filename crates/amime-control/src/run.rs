@@ -279,7 +279,7 @@ fn tls_settings(
     let roots = LiveBundle::new(authority.roots().clone());
     let mut trust_domains = vec![mesh.trust_domain.clone()];
     trust_domains.extend(mesh.trust_domain_aliases.iter().cloned());
-    let workloads = PeerIdentities { trust_domains, sans: Vec::new() };
+    let workloads = PeerIdentities { trust_domains, ..PeerIdentities::any() };
     let options = TlsOptions::with_alpn(["h2"]);
     amime_identity::server_config(cert, roots, ClientAuth::Optional(workloads), &options)
 }

@@ -1,10 +1,12 @@
 //! Sets of root certificates.
 
 use std::fmt;
+use std::sync::Arc;
 
-use rustls_pki_types::{CertificateDer, TrustAnchor};
-use webpki::anchor_from_trusted_cert;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor, pem::PemObject};
+use webpki::{CertRevocationList, OwnedCertRevocationList, anchor_from_trusted_cert};
 
+use crate::peer::PeerIdentities;
 use crate::pem;
 
 /// Why roots could not be loaded.
@@ -21,6 +23,15 @@ pub enum BundleError {
     Empty {
         /// Where they were looked for.
         origin: &'static str,
+    },
+    /// A revocation list cannot be read.
+    #[error("revocation list {position} cannot be read")]
+    RevocationList {
+        /// Counted from 1.
+        position: usize,
+        /// What is wrong with it.
+        #[source]
+        source: webpki::Error,
     },
     /// One of them is not a certificate.
     #[error("root certificate {position} cannot be read")]
@@ -39,6 +50,8 @@ pub enum BundleError {
 pub struct TrustBundle {
     certificates: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
+    revoked: Vec<Arc<CertRevocationList<'static>>>,
+    identities: PeerIdentities,
 }
 
 impl TrustBundle {
@@ -95,6 +108,29 @@ impl TrustBundle {
         Ok(bundle)
     }
 
+    /// Adds the certificate revocation lists of a PEM text to those there are.
+    pub fn with_revocation_lists(mut self, text: &[u8]) -> Result<Self, BundleError> {
+        let mut position = 0;
+        for list in CertificateRevocationListDer::pem_slice_iter(text) {
+            position += 1;
+            let list = list.map_err(|error| BundleError::Pem { reason: format!("{error:?}") })?;
+            let list = OwnedCertRevocationList::from_der(&list)
+                .map_err(|source| BundleError::RevocationList { position, source })?;
+            self.revoked.push(Arc::new(list.into()));
+        }
+        if position == 0 {
+            return Err(BundleError::Empty { origin: "the PEM text of the revocation list" });
+        }
+        Ok(self)
+    }
+
+    /// Names and pins that came with the roots and hold wherever these are used.
+    #[must_use]
+    pub fn with_identities(mut self, identities: PeerIdentities) -> Self {
+        self.identities = identities;
+        self
+    }
+
     /// The roots of both bundles.
     pub fn union(mut self, other: &TrustBundle) -> Self {
         for (certificate, anchor) in other.certificates.iter().zip(&other.anchors) {
@@ -119,6 +155,14 @@ impl TrustBundle {
     /// True if no peer can be verified.
     pub fn is_empty(&self) -> bool {
         self.certificates.is_empty()
+    }
+
+    pub(crate) fn revoked(&self) -> &[Arc<CertRevocationList<'static>>] {
+        &self.revoked
+    }
+
+    pub(crate) fn identities(&self) -> &PeerIdentities {
+        &self.identities
     }
 
     pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {

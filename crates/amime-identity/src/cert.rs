@@ -8,7 +8,7 @@ use amime_core::SpiffeId;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::CertificateDer;
 
-use crate::details::{CertificateDetails, DetailsError};
+use crate::details::{CertificateDetails, DetailsError, SubjectAltName, common_name};
 use crate::key::{KeyError, PrivateKey};
 use crate::peer::peer_spiffe_id;
 use crate::pem;
@@ -47,6 +47,7 @@ pub struct WorkloadCert {
     certified: Arc<CertifiedKey>,
     details: CertificateDetails,
     spiffe_id: Option<SpiffeId>,
+    server_names: Vec<String>,
 }
 
 impl WorkloadCert {
@@ -62,9 +63,25 @@ impl WorkloadCert {
         let leaf = chain.first().ok_or(CertError::Empty)?;
         let details = CertificateDetails::of(leaf).map_err(|source| CertError::Leaf { source })?;
         let spiffe_id = peer_spiffe_id(&chain);
+        let server_names = server_names(&details, leaf);
         let certified = CertifiedKey::new(chain, key.tls_signer()?);
         certified.keys_match().map_err(|_| CertError::Mismatch)?;
-        Ok(Self { key, certified: Arc::new(certified), details, spiffe_id })
+        Ok(Self { key, certified: Arc::new(certified), details, spiffe_id, server_names })
+    }
+
+    /// Staples this OCSP response (DER) for clients that ask for one.
+    #[must_use]
+    pub fn with_ocsp(mut self, response: Vec<u8>) -> Self {
+        let mut certified = (*self.certified).clone();
+        certified.ocsp = Some(response);
+        self.certified = Arc::new(certified);
+        self
+    }
+
+    /// DNS names that the leaf is for, wildcards included; the common name of
+    /// one without alternative names.
+    pub fn server_names(&self) -> &[String] {
+        &self.server_names
     }
 
     /// Leaf first.
@@ -112,6 +129,17 @@ impl WorkloadCert {
     pub(crate) fn certified(&self) -> Arc<CertifiedKey> {
         self.certified.clone()
     }
+}
+
+fn server_names(details: &CertificateDetails, leaf: &CertificateDer<'_>) -> Vec<String> {
+    if details.subject_alt_names.is_empty() {
+        return common_name(leaf).into_iter().collect();
+    }
+    let dns = details.subject_alt_names.iter().filter_map(|name| match name {
+        SubjectAltName::Dns(dns) => Some(dns.clone()),
+        _ => None,
+    });
+    dns.collect()
 }
 
 impl fmt::Debug for WorkloadCert {

@@ -1,21 +1,22 @@
-//! rustls settings of a mutual-TLS hop.
+//! rustls settings of both ends of a TLS connection.
 //!
-//! Sessions are never resumed on such a hop: a resumed session skips the
+//! Sessions of a mutual-TLS hop are never resumed: a resumed session skips the
 //! peer's certificate, so one that has expired or whose root was withdrawn
 //! would go on being let in. Pools keep connections, so handshakes are rare.
 
 use std::sync::Arc;
 
 use rustls::client::Resumption;
-use rustls::server::NoServerSessionStorage;
+use rustls::crypto::CryptoProvider;
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, ConfigBuilder, ServerConfig, SupportedProtocolVersion, WantsVersions};
+use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
 
 use crate::live::{LiveBundle, LiveCert};
 use crate::peer::PeerIdentities;
 use crate::provider::provider;
-use crate::verify::{ClientVerifier, NameCheck, ServerVerifier};
+use crate::verify::{ClientVerifier, PeerChecks, ServerVerifier};
 
 static ONLY_1_2: [&SupportedProtocolVersion; 1] = [&TLS12];
 static ONLY_1_3: [&SupportedProtocolVersion; 1] = [&TLS13];
@@ -62,6 +63,10 @@ pub struct TlsOptions {
     pub max_version: TlsVersion,
     /// Tells the time for checks of validity. Default: the system's clock.
     pub clock: Arc<dyn TimeProvider>,
+    /// Suites and groups. Default: [`provider`].
+    pub provider: Arc<CryptoProvider>,
+    /// A server takes the client's preference of suites. Default: its own.
+    pub client_order: bool,
 }
 
 impl Default for TlsOptions {
@@ -71,6 +76,8 @@ impl Default for TlsOptions {
             min_version: TlsVersion::V1_2,
             max_version: TlsVersion::V1_3,
             clock: Arc::new(DefaultTimeProvider),
+            provider: provider(),
+            client_order: false,
         }
     }
 }
@@ -90,26 +97,15 @@ impl TlsOptions {
             (min, max) => Err(ConfigError::Versions { min, max }),
         }
     }
+}
 
-    pub(crate) fn client_builder(
-        &self,
-    ) -> Result<ConfigBuilder<ClientConfig, rustls::WantsVerifier>, ConfigError> {
-        let builder: ConfigBuilder<ClientConfig, WantsVersions> =
-            ClientConfig::builder_with_details(provider(), self.clock.clone());
-        builder
-            .with_protocol_versions(self.versions()?)
-            .map_err(|source| ConfigError::Refused { source })
-    }
-
-    pub(crate) fn server_builder(
-        &self,
-    ) -> Result<ConfigBuilder<ServerConfig, rustls::WantsVerifier>, ConfigError> {
-        let builder: ConfigBuilder<ServerConfig, WantsVersions> =
-            ServerConfig::builder_with_details(provider(), self.clock.clone());
-        builder
-            .with_protocol_versions(self.versions()?)
-            .map_err(|source| ConfigError::Refused { source })
-    }
+/// Which sessions may be resumed without a full handshake.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SessionResumption {
+    /// By tickets that the client keeps; their key is rustls's, and rotated.
+    pub tickets: bool,
+    /// By identifier, from the server's memory.
+    pub stored: bool,
 }
 
 /// What a server asks of its clients.
@@ -123,6 +119,65 @@ pub enum ClientAuth {
     None,
 }
 
+/// Settings of a client that presents `cert` if asked, checks the server by
+/// `checks`, and remembers the sessions of this many servers (0: none).
+pub fn upstream_config(
+    cert: Option<Arc<LiveCert>>,
+    checks: PeerChecks,
+    sessions: usize,
+    options: &TlsOptions,
+) -> Result<Arc<ClientConfig>, ConfigError> {
+    let builder =
+        ClientConfig::builder_with_details(options.provider.clone(), options.clock.clone())
+            .with_protocol_versions(options.versions()?)
+            .map_err(|source| ConfigError::Refused { source })?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(checks)));
+    let mut config = match cert {
+        Some(cert) => builder.with_client_cert_resolver(cert),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols.clone_from(&options.alpn);
+    config.resumption = match sessions {
+        0 => Resumption::disabled(),
+        sessions => Resumption::in_memory_sessions(sessions),
+    };
+    Ok(Arc::new(config))
+}
+
+/// Settings of a server that presents one of `certs`. `clients` says how their
+/// certificates are checked and whether they must have one; `None` asks for none.
+pub fn downstream_config(
+    certs: Arc<dyn ResolvesServerCert>,
+    clients: Option<(PeerChecks, bool)>,
+    resumption: SessionResumption,
+    options: &TlsOptions,
+) -> Result<Arc<ServerConfig>, ConfigError> {
+    let builder =
+        ServerConfig::builder_with_details(options.provider.clone(), options.clock.clone())
+            .with_protocol_versions(options.versions()?)
+            .map_err(|source| ConfigError::Refused { source })?;
+    let builder = match clients {
+        Some((checks, mandatory)) => {
+            builder.with_client_cert_verifier(Arc::new(ClientVerifier::new(checks, mandatory)))
+        }
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(certs);
+    config.alpn_protocols.clone_from(&options.alpn);
+    config.ignore_client_order = !options.client_order;
+    if !resumption.stored {
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+    }
+    if resumption.tickets {
+        config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()
+            .map_err(|source| ConfigError::Refused { source })?;
+    } else if !resumption.stored {
+        config.send_tls13_tickets = 0;
+    }
+    Ok(Arc::new(config))
+}
+
 /// Settings of a client that presents `cert` and accepts a server whose chain
 /// ends in `bundle` and whose names are `expected`; its host name is not looked at.
 pub fn client_config(
@@ -131,15 +186,8 @@ pub fn client_config(
     expected: PeerIdentities,
     options: &TlsOptions,
 ) -> Result<Arc<ClientConfig>, ConfigError> {
-    let verifier = ServerVerifier::new(bundle, NameCheck::Identities(expected));
-    let mut config = options
-        .client_builder()?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_cert_resolver(cert);
-    config.alpn_protocols.clone_from(&options.alpn);
-    config.resumption = Resumption::disabled();
-    Ok(Arc::new(config))
+    let checks = PeerChecks { roots: Some(bundle), identities: expected, ..PeerChecks::default() };
+    upstream_config(Some(cert), checks, 0, options)
 }
 
 /// Settings of a server that presents `cert` and checks clients by `auth`
@@ -150,18 +198,13 @@ pub fn server_config(
     auth: ClientAuth,
     options: &TlsOptions,
 ) -> Result<Arc<ServerConfig>, ConfigError> {
-    let builder = options.server_builder()?;
-    let builder = match auth {
-        ClientAuth::Require(accepted) => {
-            builder.with_client_cert_verifier(Arc::new(ClientVerifier::new(bundle, accepted, true)))
+    let (identities, mandatory) = match auth {
+        ClientAuth::Require(accepted) => (accepted, true),
+        ClientAuth::Optional(accepted) => (accepted, false),
+        ClientAuth::None => {
+            return downstream_config(cert, None, SessionResumption::default(), options);
         }
-        ClientAuth::Optional(accepted) => builder
-            .with_client_cert_verifier(Arc::new(ClientVerifier::new(bundle, accepted, false))),
-        ClientAuth::None => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_cert_resolver(cert);
-    config.alpn_protocols.clone_from(&options.alpn);
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    Ok(Arc::new(config))
+    let checks = PeerChecks { roots: Some(bundle), identities, ..PeerChecks::default() };
+    downstream_config(cert, Some((checks, mandatory)), SessionResumption::default(), options)
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::CertificateDer;
+use x509_parser::asn1_rs::Any;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::time::ASN1Time;
@@ -26,6 +27,13 @@ pub enum SubjectAltName {
     Ip(IpAddr),
     /// An e-mail address.
     Email(String),
+    /// A name of a type of its own whose value is a string.
+    Other {
+        /// Object identifier of the type, dotted.
+        oid: String,
+        /// The name.
+        value: String,
+    },
 }
 
 impl std::fmt::Display for SubjectAltName {
@@ -33,6 +41,7 @@ impl std::fmt::Display for SubjectAltName {
         match self {
             Self::Uri(text) | Self::Dns(text) | Self::Email(text) => f.write_str(text),
             Self::Ip(ip) => ip.fmt(f),
+            Self::Other { oid, value } => write!(f, "{oid}:{value}"),
         }
     }
 }
@@ -94,6 +103,18 @@ pub fn subject_alt_names(
     names_of(&parse(certificate)?)
 }
 
+/// The subject's common name.
+pub(crate) fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
+    let parsed = parse(certificate).ok()?;
+    let name = parsed.subject().iter_common_name().next()?.as_str().ok()?;
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+/// The subject's public key with its algorithm, DER.
+pub(crate) fn public_key_info(certificate: &CertificateDer<'_>) -> Result<Vec<u8>, DetailsError> {
+    Ok(parse(certificate)?.public_key().raw.to_vec())
+}
+
 fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, DetailsError> {
     let (rest, parsed) = X509Certificate::from_der(certificate)
         .map_err(|error| DetailsError { reason: error.to_string() })?;
@@ -120,6 +141,12 @@ fn name_of(name: &GeneralName<'_>) -> Option<SubjectAltName> {
             let v4 = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
             let v6 = <[u8; 16]>::try_from(*bytes).map(IpAddr::from);
             v4.or(v6).ok().map(SubjectAltName::Ip)
+        }
+        GeneralName::OtherName(oid, tagged) => {
+            let (_, tagged) = Any::from_der(tagged).ok()?;
+            let (_, text) = Any::from_der(tagged.data).ok()?;
+            let value = std::str::from_utf8(text.data).ok()?.to_owned();
+            Some(SubjectAltName::Other { oid: oid.to_id_string(), value })
         }
         _ => None,
     }

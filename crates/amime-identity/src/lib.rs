@@ -23,6 +23,7 @@
 
 mod bundle;
 mod cert;
+mod choose;
 mod config;
 mod details;
 mod key;
@@ -35,15 +36,21 @@ mod verify;
 
 pub use bundle::{BundleError, TrustBundle};
 pub use cert::{CertError, WorkloadCert};
-pub use config::{ClientAuth, ConfigError, TlsOptions, TlsVersion, client_config, server_config};
+pub use choose::CertSet;
+pub use config::{
+    ClientAuth, ConfigError, SessionResumption, TlsOptions, TlsVersion, client_config,
+    downstream_config, server_config, upstream_config,
+};
 pub use details::{CertificateDetails, DetailsError, SubjectAltName, subject_alt_names};
 pub use key::{CertificateRequest, KeyError, PrivateKey, new_key_and_csr};
 pub use live::{LiveBundle, LiveCert};
 pub use peer::{PeerIdentities, SanMatcher, SanPattern, SanType, peer_spiffe_id};
 pub use pem::chain_to_pem;
 pub use plain::{PlainServerCheck, plain_client_config, plain_server_config, server_name};
-pub use provider::{install_default_provider, provider};
-pub use verify::PeerRejected;
+pub use provider::{
+    UnusedNames, cipher_name, install_default_provider, provider, with_cipher_suites, with_groups,
+};
+pub use verify::{PeerChecks, PeerRejected, ServerNameCheck};
 
 #[cfg(test)]
 mod tests;

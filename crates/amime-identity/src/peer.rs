@@ -14,6 +14,11 @@ pub struct PeerIdentities {
     pub trust_domains: Vec<String>,
     /// At least one SAN must match one of these. Empty: any.
     pub sans: Vec<SanMatcher>,
+    /// Accepted SHA-256 sums of the whole certificate, and of its public key
+    /// with its algorithm; one of either list must match. Both empty: any.
+    pub certificate_hashes: Vec<[u8; 32]>,
+    /// See `certificate_hashes`.
+    pub key_hashes: Vec<[u8; 32]>,
 }
 
 impl PeerIdentities {
@@ -24,18 +29,27 @@ impl PeerIdentities {
 
     /// Any workload of one trust domain.
     pub fn trust_domain(trust_domain: impl Into<String>) -> Self {
-        Self { trust_domains: vec![trust_domain.into()], sans: Vec::new() }
+        Self { trust_domains: vec![trust_domain.into()], ..Self::default() }
     }
 
     /// Exactly these URI SANs, whatever their trust domain.
     pub fn exact_uris(uris: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let sans = uris.into_iter().map(|uri| SanMatcher::exact_uri(uri)).collect();
-        Self { trust_domains: Vec::new(), sans }
+        Self { sans, ..Self::default() }
+    }
+
+    /// True if nothing is asked.
+    pub fn is_any(&self) -> bool {
+        self.trust_domains.is_empty() && self.sans.is_empty() && !self.pins()
+    }
+
+    pub(crate) fn pins(&self) -> bool {
+        !self.certificate_hashes.is_empty() || !self.key_hashes.is_empty()
     }
 }
 
 /// Kind of subject alternative name that a matcher looks at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SanType {
     /// URIs, DNS names, IP and e-mail addresses alike.
     Any,
@@ -47,6 +61,8 @@ pub enum SanType {
     Ip,
     /// E-mail addresses.
     Email,
+    /// Names of a type of their own, by its object identifier in dotted form.
+    Other(String),
 }
 
 /// How the text of a name is compared.
@@ -62,6 +78,8 @@ pub enum SanPattern {
     Contains(String),
     /// The whole name by a regular expression.
     Regex(Regex),
+    /// As the inner pattern, with both sides in lower case.
+    IgnoreCase(Box<SanPattern>),
 }
 
 /// One accepted name or family of names.
@@ -86,28 +104,41 @@ impl SanMatcher {
 
     /// True if `name` is accepted.
     pub fn matches(&self, name: &SubjectAltName) -> bool {
-        let (san_type, text) = match name {
-            SubjectAltName::Uri(uri) => (SanType::Uri, uri.as_str()),
-            SubjectAltName::Dns(dns) => (SanType::Dns, dns.as_str()),
-            SubjectAltName::Ip(ip) => return self.matches_text(SanType::Ip, &ip.to_string()),
-            SubjectAltName::Email(email) => (SanType::Email, email.as_str()),
+        let wanted = match (&self.san_type, name) {
+            (SanType::Any, SubjectAltName::Other { .. }) => false,
+            (SanType::Any, _)
+            | (SanType::Uri, SubjectAltName::Uri(_))
+            | (SanType::Dns, SubjectAltName::Dns(_))
+            | (SanType::Ip, SubjectAltName::Ip(_))
+            | (SanType::Email, SubjectAltName::Email(_)) => true,
+            (SanType::Other(oid), SubjectAltName::Other { oid: have, .. }) => oid == have,
+            _ => false,
         };
-        self.matches_text(san_type, text)
-    }
-
-    fn matches_text(&self, san_type: SanType, text: &str) -> bool {
-        if self.san_type != SanType::Any && self.san_type != san_type {
+        if !wanted {
             return false;
         }
-        match &self.pattern {
-            SanPattern::Exact(want) if san_type == SanType::Dns => dns_matches(text, want),
-            SanPattern::Exact(want) => text == want,
-            SanPattern::Prefix(want) => text.starts_with(want.as_str()),
-            SanPattern::Suffix(want) => text.ends_with(want.as_str()),
-            SanPattern::Contains(want) => text.contains(want.as_str()),
-            SanPattern::Regex(regex) => regex
+        match name {
+            SubjectAltName::Dns(text) => self.pattern.matches(text, true),
+            SubjectAltName::Ip(ip) => self.pattern.matches(&ip.to_string(), false),
+            SubjectAltName::Uri(text)
+            | SubjectAltName::Email(text)
+            | SubjectAltName::Other { value: text, .. } => self.pattern.matches(text, false),
+        }
+    }
+}
+
+impl SanPattern {
+    fn matches(&self, text: &str, dns: bool) -> bool {
+        match self {
+            Self::Exact(want) if dns => dns_matches(text, want),
+            Self::Exact(want) => text == want,
+            Self::Prefix(want) => text.starts_with(want.as_str()),
+            Self::Suffix(want) => text.ends_with(want.as_str()),
+            Self::Contains(want) => text.contains(want.as_str()),
+            Self::Regex(regex) => regex
                 .find(text)
                 .is_some_and(|found| found.start() == 0 && found.end() == text.len()),
+            Self::IgnoreCase(inner) => inner.matches(&text.to_lowercase(), dns),
         }
     }
 }

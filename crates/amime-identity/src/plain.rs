@@ -4,14 +4,15 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use rustls::client::danger::ServerCertVerifier;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::ServerName;
 
-use crate::config::{ConfigError, TlsOptions};
+use crate::config::{
+    ConfigError, SessionResumption, TlsOptions, downstream_config, upstream_config,
+};
 use crate::live::{LiveBundle, LiveCert};
 use crate::peer::PeerIdentities;
-use crate::verify::{NameCheck, ServerVerifier, UncheckedServer};
+use crate::verify::{PeerChecks, ServerNameCheck};
 
 /// How a plain TLS client checks the server.
 #[derive(Clone, Debug)]
@@ -24,6 +25,9 @@ pub enum PlainServerCheck {
     Nothing,
 }
 
+/// Servers whose sessions a client remembers.
+const SESSIONS: usize = 256;
+
 /// Settings of a client towards a server outside of the mesh; `cert` is
 /// presented if the server asks (`MUTUAL`).
 ///
@@ -33,22 +37,18 @@ pub fn plain_client_config(
     check: PlainServerCheck,
     options: &TlsOptions,
 ) -> Result<Arc<ClientConfig>, ConfigError> {
-    let verifier: Arc<dyn ServerCertVerifier> = match check {
-        PlainServerCheck::ServerName(bundle) => {
-            Arc::new(ServerVerifier::new(bundle, NameCheck::ServerName))
+    let checks = match check {
+        PlainServerCheck::ServerName(bundle) => PeerChecks {
+            roots: Some(bundle),
+            server_name: ServerNameCheck::Also,
+            ..PeerChecks::default()
+        },
+        PlainServerCheck::Names(bundle, identities) => {
+            PeerChecks { roots: Some(bundle), identities, ..PeerChecks::default() }
         }
-        PlainServerCheck::Names(bundle, names) => {
-            Arc::new(ServerVerifier::new(bundle, NameCheck::Identities(names)))
-        }
-        PlainServerCheck::Nothing => Arc::new(UncheckedServer::new()),
+        PlainServerCheck::Nothing => PeerChecks::default(),
     };
-    let builder = options.client_builder()?.dangerous().with_custom_certificate_verifier(verifier);
-    let mut config = match cert {
-        Some(cert) => builder.with_client_cert_resolver(cert),
-        None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols.clone_from(&options.alpn);
-    Ok(Arc::new(config))
+    upstream_config(cert, checks, SESSIONS, options)
 }
 
 /// Settings of a server whose clients need no certificate; sessions are
@@ -59,11 +59,7 @@ pub fn plain_server_config(
     cert: Arc<LiveCert>,
     options: &TlsOptions,
 ) -> Result<Arc<ServerConfig>, ConfigError> {
-    let mut config = options.server_builder()?.with_no_client_auth().with_cert_resolver(cert);
-    config.alpn_protocols.clone_from(&options.alpn);
-    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()
-        .map_err(|source| ConfigError::Refused { source })?;
-    Ok(Arc::new(config))
+    downstream_config(cert, None, SessionResumption { tickets: true, stored: true }, options)
 }
 
 /// The server name to start a handshake with. Nothing, and a text that is

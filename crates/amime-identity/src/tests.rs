@@ -1,5 +1,7 @@
 //! Handshakes in memory between configurations of this crate.
 
+mod checks;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -52,7 +54,7 @@ impl Root {
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().expect("key");
         Self(CertifiedIssuer::self_signed(params, key).expect("root"))
     }
@@ -173,6 +175,7 @@ impl Attempt {
             expected: PeerIdentities {
                 trust_domains: vec!["cluster.local".into()],
                 sans: vec![SanMatcher::exact_uri(REVIEWS)],
+                ..PeerIdentities::any()
             },
             auth: ClientAuth::Require(PeerIdentities::trust_domain("cluster.local")),
             time: now() + Duration::from_secs(60),
@@ -323,7 +326,7 @@ fn a_gateway_serves_host_names_and_clients_check_them() {
         pattern: SanPattern::Exact(name.to_owned()),
     };
     let by_san = |name: &str| {
-        let names = PeerIdentities { trust_domains: Vec::new(), sans: vec![dns(name)] };
+        let names = PeerIdentities { sans: vec![dns(name)], ..PeerIdentities::any() };
         PlainServerCheck::Names(roots.clone(), names)
     };
 

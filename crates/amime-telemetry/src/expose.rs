@@ -8,7 +8,7 @@ use regex::Regex;
 
 use super::Telemetry;
 use super::prometheus::{family, histogram, push_label, sample};
-use super::stats::{HistogramValue, StatBlock, StatName, StatRef};
+use super::stats::{HistogramValue, StatBlock, StatName, StatRef, valued};
 use super::worker::{Blocks, Shard, lock};
 
 /// Which stats a reader wants.
@@ -304,7 +304,7 @@ impl Telemetry {
         let istio = self.options.istio_tags;
         let mut labels = String::new();
         let (leaf, metric) = match name {
-            StatName::Plain(name) => (name.to_owned(), format!("envoy_{prefix}_{name}")),
+            StatName::Plain(name) => plain_name(prefix, name, &mut labels),
             StatName::Class { class, retry } => {
                 // Istio's tag pattern keeps the `xx`, Envoy's does not.
                 let (tag, value) = if istio {
@@ -338,6 +338,18 @@ fn scoped(leaf: &str) -> String {
         Some(format!("{scope}.{rest}"))
     });
     scoped.unwrap_or_else(|| leaf.to_owned())
+}
+
+/// Leaf and metric name of a stat with a plain name.
+fn plain_name(prefix: &str, name: &str, labels: &mut String) -> (String, String) {
+    if let Some((stem, tag, value)) = valued(name) {
+        push_label(labels, tag, value);
+        let leaf = format!("{}.{value}", stem.replace('_', "."));
+        return (leaf, format!("envoy_{prefix}_{stem}"));
+    }
+    // TLS has a scope of its own below its block.
+    let leaf = name.strip_prefix("ssl_").map(|leaf| format!("ssl.{leaf}"));
+    (leaf.unwrap_or_else(|| name.to_owned()), format!("envoy_{prefix}_{name}"))
 }
 
 /// Envoy's dotted name of a process-wide stat.

@@ -93,6 +93,8 @@ pub struct DownstreamRecord<'a> {
     pub sni: Option<&'a str>,
     /// TLS facts when the connection is TLS.
     pub tls: Option<TlsRecord<'a>>,
+    /// Why its handshake failed.
+    pub transport_failure: Option<&'a str>,
     /// The peer's workload, from metadata exchange.
     pub peer: Option<&'a Arc<PeerMetadata>>,
 }

@@ -274,7 +274,9 @@ stat_block! {
         outlier_detection_ejections_enforced_local_origin_success_rate,
         outlier_detection_ejections_enforced_success_rate,
         outlier_detection_ejections_enforced_total, outlier_detection_ejections_overflow,
-        outlier_detection_ejections_success_rate, outlier_detection_ejections_total, retry_or_shadow_abandoned, update_attempt,
+        outlier_detection_ejections_success_rate, outlier_detection_ejections_total,
+        retry_or_shadow_abandoned, ssl_connection_error, ssl_fail_verify_cert_hash,
+        ssl_fail_verify_error, ssl_fail_verify_san, ssl_handshake, update_attempt,
         update_empty, update_failure, update_no_rebuild, update_success, upstream_cx_close_notify,
         upstream_cx_connect_attempts_exceeded, upstream_cx_connect_fail,
         upstream_cx_connect_timeout, upstream_cx_destroy, upstream_cx_destroy_local,
@@ -305,11 +307,59 @@ stat_block! {
         downstream_cx_destroy, downstream_cx_overflow, downstream_cx_overload_reject,
         downstream_cx_total, downstream_cx_transport_socket_connect_timeout,
         downstream_global_cx_overflow, downstream_pre_cx_timeout, no_filter_chain_match,
-        ssl_connection_error, ssl_fail_verify_error, ssl_fail_verify_no_cert,
-        ssl_fail_verify_san, ssl_handshake, ssl_no_certificate,
+        ssl_ciphers_ecdhe_ecdsa_aes128, ssl_ciphers_ecdhe_ecdsa_aes256,
+        ssl_ciphers_ecdhe_ecdsa_chacha20, ssl_ciphers_ecdhe_rsa_aes128,
+        ssl_ciphers_ecdhe_rsa_aes256, ssl_ciphers_ecdhe_rsa_chacha20, ssl_ciphers_tls13_aes128,
+        ssl_ciphers_tls13_aes256, ssl_ciphers_tls13_chacha20, ssl_connection_error,
+        ssl_context_not_ready, ssl_fail_verify_cert_hash, ssl_fail_verify_error,
+        ssl_fail_verify_no_cert,
+        ssl_fail_verify_san, ssl_handshake, ssl_no_certificate, ssl_session_reused,
+        ssl_versions_tls12, ssl_versions_tls13,
     }
     gauges { downstream_cx_active, downstream_pre_cx_active }
     histograms { downstream_cx_length_ms }
+}
+
+impl ListenerStats {
+    /// Counts a finished handshake by version and suite, in OpenSSL's spelling.
+    pub fn handshake(&self, version: &str, cipher: &str) {
+        self.ssl_handshake.inc();
+        match version {
+            "TLSv1.2" => self.ssl_versions_tls12.inc(),
+            _ => self.ssl_versions_tls13.inc(),
+        }
+        match cipher {
+            "TLS_AES_128_GCM_SHA256" => self.ssl_ciphers_tls13_aes128.inc(),
+            "TLS_AES_256_GCM_SHA384" => self.ssl_ciphers_tls13_aes256.inc(),
+            "TLS_CHACHA20_POLY1305_SHA256" => self.ssl_ciphers_tls13_chacha20.inc(),
+            "ECDHE-ECDSA-AES128-GCM-SHA256" => self.ssl_ciphers_ecdhe_ecdsa_aes128.inc(),
+            "ECDHE-ECDSA-AES256-GCM-SHA384" => self.ssl_ciphers_ecdhe_ecdsa_aes256.inc(),
+            "ECDHE-ECDSA-CHACHA20-POLY1305" => self.ssl_ciphers_ecdhe_ecdsa_chacha20.inc(),
+            "ECDHE-RSA-AES128-GCM-SHA256" => self.ssl_ciphers_ecdhe_rsa_aes128.inc(),
+            "ECDHE-RSA-AES256-GCM-SHA384" => self.ssl_ciphers_ecdhe_rsa_aes256.inc(),
+            "ECDHE-RSA-CHACHA20-POLY1305" => self.ssl_ciphers_ecdhe_rsa_chacha20.inc(),
+            _ => {}
+        }
+    }
+}
+
+/// Envoy's name of a stat whose name holds a value: stem, label, value.
+pub(crate) fn valued(name: &str) -> Option<(&'static str, &'static str, &'static str)> {
+    let cipher = |name| Some(("ssl_ciphers", "envoy_ssl_cipher", name));
+    match name {
+        "ssl_versions_tls12" => Some(("ssl_versions", "envoy_ssl_version", "TLSv1.2")),
+        "ssl_versions_tls13" => Some(("ssl_versions", "envoy_ssl_version", "TLSv1.3")),
+        "ssl_ciphers_tls13_aes128" => cipher("TLS_AES_128_GCM_SHA256"),
+        "ssl_ciphers_tls13_aes256" => cipher("TLS_AES_256_GCM_SHA384"),
+        "ssl_ciphers_tls13_chacha20" => cipher("TLS_CHACHA20_POLY1305_SHA256"),
+        "ssl_ciphers_ecdhe_ecdsa_aes128" => cipher("ECDHE-ECDSA-AES128-GCM-SHA256"),
+        "ssl_ciphers_ecdhe_ecdsa_aes256" => cipher("ECDHE-ECDSA-AES256-GCM-SHA384"),
+        "ssl_ciphers_ecdhe_ecdsa_chacha20" => cipher("ECDHE-ECDSA-CHACHA20-POLY1305"),
+        "ssl_ciphers_ecdhe_rsa_aes128" => cipher("ECDHE-RSA-AES128-GCM-SHA256"),
+        "ssl_ciphers_ecdhe_rsa_aes256" => cipher("ECDHE-RSA-AES256-GCM-SHA384"),
+        "ssl_ciphers_ecdhe_rsa_chacha20" => cipher("ECDHE-RSA-CHACHA20-POLY1305"),
+        _ => None,
+    }
 }
 
 stat_block! {

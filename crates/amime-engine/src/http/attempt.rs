@@ -190,15 +190,16 @@ impl Request<'_> {
             UpstreamProtocol::Http2 => true,
             UpstreamProtocol::Downstream => self.exchange.head.borrow().version == Version::HTTP_2,
         };
-        let UpstreamTransport::Tls(tls) = &self.host.endpoint.transport else {
+        let UpstreamTransport::Tls(_) = &self.host.endpoint.transport else {
             return ConnKey { http2, alpn: Alpn::Configured, sni: None };
         };
         let alpn = match (self.exchange.connection.config.istio_alpn, http2) {
-            (false, _) => Alpn::Configured,
+            (false, false) => Alpn::Http1,
+            (false, true) => Alpn::Http2,
             (true, false) => Alpn::IstioHttp1,
             (true, true) => Alpn::IstioHttp2,
         };
-        let sni = (config.http.auto_sni && tls.sni.is_empty()).then(|| {
+        let sni = config.http.auto_sni.then(|| {
             let head = self.exchange.head.borrow();
             amime_config::route::without_port(head.authority()).into()
         });
@@ -270,7 +271,8 @@ impl Request<'_> {
     fn count_failure(&self, failure: &Failure) {
         match failure {
             Failure::Connect(error) => {
-                self.exchange.log.borrow_mut().transport_failure = Some(error.to_string());
+                let reason = Some(error.to_string()).filter(|reason| !reason.is_empty());
+                self.exchange.log.borrow_mut().transport_failure = reason;
             }
             Failure::Overflow | Failure::NoHealthyUpstream | Failure::Downstream => return,
             _ => self.cluster.stats.upstream_rq_rx_reset.inc(),

@@ -81,8 +81,7 @@ impl Attempts<'_> {
         }
         let flight = InFlight::new(self.cluster, &host, self.priority());
         let connection = &exchange.connection;
-        let sni = connection.downstream.sni.as_deref();
-        match open(&connection.worker, self.cluster, &host, sni).await {
+        match open(&connection.worker, self.cluster, &host).await {
             Ok((io, _, guard)) => Ok(Open { io, _held: (flight, guard) }),
             Err(error) => {
                 exchange.log.borrow_mut().transport_failure = Some(error.to_string());

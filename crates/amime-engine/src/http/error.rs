@@ -182,7 +182,7 @@ fn connect_reply(error: &ConnectError, retried: bool) -> LocalReply {
     };
     let reason = match error {
         ConnectError::Timeout => None,
-        other => Some(other.to_string()),
+        other => Some(other.to_string()).filter(|reason| !reason.is_empty()),
     };
     let details = match &reason {
         Some(reason) => format!(

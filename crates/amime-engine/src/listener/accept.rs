@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use amime_telemetry::ListenerStats;
+use amime_telemetry::{ListenerStats, ResponseFlags, TcpEvent, TcpRecord};
 use bytes::{Buf, Bytes, BytesMut};
 use socket2::SockRef;
 use tokio::io::AsyncReadExt;
@@ -18,6 +18,7 @@ use super::proxy_protocol::{self, Header};
 use super::sniff;
 use crate::http::{HttpConnection, serve};
 use crate::tcp::{self, Dialed};
+use crate::tls::{Counted, NOT_READY, TlsFailure};
 use crate::upstream::connect::keepalive_options;
 use crate::worker::Worker;
 use amime_config::chain_match::{ChainInput, choose};
@@ -164,7 +165,8 @@ impl Incoming {
                     Err(_) if listener.config.continue_on_timeout => Inspected::Known,
                     Err(_) => {
                         listener.stats.downstream_pre_cx_timeout.inc();
-                        return;
+                        let end = ConnectionEnd::default();
+                        return end.log(&worker, &listener, None, &self.facts);
                     }
                 }
             }
@@ -172,11 +174,19 @@ impl Incoming {
         let dialed = match inspected {
             Inspected::Known => None,
             Inspected::ServerFirst(dialed) => Some(*dialed),
-            Inspected::Refused => return,
+            Inspected::Refused => {
+                let end = ConnectionEnd::default();
+                return end.log(&worker, &listener, None, &self.facts);
+            }
         };
         let Some(chain) = self.chain(&listener.config) else {
             listener.stats.no_filter_chain_match.inc();
-            return;
+            let end = ConnectionEnd {
+                flags: ResponseFlags::NR,
+                details: Some("filter_chain_not_found"),
+                ..ConnectionEnd::default()
+            };
+            return end.log(&worker, &listener, None, &self.facts);
         };
         self.serve(worker, listener, chain, dialed).await;
     }
@@ -197,7 +207,7 @@ impl Incoming {
             return Inspected::Known;
         };
         let Terminal::Tcp(config) = &chain.terminal else { return Inspected::Known };
-        let facts = self.facts_copy();
+        let facts = self.facts.clone();
         let speaking = async {
             // Nearly all clients that speak first have spoken by then; dialing
             // for each of them would open connections for nothing.
@@ -216,20 +226,6 @@ impl Incoming {
         let chain = self.chain(listener)?;
         let plain = chain.tls.is_none() && matches!(chain.terminal, Terminal::Tcp(_));
         plain.then_some(chain)
-    }
-
-    fn facts_copy(&self) -> Connection {
-        Connection {
-            id: self.facts.id,
-            accepted: self.facts.accepted,
-            local: self.facts.local,
-            redirected: self.facts.redirected,
-            remote: self.facts.remote,
-            direct_remote: self.facts.direct_remote,
-            sni: None,
-            application: Vec::new(),
-            tls: None,
-        }
     }
 
     /// Reads more bytes; false at the end of the stream.
@@ -324,30 +320,36 @@ impl Incoming {
         chain: Arc<FilterChain>,
         dialed: Option<Dialed>,
     ) {
-        let io = match &chain.tls {
-            None => Prefixed::new(self.buffer.split().freeze(), Transport::Tcp(self.stream)),
-            Some(tls) => {
-                let limit = chain.handshake_timeout.unwrap_or(HANDSHAKE_TIMEOUT);
-                match tokio::time::timeout(limit, self.handshake(tls.clone(), &listener)).await {
-                    Ok(Some((io, facts))) => {
-                        return dispatch(worker, facts, io, (listener, chain), dialed).await;
-                    }
-                    Ok(None) => return,
-                    Err(_) => {
-                        listener.stats.downstream_cx_transport_socket_connect_timeout.inc();
-                        return;
-                    }
-                }
-            }
+        let Some(tls) = chain.tls.clone() else {
+            let io = Prefixed::new(self.buffer.split().freeze(), Transport::Tcp(self.stream));
+            return dispatch(worker, self.facts, io, (listener, chain), dialed).await;
         };
-        dispatch(worker, self.facts, io, (listener, chain), dialed).await;
+        let limit = chain.handshake_timeout.unwrap_or(HANDSHAKE_TIMEOUT);
+        let mut facts = self.facts.clone();
+        match tokio::time::timeout(limit, self.handshake(&mut facts, tls, &listener)).await {
+            Ok(Ok(io)) => dispatch(worker, facts, io, (listener, chain), dialed).await,
+            Ok(Err(reason)) => {
+                let failure = Some(reason).filter(|reason| !reason.is_empty());
+                let end = ConnectionEnd { failure, ..ConnectionEnd::default() };
+                end.log(&worker, &listener, Some(&chain), &facts);
+            }
+            Err(_) => {
+                listener.stats.downstream_cx_transport_socket_connect_timeout.inc();
+                let details = Some("transport socket timeout was reached");
+                let end = ConnectionEnd { details, ..ConnectionEnd::default() };
+                end.log(&worker, &listener, Some(&chain), &facts);
+            }
+        }
     }
 
+    /// The stream within TLS, or why there is none; `facts` learns what the
+    /// client offers.
     async fn handshake(
         mut self,
+        facts: &mut Connection,
         tls: Arc<DownstreamTls>,
         listener: &LiveListener,
-    ) -> Option<(DownstreamIo, Connection)> {
+    ) -> Result<DownstreamIo, String> {
         // Also without a TLS inspector the client's ALPN must be known before
         // the settings are chosen.
         while self.transport != "tls" {
@@ -355,32 +357,96 @@ impl Incoming {
                 break;
             }
             if self.transport != "tls" && !self.read_more().await {
-                return None;
+                return Err(String::new());
             }
+        }
+        facts.sni.clone_from(&self.facts.sni);
+        facts.application.clone_from(&self.facts.application);
+        if !tls.ready() {
+            listener.stats.ssl_context_not_ready.inc();
+            return Err(NOT_READY.to_owned());
         }
         if tls.require_sni && self.facts.sni.is_none() {
             listener.stats.ssl_connection_error.inc();
-            return None;
+            return Err(String::new());
         }
         let acceptor = TlsAcceptor::from(tls.config(&self.facts.application));
-        let io = Prefixed::new(self.buffer.split().freeze(), self.stream);
+        let first = self.buffer.split().freeze();
+        let io = Prefixed::new(first.clone(), self.stream);
         match acceptor.accept(io).await {
             Ok(stream) => {
-                listener.stats.ssl_handshake.inc();
-                self.facts.tls = Some(TlsFacts::of(stream.get_ref().1, tls.local_uri_san()));
-                let io = Prefixed::new(Bytes::new(), Transport::Tls(Box::new(stream)));
-                Some((io, self.facts))
+                let session = stream.get_ref().1;
+                let tls = TlsFacts::of(session, tls.local_uri_san());
+                count_handshake(&listener.stats, session, &tls);
+                facts.tls = Some(tls);
+                Ok(Prefixed::new(Bytes::new(), Transport::Tls(Box::new(stream))))
             }
             Err(error) => {
-                listener.stats.ssl_connection_error.inc();
+                let failure = TlsFailure::of(&error, &first);
+                count_failure(&listener.stats, failure.counted);
                 tracing::debug!(
                     listener = %listener.config.name,
-                    client = %self.facts.remote,
+                    client = %facts.remote,
                     %error,
                     "TLS handshake failed"
                 );
-                None
+                Err(failure.reason)
             }
+        }
+    }
+}
+
+fn count_handshake(stats: &ListenerStats, session: &rustls::ServerConnection, tls: &TlsFacts) {
+    stats.handshake(tls.version, tls.cipher);
+    if !tls.mutual {
+        stats.ssl_no_certificate.inc();
+    }
+    if session.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
+        stats.ssl_session_reused.inc();
+    }
+}
+
+fn count_failure(stats: &ListenerStats, counted: Counted) {
+    match counted {
+        Counted::NoCertificate => stats.ssl_fail_verify_no_cert.inc(),
+        Counted::Verify => stats.ssl_fail_verify_error.inc(),
+        Counted::San => stats.ssl_fail_verify_san.inc(),
+        Counted::Pin => stats.ssl_fail_verify_cert_hash.inc(),
+        Counted::Protocol => stats.ssl_connection_error.inc(),
+        Counted::Nowhere => {}
+    }
+}
+
+/// How a connection ended, for the listener's access log and, where no network
+/// filter came to see it, that of the TCP proxy.
+#[derive(Default)]
+struct ConnectionEnd {
+    flags: ResponseFlags,
+    details: Option<&'static str>,
+    /// Why the handshake failed.
+    failure: Option<String>,
+}
+
+impl ConnectionEnd {
+    fn log(
+        &self,
+        worker: &Worker,
+        listener: &LiveListener,
+        unserved: Option<&FilterChain>,
+        facts: &Connection,
+    ) {
+        let proxy = match unserved.map(|chain| &chain.terminal) {
+            Some(Terminal::Tcp(config)) => Some(&config.telemetry),
+            _ => None,
+        };
+        for telemetry in proxy.into_iter().chain(&listener.config.log) {
+            let mut record = TcpRecord::new(telemetry, TcpEvent::Closed, facts.accepted);
+            record.downstream = facts.record();
+            record.downstream.transport_failure = self.failure.as_deref();
+            record.duration = facts.accepted.elapsed().unwrap_or_default();
+            record.flags = self.flags;
+            record.connection_termination_details = self.details;
+            worker.telemetry.tcp(&record);
         }
     }
 }
@@ -399,19 +465,26 @@ async fn dispatch(
     (listener, chain): (Rc<LiveListener>, Arc<FilterChain>),
     dialed: Option<Dialed>,
 ) {
-    if !admitted(&worker, &facts, &chain) {
-        return;
+    let mut end = ConnectionEnd::default();
+    let logged = listener.config.log.is_some().then(|| facts.clone());
+    if admitted(&worker, &facts, &chain) {
+        match &chain.terminal {
+            Terminal::Http(config) => {
+                let (worker, listener) = (worker.clone(), listener.clone());
+                let connection = HttpConnection::new(worker, facts, config.clone(), listener);
+                serve(connection, io).await;
+            }
+            Terminal::Tcp(config) => {
+                let parts = (config.clone(), chain.clone());
+                tcp::proxy(worker.clone(), facts, io, parts, dialed).await;
+            }
+            Terminal::Close => {}
+        }
+    } else {
+        end.details = Some("rbac_access_denied");
     }
-    match &chain.terminal {
-        Terminal::Http(config) => {
-            let connection = HttpConnection::new(worker, facts, config.clone(), listener);
-            serve(connection, io).await;
-        }
-        Terminal::Tcp(config) => {
-            let parts = (config.clone(), chain.clone());
-            tcp::proxy(worker, facts, io, parts, dialed).await;
-        }
-        Terminal::Close => {}
+    if let Some(facts) = logged {
+        end.log(&worker, &listener, None, &facts);
     }
 }
 

@@ -250,6 +250,11 @@ impl Clusters {
         self.all().filter_map(name).collect()
     }
 
+    /// What the clusters refer to.
+    pub(super) fn required(&self) -> impl Iterator<Item = &Required> {
+        self.all().map(|entry| &entry.required)
+    }
+
     /// Names of secrets in use.
     pub(super) fn secret_names(&self) -> impl Iterator<Item = String> {
         self.all().flat_map(|entry| entry.required.secrets.keys().cloned())

@@ -30,6 +30,8 @@ pub(super) fn start(runtime: &Arc<Runtime>) -> io::Result<()> {
 async fn resolve_for_ever(runtime: Weak<Runtime>) {
     loop {
         let Some(strong) = runtime.upgrade() else { return };
+        // The other thing that is looked at again and again.
+        strong.state().look_at_secret_files();
         let jobs = strong.state().names_due(Instant::now());
         for job in jobs {
             let cluster = job.cluster;

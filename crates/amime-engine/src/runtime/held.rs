@@ -43,6 +43,11 @@ impl Held {
         self.rejected = None;
     }
 
+    /// The version in force.
+    pub(super) fn in_force(&self) -> Option<&Resource> {
+        self.active.as_ref().map(|active| &active.resource)
+    }
+
     /// What waited is now in force.
     pub(super) fn promote(&mut self) {
         if let Some(accepted) = self.warming.take() {

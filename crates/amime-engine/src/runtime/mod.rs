@@ -115,6 +115,7 @@ impl Runtime {
     pub fn apply(&self, update: &Update) -> Vec<Rejection> {
         let mut state = self.state();
         let rejected = state.apply(update, false);
+        state.look_at_secret_files();
         self.publish(&mut state);
         rejected
     }
@@ -123,7 +124,9 @@ impl Runtime {
     pub fn apply_static(&self, resources: Vec<Resource>) -> StaticReport {
         let mut state = self.state();
         let mut report = StaticReport::default();
-        for type_url in amime_xds::PUSH_ORDER {
+        // Static contexts name secrets that must be there already.
+        let rest = amime_xds::PUSH_ORDER.into_iter().filter(|kind| *kind != TypeUrl::Secret);
+        for type_url in std::iter::once(TypeUrl::Secret).chain(rest) {
             let added: Vec<_> = resources
                 .iter()
                 .filter(|resource| resource.type_url == type_url)
@@ -135,6 +138,7 @@ impl Runtime {
                 report.rejected.extend(rejected.map(|one| (type_url, one)));
             }
         }
+        state.look_at_secret_files();
         report.ignored = state.ignored();
         self.publish(&mut state);
         report

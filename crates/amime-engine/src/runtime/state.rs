@@ -5,6 +5,8 @@
 //! bound, leaves its predecessor in force. Listeners come up only after all
 //! clusters known at the start are in force.
 
+mod secret_files;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,7 +18,7 @@ use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{Secret, secret};
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 
 use super::awaited::Need;
 use super::clusters::{ClusterEntry, Clusters, DnsJob};
@@ -32,9 +34,8 @@ use amime_config::listener::ListenerConfig;
 use amime_config::names::{ClusterId, Names};
 use amime_config::route::RouteTable;
 use amime_config::secrets::SecretStore;
-use amime_config::tls::inline_certificate;
-use amime_config::values::data_source;
 use amime_config::{Compiler, Faults, Required};
+use secret_files::SecretFiles;
 
 /// All configuration of a runtime.
 pub(super) struct State {
@@ -48,6 +49,7 @@ pub(super) struct State {
     routes: Routes,
     /// The clusters known at the start are in force: listeners may follow.
     clusters_up: bool,
+    secret_files: SecretFiles,
     changed: bool,
 }
 
@@ -66,6 +68,7 @@ impl State {
             clusters: Clusters::new(workers, options.telemetry.clone()),
             routes: Routes::default(),
             clusters_up: false,
+            secret_files: SecretFiles::default(),
             // Workers count as ready once they have seen even an empty one.
             changed: false,
         }
@@ -211,18 +214,9 @@ impl State {
 
     fn add_secret(&mut self, resource: &Resource) -> Result<Vec<Fault>, Refusal> {
         let message: Secret = resource.decode().map_err(|error| error.to_string())?;
-        match message.r#type {
-            Some(secret::Type::TlsCertificate(certificate)) => {
-                let (chain, key) = inline_certificate(&certificate)?;
-                self.secrets.set_certificate(&resource.name, &chain, &key)?;
-            }
-            Some(secret::Type::ValidationContext(context)) => {
-                let source = context.trusted_ca.ok_or("validation_context.trusted_ca: missing")?;
-                self.secrets.set_roots(&resource.name, &data_source(&source)?)?;
-            }
-            Some(_) | None => return Err("type: neither certificate nor validation context".into()),
-        }
-        Ok(Vec::new())
+        let mut faults = Faults::default();
+        let accepted = self.secrets.accept(&resource.name, &message, &mut faults);
+        finish(accepted, faults).map(|((), ignored)| ignored)
     }
 
     fn remove(&mut self, type_url: TypeUrl, name: &str, now: Instant) {

@@ -158,7 +158,7 @@ async fn dial(
         let Some(host) = choose(connection, &cluster, config, metadata) else { break };
         let opened = match &config.tunneling {
             None => {
-                let opened = open(worker, &cluster, &host, connection.sni.as_deref()).await;
+                let opened = open(worker, &cluster, &host).await;
                 opened.map(|(io, facts, open)| (Io::Direct(io), facts, Some(open)))
             }
             Some(tunneling) => {
@@ -189,7 +189,6 @@ pub(crate) async fn open(
     worker: &Rc<Worker>,
     cluster: &Rc<ClusterRuntime>,
     host: &Rc<Host>,
-    sni: Option<&str>,
 ) -> Result<(UpstreamIo, ConnectionFacts, OpenGuard), ConnectError> {
     if !cluster.take(0, Resource::Connections) {
         cluster.stats.upstream_cx_overflow.inc();
@@ -201,11 +200,16 @@ pub(crate) async fn open(
         hostname: &host.endpoint.hostname,
         transport: &host.endpoint.transport,
         alpn: Alpn::Configured,
-        sni,
+        sni: None,
         mark: worker.mark,
     };
     match connect(cluster.config(), target).await {
-        Ok((io, facts)) => Ok((io, facts, open)),
+        Ok((io, facts)) => {
+            if facts.tls.is_some() {
+                cluster.stats.ssl_handshake.inc();
+            }
+            Ok((io, facts, open))
+        }
         Err(error) => {
             count_failure(cluster, host, &error);
             Err(error)
@@ -223,7 +227,7 @@ fn refused(cluster: &Rc<ClusterRuntime>, host: Rc<Host>, error: &ConnectError) -
     );
     DialFailure {
         flags: ResponseFlags::UF,
-        reason: Some(error.to_string()),
+        reason: Some(error.to_string()).filter(|reason| !reason.is_empty()),
         cluster: Some(cluster.clone()),
         host: Some(host),
     }

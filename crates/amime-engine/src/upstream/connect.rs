@@ -13,7 +13,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::tls::MaybeTls;
+use crate::tls::{Counted, MaybeTls, NOT_READY, TlsFailure};
 use amime_config::cluster::{ClusterConfig, Keepalive};
 use amime_config::tls::{Alpn, UpstreamTls, UpstreamTransport};
 use amime_config::tls_facts::TlsFacts;
@@ -33,8 +33,8 @@ pub(crate) struct ConnectionFacts {
 pub(crate) enum ConnectError {
     /// Refused, unreachable and the like, in the system's words.
     Failed(Rc<str>),
-    /// The handshake failed.
-    Tls(Rc<str>),
+    /// The handshake failed, in [`TlsFailure`]'s words.
+    Tls(Rc<TlsFailure>),
     Timeout,
     /// A circuit breaker is open.
     Overflow,
@@ -44,7 +44,7 @@ impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failed(reason) => write!(f, "delayed connect error: {reason}"),
-            Self::Tls(reason) => write!(f, "TLS_error:|{reason}:TLS_error_end"),
+            Self::Tls(failure) => f.write_str(&failure.reason),
             Self::Timeout => f.write_str("connection timeout"),
             Self::Overflow => f.write_str("overflow"),
         }
@@ -57,7 +57,7 @@ pub(crate) struct Target<'a> {
     pub(crate) hostname: &'a str,
     pub(crate) transport: &'a UpstreamTransport,
     pub(crate) alpn: Alpn,
-    /// Server name to ask for when the context names none.
+    /// Server name to ask for instead of the context's.
     pub(crate) sni: Option<&'a str>,
     /// `SO_MARK` of the socket.
     pub(crate) mark: Option<u32>,
@@ -101,18 +101,22 @@ async fn handshake(
     stream: TcpStream,
     target: &Target<'_>,
 ) -> Result<(TlsStream<TcpStream>, TlsFacts), ConnectError> {
-    let sni = if !tls.sni.is_empty() {
-        Some(tls.sni.as_str())
+    let sni = if target.sni.is_some() {
+        target.sni
     } else if tls.host_sni {
         Some(target.hostname)
     } else {
-        target.sni
+        Some(tls.sni.as_str()).filter(|sni| !sni.is_empty())
     };
+    if !tls.ready() {
+        let failure = TlsFailure { reason: NOT_READY.to_owned(), counted: Counted::Nowhere };
+        return Err(ConnectError::Tls(Rc::new(failure)));
+    }
     let connector = TlsConnector::from(tls.config(target.alpn));
     let stream = connector
         .connect(server_name(sni), stream)
         .await
-        .map_err(|error| ConnectError::Tls(error.to_string().into()))?;
+        .map_err(|error| ConnectError::Tls(Rc::new(TlsFailure::of(&error, b""))))?;
     let facts = TlsFacts::of(stream.get_ref().1, tls.local_uri_san());
     Ok((stream, facts))
 }

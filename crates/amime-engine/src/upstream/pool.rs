@@ -16,6 +16,7 @@ use super::cluster::{ClusterRuntime, Host};
 use super::connect::UpstreamIo;
 use super::connect::{ConnectError, ConnectionFacts, Target, connect};
 use crate::http::body::RequestBody;
+use crate::tls::Counted;
 use crate::worker::LocalExecutor;
 use amime_config::endpoint_state::{Resource, now_ms};
 use amime_config::tls::Alpn;
@@ -362,8 +363,10 @@ async fn dial(
         mark,
     };
     let result = connect(cluster.config(), target).await;
-    if let Err(error) = &result {
-        count_failure(cluster, host, error);
+    match &result {
+        Ok((_, facts)) if facts.tls.is_some() => cluster.stats.ssl_handshake.inc(),
+        Ok(_) => {}
+        Err(error) => count_failure(cluster, host, error),
     }
     result
 }
@@ -373,6 +376,15 @@ pub(crate) fn count_failure(cluster: &ClusterRuntime, host: &Host, error: &Conne
     cluster.stats.upstream_cx_connect_fail.inc();
     if *error == ConnectError::Timeout {
         cluster.stats.upstream_cx_connect_timeout.inc();
+    }
+    if let ConnectError::Tls(failure) = error {
+        match failure.counted {
+            Counted::Verify | Counted::NoCertificate => cluster.stats.ssl_fail_verify_error.inc(),
+            Counted::San => cluster.stats.ssl_fail_verify_san.inc(),
+            Counted::Pin => cluster.stats.ssl_fail_verify_cert_hash.inc(),
+            Counted::Protocol => cluster.stats.ssl_connection_error.inc(),
+            Counted::Nowhere => {}
+        }
     }
     host.counters().cx_connect_fail.inc();
 }

@@ -103,6 +103,7 @@ impl Backend {
 /// A running proxy.
 pub(crate) struct Proxy {
     pub(crate) runtime: Arc<Runtime>,
+    pub(crate) telemetry: Arc<Telemetry>,
 }
 
 impl Proxy {
@@ -121,15 +122,16 @@ impl Proxy {
     }
 
     fn start(identity: Arc<dyn SecretSource>, node_id: &str) -> Self {
+        let telemetry = Telemetry::new(TelemetryOptions::default());
         let runtime = Runtime::start(RuntimeOptions {
             concurrency: 2,
-            telemetry: Telemetry::new(TelemetryOptions::default()),
+            telemetry: telemetry.clone(),
             identity,
             mark: None,
             gateway: false,
             node_id: node_id.to_owned(),
         });
-        Self { runtime: runtime.expect("threads start") }
+        Self { runtime: runtime.expect("threads start"), telemetry }
     }
 
     /// A proxy with one listener `http` and clusters by name and address.
@@ -161,6 +163,23 @@ impl Proxy {
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.runtime.listener_address("http").expect("the listener is bound")
+    }
+
+    /// The lines of `/stats` that contain `part`.
+    pub(crate) fn stats(&self, part: &str) -> Vec<String> {
+        let all = self.telemetry.stats_text(&amime_telemetry::StatsFilter::default());
+        all.lines().filter(|line| line.contains(part)).map(str::to_owned).collect()
+    }
+
+    /// Waits until `/stats` has this line.
+    pub(crate) async fn until_stat(&self, line: &str) {
+        let there = async {
+            while !self.stats(line).iter().any(|have| have.ends_with(line)) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let found = tokio::time::timeout(Duration::from_secs(10), there).await;
+        assert!(found.is_ok(), "{line} not in {:?}", self.stats("ssl."));
     }
 
     /// Sends raw bytes and returns all that comes until the proxy closes.

@@ -2,11 +2,13 @@
 //! clients.
 
 mod balancing;
+mod credentials;
 mod filters;
 mod forwarding;
 mod harness;
 mod listeners;
 mod peer_metadata;
+mod pki;
 #[cfg(feature = "oracle")]
 mod placement;
 mod retries;

@@ -148,5 +148,6 @@ fn name(name: &SubjectAltName) -> Value {
         SubjectAltName::Dns(dns) => json!({ "dns": dns }),
         SubjectAltName::Ip(ip) => json!({ "ip_address": ip.to_string() }),
         SubjectAltName::Email(email) => json!({ "email": email }),
+        SubjectAltName::Other { oid, value } => json!({ "other": format!("{oid}:{value}") }),
     }
 }

@@ -156,7 +156,7 @@ impl Dialer {
             None => PlainServerCheck::ServerName(bundle),
             Some(san) => {
                 let sans = vec![SanMatcher::exact(san)];
-                let names = PeerIdentities { trust_domains: vec![], sans };
+                let names = PeerIdentities { sans, ..PeerIdentities::any() };
                 PlainServerCheck::Names(bundle, names)
             }
         };

@@ -327,7 +327,7 @@ const fn num(name: &'static str, write: fn(&Subject<'_>, &mut Vec<u8>) -> bool) 
 }
 
 /// Every operator without arguments.
-static FIELDS: [Field; 58] = [
+static FIELDS: [Field; 59] = [
     text("PROTOCOL", |s, out| put_opt(out, s.http.map(|http| http.protocol))),
     num("RESPONSE_CODE", response_code),
     text("RESPONSE_FLAGS", |s, out| {
@@ -340,6 +340,9 @@ static FIELDS: [Field; 58] = [
     }),
     text("UPSTREAM_TRANSPORT_FAILURE_REASON", |s, out| {
         put_words(out, s.upstream.transport_failure)
+    }),
+    text("DOWNSTREAM_TRANSPORT_FAILURE_REASON", |s, out| {
+        put_words(out, s.downstream.transport_failure)
     }),
     num("BYTES_RECEIVED", |s, out| number(out, s.bytes_received)),
     num("BYTES_SENT", |s, out| number(out, s.bytes_sent)),
