@@ -78,12 +78,6 @@ const EXTENSIONS: &[Extension] = &[
         "filters.listener.proxy_protocol.v3.ProxyProtocol",
         "",
     ),
-    (
-        "previous_hosts",
-        "envoy.retry_host_predicates.previous_hosts",
-        "retry.host.previous_hosts.v3.PreviousHostsPredicate",
-        "",
-    ),
 ];
 
 const HCM: &str = "filters.network.http_connection_manager.v3.HttpConnectionManager";

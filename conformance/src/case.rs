@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::outcome::Aspect;
 use crate::wire::latin1;
 
 /// A file of cases for one bootstrap.
@@ -61,8 +62,12 @@ pub(crate) struct Exchange {
     /// Repetitions, one after the other or all at once.
     pub(crate) times: usize,
     pub(crate) parallel: usize,
+    /// Pause between the starts of parallel repetitions, milliseconds.
+    pub(crate) stagger_ms: u64,
     /// Of repetitions, compare which results there are and not how many.
     pub(crate) distinct: bool,
+    /// Aspects that depend on the moment.
+    pub(crate) ignore: Vec<Aspect>,
     /// Pause before it starts, milliseconds: for what only time changes.
     pub(crate) after_ms: u64,
 }
@@ -87,12 +92,14 @@ impl Default for Exchange {
             responses: 1,
             tunnel: None,
             until: None,
-            wait_ms: 8000,
+            wait_ms: 5000,
             probe: true,
             upstream: 0,
             times: 1,
             parallel: 1,
+            stagger_ms: 0,
             distinct: false,
+            ignore: vec![],
             after_ms: 0,
         }
     }
@@ -154,11 +161,11 @@ impl Exchange {
     pub(crate) fn bytes(&self, id: &str) -> Result<Vec<u8>> {
         let mut bytes = latin1(&self.before);
         if let Some(raw) = &self.raw {
-            bytes.extend(latin1(&raw.replace("{{id}}", id)));
+            bytes.extend(latin1(&fill(raw, id)));
             return Ok(bytes);
         }
         if !self.lines.is_empty() {
-            bytes.extend(latin1(&self.lines.join("\r\n").replace("{{id}}", id)));
+            bytes.extend(latin1(&fill(&self.lines.join("\r\n"), id)));
             bytes.extend(b"\r\n\r\n");
             bytes.extend(self.body());
             return Ok(bytes);
@@ -178,7 +185,7 @@ impl Exchange {
         if !request.body.is_empty() && !request.fields.iter().any(|(name, _)| framed(name)) {
             head.push_str(&format!("content-length: {}\r\n", request.body.len()));
         }
-        bytes.extend(latin1(&head.replace("{{id}}", id)));
+        bytes.extend(latin1(&fill(&head, id)));
         bytes.extend(b"\r\n");
         bytes.extend(request.body);
         Ok(bytes)
@@ -190,6 +197,22 @@ impl Exchange {
         let line = line.or(self.lines.first().map(String::as_str)).unwrap_or_default();
         line.split(' ').next().unwrap_or_default()
     }
+}
+
+/// Replaces `{{id}}`, and a number in such braces by so many bytes.
+pub(crate) fn fill(text: &str, id: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("{{") {
+        let (name, after) = after.split_once("}}").unwrap_or((after, ""));
+        out.push_str(before);
+        match name.parse() {
+            Ok(length) => out.extend(std::iter::repeat_n('v', length)),
+            Err(_) => out.push_str(id),
+        }
+        rest = after;
+    }
+    out + rest
 }
 
 /// Reads a YAML file.

@@ -34,6 +34,9 @@ struct Cases {
     /// Print pending and intended differences as well.
     #[arg(long)]
     diff: bool,
+    /// Print Envoy's side of every case.
+    #[arg(long)]
+    show: bool,
     /// Take pending cases that agree off the list.
     #[arg(long)]
     shrink: bool,
@@ -82,6 +85,9 @@ fn run_cases(arguments: Cases) -> Result<ExitCode> {
     }
     if arguments.diff {
         report = report.with_all_differences();
+    }
+    if arguments.show {
+        report = report.with_envoy();
     }
     print!("{report}");
     Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

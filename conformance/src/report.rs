@@ -27,6 +27,8 @@ pub struct Report {
     pub(crate) seconds: f64,
     /// Print both sides of pending and intended differences as well.
     pub(crate) show_all: bool,
+    /// Print Envoy's side of every case.
+    pub(crate) show_envoy: bool,
 }
 
 impl Report {
@@ -45,6 +47,12 @@ impl Report {
     #[must_use]
     pub fn with_all_differences(self) -> Self {
         Self { show_all: true, ..self }
+    }
+
+    /// Prints Envoy's side of every case.
+    #[must_use]
+    pub fn with_envoy(self) -> Self {
+        Self { show_envoy: true, ..self }
     }
 
     /// Names of cases that differ unlisted, one a line.
@@ -73,6 +81,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for one in &self.cases {
             match &one.verdict {
+                Verdict::Same if self.show_envoy => writeln!(f, "agrees    {}", one.name)?,
                 Verdict::Same => continue,
                 Verdict::Differs => writeln!(f, "DIFFERS   {}", one.name)?,
                 Verdict::Outdated { list } => {
@@ -85,6 +94,11 @@ impl fmt::Display for Report {
                     writeln!(f, "pending   {}: {missing}", one.name)?;
                 }
                 Verdict::OnPurpose { .. } | Verdict::Pending { .. } => continue,
+            }
+            if self.show_envoy {
+                for (aspect, lines) in &one.envoy.lines {
+                    lines.iter().try_for_each(|line| writeln!(f, "  {aspect:<9} {line}"))?;
+                }
             }
             write_differences(f, one)?;
         }

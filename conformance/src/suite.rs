@@ -77,6 +77,7 @@ async fn run(envoy: Product, ours: Product, options: &Options) -> Result<Report>
     let backends = Backends::start(&certs).await?;
     let world = Arc::new(World { backends, certs, dir, next_id: AtomicU32::new(1) });
     let mut report = Report { bootstraps: suites.len(), ..Report::default() };
+    let mut faults = vec![];
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     let mut running = JoinSet::new();
     for suite in suites {
@@ -89,8 +90,13 @@ async fn run(envoy: Product, ours: Product, options: &Options) -> Result<Report>
         });
     }
     while let Some(done) = running.join_next().await {
-        let (name, envoy, ours) = done??;
-        report.cases.extend(compare(&name, envoy, ours, &lists));
+        match done? {
+            Ok((name, envoy, ours)) => report.cases.extend(compare(&name, envoy, ours, &lists)),
+            Err(error) => faults.push(format!("{error:#}")),
+        }
+    }
+    if !faults.is_empty() {
+        bail!("{}", faults.join("\n"));
     }
     report.cases.sort_by(|a, b| a.name.cmp(&b.name));
     if options.only.is_empty() && options.case.is_empty() {
@@ -226,6 +232,10 @@ async fn product(world: &Arc<World>, suite: &Suite, product: &Product) -> Result
 fn names(world: &World, running: &Running) -> Names {
     let mut names = Names::default();
     names.text(world.dir.display().to_string(), "<dir>");
+    // Envoy tells this machine's own address instead of a loopback client's.
+    for address in machine_addresses() {
+        names.text(address, "127.0.0.1");
+    }
     for (name, port) in world.backends.ports() {
         names.port(port, &format!("<{name}>"));
     }
@@ -233,6 +243,14 @@ fn names(world: &World, running: &Running) -> Names {
         names.port(port, &format!("<{name}>"));
     }
     names
+}
+
+/// Addresses of this machine's interfaces.
+fn machine_addresses() -> Vec<String> {
+    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let addresses = interfaces.filter_map(|interface| interface.address);
+    let addresses = addresses.filter_map(|address| Some(address.as_sockaddr_in()?.ip()));
+    addresses.filter(|ip| !ip.is_loopback()).map(|ip| ip.to_string()).collect()
 }
 
 /// Copies of steps of cases, as they were done.
@@ -291,7 +309,15 @@ async fn copies(
     };
     let mut done = vec![];
     for _ in 0..exchange.times.max(1) {
-        let mut running: JoinSet<_> = (0..exchange.parallel.max(1)).map(|_| one()).collect();
+        let mut running = JoinSet::new();
+        for index in 0..exchange.parallel.max(1) {
+            let pause = Duration::from_millis(exchange.stagger_ms) * u32::try_from(index)?;
+            let one = one();
+            running.spawn(async move {
+                tokio::time::sleep(pause).await;
+                one.await
+            });
+        }
         while let Some(one) = running.join_next().await {
             done.push(one??);
         }
@@ -319,8 +345,12 @@ async fn finish(
         outcome.add(Aspect::Upstream, line);
     }
     for line in log.remove(&done.client).unwrap_or_default() {
-        outcome.add(Aspect::Log, line);
+        // Signatures within a TLS session that passes through vary in length.
+        let passed = exchange.tls.is_some() && line.starts_with("- - ");
+        let counts = line.find(" received=").filter(|_| passed);
+        outcome.add(Aspect::Log, &line[..counts.unwrap_or(line.len())]);
     }
+    outcome.lines.retain(|aspect, _| !exchange.ignore.contains(aspect));
     let mut names = names.clone();
     names.text(done.id, "<id>");
     names.port(done.client.port(), "<client>");

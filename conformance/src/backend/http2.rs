@@ -60,6 +60,10 @@ async fn stream(
         orders = Orders::default();
     }
     tokio::time::sleep(orders.delay).await;
+    let without_body = head.method == http::Method::HEAD || matches!(orders.status, 204 | 304);
+    if without_body {
+        orders.body = Some(vec![]);
+    }
     answer(&mut respond, server, orders).await
 }
 
@@ -100,7 +104,11 @@ async fn answer(
     *response.headers_mut() = header_map(&orders.fields);
     let default = format!("from {}\n", server.name).into_bytes();
     let body = Bytes::from(orders.body.unwrap_or(default));
-    let mut send = respond.send_response(response, false)?;
+    let ends = body.is_empty() && orders.trailers.is_empty() && orders.end == End::Whole;
+    let mut send = respond.send_response(response, ends)?;
+    if ends {
+        return Ok(());
+    }
     if orders.end != End::Whole {
         send.send_data(body.slice(..body.len() / 2), false)?;
         if orders.end == End::Truncate {

@@ -6,7 +6,7 @@ use http::{HeaderMap, Request, Uri};
 use tokio::time::timeout;
 
 use super::{Done, Stream, patience};
-use crate::case::Exchange;
+use crate::case::{Exchange, fill};
 use crate::outcome::{Aspect, Outcome};
 use crate::wire::summary;
 
@@ -93,7 +93,7 @@ fn request(exchange: &Exchange, id: &str) -> Result<(Request<()>, Bytes)> {
     let uri = if simple.method == "CONNECT" {
         simple.target.parse::<Uri>()?
     } else {
-        let mut builder = Uri::builder().path_and_query(simple.target.replace("{{id}}", id));
+        let mut builder = Uri::builder().path_and_query(fill(simple.target, id));
         if !exchange.host.is_empty() {
             builder = builder.authority(exchange.host.as_str()).scheme(scheme);
         }
@@ -101,7 +101,7 @@ fn request(exchange: &Exchange, id: &str) -> Result<(Request<()>, Bytes)> {
     };
     let mut request = Request::builder().method(simple.method).uri(uri).header("x-case", id);
     for (name, value) in simple.fields {
-        request = request.header(name, value.replace("{{id}}", id));
+        request = request.header(name, fill(value, id));
     }
     Ok((request.version(http::Version::HTTP_2).body(())?, Bytes::from(simple.body)))
 }

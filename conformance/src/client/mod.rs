@@ -5,11 +5,13 @@ mod http2;
 mod tcp;
 mod tls;
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::case::{Exchange, Over};
 use crate::certs::Certs;
@@ -36,7 +38,7 @@ pub(crate) async fn exchange(
     address: SocketAddr,
     certs: &Certs,
 ) -> Result<Done> {
-    let stream = TcpStream::connect(address).await.context("proxy does not listen")?;
+    let stream = dial(address).await?;
     stream.set_nodelay(true)?;
     let client = stream.local_addr()?;
     let mut done = Done { outcome: Outcome::default(), id, client, responses: 0 };
@@ -51,6 +53,23 @@ pub(crate) async fn exchange(
         },
     }
     Ok(done)
+}
+
+/// Connects from a port of its own: log lines are told apart by it, and the
+/// kernel gives one port to connections with different peers.
+async fn dial(address: SocketAddr) -> Result<TcpStream> {
+    static USED: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut refused = vec![];
+    loop {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+        let port = socket.local_addr()?.port();
+        if USED.lock().unwrap_or_else(PoisonError::into_inner).insert(port) {
+            return socket.connect(address).await.context("proxy does not listen");
+        }
+        // Held until another one is found, or it would come again.
+        refused.push(socket);
+    }
 }
 
 async fn talk<S: Stream>(exchange: &Exchange, stream: S, done: &mut Done) -> Result<()> {
