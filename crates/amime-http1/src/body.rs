@@ -54,6 +54,11 @@ impl Body {
         }
     }
 
+    /// True if no byte is missing.
+    pub(crate) fn complete(&self) -> bool {
+        matches!(self, Self::Length(0))
+    }
+
     /// The next event; after [`Event::End`] the body is over.
     pub(crate) fn decode<H>(
         &mut self,

@@ -8,7 +8,7 @@ use http::{HeaderMap, Method, header};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::casing::Casing;
-use crate::codec::{BodyLength, Event, Options};
+use crate::codec::{BodyLength, Decode, Event, Options};
 use crate::connection::{Connection, ReadError, Writing};
 use crate::encode::{Framing, encode_request};
 use crate::response::{ResponseDecoder, ResponseHead, ResponseTo, is_interim};
@@ -136,7 +136,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Client<T> {
             return Poll::Ready(Ok(Event::End));
         }
         Poll::Ready(Ok(match ready!(self.poll_event(cx))? {
-            Some(Event::Data(data)) => Event::Data(data),
+            Some(Event::Data(data)) => {
+                self.receiving = !self.connection.decoder.take_end();
+                Event::Data(data)
+            }
             Some(Event::Trailers(trailers)) => Event::Trailers(trailers),
             Some(Event::Head(_) | Event::End) | None => {
                 self.receiving = false;

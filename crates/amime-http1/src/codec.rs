@@ -68,8 +68,12 @@ pub(crate) trait Decode {
     /// The next event in `buf`, `None` if that needs more bytes.
     fn decode(&mut self, buf: &mut BytesMut) -> Result<Option<Event<Self::Head>>, ParseError>;
 
+    /// True if the body's last byte was in the last event, so that only its
+    /// end is missing, which is then not an event any more.
+    fn take_end(&mut self) -> bool;
+
     /// What the stream's end means now; `None` if nothing was begun.
-    fn finish(&mut self, left: &BytesMut) -> Result<Option<Event<Self::Head>>, ParseError>;
+    fn finish(&mut self) -> Result<Option<Event<Self::Head>>, ParseError>;
 }
 
 /// Lines of a head that is not complete yet: no byte is looked at twice.

@@ -53,7 +53,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin, D: Decode> Connection<T, D> {
                 return Poll::Ready(Ok(Some(event)));
             }
             if self.ended {
-                return Poll::Ready(Ok(self.decoder.finish(read)?));
+                return Poll::Ready(Ok(self.decoder.finish()?));
             }
             self.ended = ready!(self.transport.poll_read(cx))? == 0;
         }

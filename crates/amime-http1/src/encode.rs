@@ -100,6 +100,7 @@ pub fn encode_last_chunk(trailers: Option<&HeaderMap>, out: &mut BytesMut) {
 /// A status in words, as Envoy writes it.
 pub fn reason(status: StatusCode) -> &'static str {
     match status.as_u16() {
+        203 => "Non-Authoritative Information",
         599 => "Last Unassigned Server Error Code",
         102 | 103 | 418 | 451 => "Unknown",
         _ => status.canonical_reason().unwrap_or("Unknown"),

@@ -92,7 +92,7 @@ impl RequestDecoder {
             skip_empty_lines(buf);
             match buf.first() {
                 None => return Ok(None),
-                Some(byte) if !byte.is_ascii_uppercase() => return Err(ParseError::Method),
+                Some(byte) if *byte <= b' ' => return Err(ParseError::Method),
                 Some(_) => self.state = State::Head(None),
             }
         }
@@ -186,7 +186,15 @@ impl Decode for RequestDecoder {
         }
     }
 
-    fn finish(&mut self, _left: &BytesMut) -> Result<Option<Event<RequestHead>>, ParseError> {
+    fn take_end(&mut self) -> bool {
+        let ended = matches!(&self.state, State::Body(body) if body.complete());
+        if ended {
+            self.state = State::Idle;
+        }
+        ended
+    }
+
+    fn finish(&mut self) -> Result<Option<Event<RequestHead>>, ParseError> {
         match self.state {
             State::Idle | State::Raw => Ok(None),
             State::Head(_) | State::Body(_) => Err(ParseError::Truncated),

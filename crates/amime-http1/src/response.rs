@@ -162,7 +162,15 @@ impl Decode for ResponseDecoder {
         }
     }
 
-    fn finish(&mut self, _left: &BytesMut) -> Result<Option<Event<ResponseHead>>, ParseError> {
+    fn take_end(&mut self) -> bool {
+        let ended = matches!(&self.state, State::Body(body) if body.complete());
+        if ended {
+            self.state = State::Idle;
+        }
+        ended
+    }
+
+    fn finish(&mut self) -> Result<Option<Event<ResponseHead>>, ParseError> {
         match self.state {
             State::Idle | State::Raw | State::Head(false) => Ok(None),
             State::Body(Body::UntilClose) => {

@@ -4,6 +4,7 @@
 //! then the next. What a client sends meanwhile waits.
 
 use std::io;
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
@@ -11,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::casing::Casing;
-use crate::codec::{BodyLength, Event, Options};
+use crate::codec::{BodyLength, Decode, Event, Options};
 use crate::connection::{Connection, ReadError, Writing};
 use crate::encode::{Framing, encode_response};
 use crate::error::ParseError;
@@ -40,6 +41,7 @@ pub struct Server<T> {
 #[derive(Clone, Copy, Debug)]
 struct Current {
     head: bool,
+    connect: bool,
     version: Version,
     /// Part of the request has not been read.
     open: bool,
@@ -50,8 +52,13 @@ struct Current {
 impl<T: AsyncRead + AsyncWrite + Unpin> Server<T> {
     /// Serves `io`, of which `read` has been read already.
     pub fn new(io: T, read: BytesMut, options: ServerOptions) -> Self {
-        let request =
-            Current { head: false, version: Version::HTTP_11, open: false, keep_alive: true };
+        let request = Current {
+            head: false,
+            connect: false,
+            version: Version::HTTP_11,
+            open: false,
+            keep_alive: true,
+        };
         let decoder = RequestDecoder::new(options.decode);
         let connection = Connection::new(io, read, decoder);
         Self { connection, options, request, writing: Writing::Nothing }
@@ -72,6 +79,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Server<T> {
         let Some(Event::Head(head)) = event else { return Poll::Ready(Ok(None)) };
         self.request = Current {
             head: head.method == Method::HEAD,
+            connect: head.method == Method::CONNECT,
             version: head.version,
             open: head.body != BodyLength::Empty,
             keep_alive: head.keep_alive,
@@ -92,7 +100,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Server<T> {
         );
         let version = self.connection.decoder.version().filter(|_| late);
         let version = version.unwrap_or(Version::HTTP_11);
-        self.request = Current { head: false, version, open: true, keep_alive: false };
+        self.request =
+            Current { head: false, connect: false, version, open: true, keep_alive: false };
     }
 
     /// True once part of the next request's head has come.
@@ -113,7 +122,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Server<T> {
             }
         };
         Poll::Ready(Ok(match event {
-            Some(Event::Data(data)) => Event::Data(data),
+            Some(Event::Data(data)) => {
+                self.request.open = !self.connection.decoder.take_end();
+                Event::Data(data)
+            }
             Some(Event::Trailers(trailers)) => Event::Trailers(trailers),
             Some(Event::Head(_) | Event::End) | None => {
                 self.request.open = false;
@@ -150,7 +162,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Server<T> {
         more: bool,
         casing: Casing<'_>,
     ) {
-        let has_length = headers.contains_key(header::CONTENT_LENGTH);
+        // Bytes of another protocol follow.
+        let raw = match status {
+            StatusCode::SWITCHING_PROTOCOLS => true,
+            status => self.request.connect && status.is_success(),
+        };
+        let has_length = raw || headers.contains_key(header::CONTENT_LENGTH);
         let bodiless = is_bodiless(status);
         let framing = if has_length || bodiless {
             Framing::AsIs
@@ -171,7 +188,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Server<T> {
         } else {
             Writing::Plain
         };
-        if status != StatusCode::SWITCHING_PROTOCOLS {
+        if !raw {
             self.connection_header(headers);
         }
         let head = (self.version(), status);
@@ -214,6 +231,27 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Server<T> {
     /// Writes what waits.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.connection.transport.poll_flush(cx)
+    }
+
+    /// True if the client sent something that nobody has read, so that closing
+    /// now would take the response from it.
+    pub fn unread(&self) -> bool {
+        self.request.open || !self.connection.transport.read.is_empty()
+    }
+
+    /// Tells the client that nothing more comes.
+    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection.transport.io).poll_shutdown(cx)
+    }
+
+    /// Drops what the client sends until it closes.
+    pub fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Connection { transport, ended, .. } = &mut self.connection;
+        while !*ended {
+            transport.read.clear();
+            *ended = !matches!(ready!(transport.poll_read(cx)), Ok(count) if count > 0);
+        }
+        Poll::Ready(())
     }
 
     /// The stream and what was read of it, for a protocol after HTTP.

@@ -1,19 +1,22 @@
 //! One attempt to send a request to one endpoint.
 
+use std::io;
 use std::rc::Rc;
 
+use amime_http1::ParseError;
 use http::uri::Uri;
 use http::{HeaderMap, HeaderValue, Method, Version, header};
-use hyper::body::{Body, Incoming};
-use hyper::client::conn::TrySendError;
 
-use super::body::RequestBody;
+use super::body::{RequestBody, UpstreamBody};
 use super::error::{ProxyError, ResetReason};
 use super::exchange::Exchange;
 use super::forward::PreparedBody;
 use super::names;
+use super::pipe::Duplex;
 use crate::upstream::connect::ConnectError;
-use crate::upstream::pool::{Acquire, ConnKey, Lease, Sender, acquire};
+use crate::upstream::pool::{
+    Acquire, ConnKey, Held, Lease, SendError, Sender, UpstreamError, acquire,
+};
 use crate::upstream::{ClusterRuntime, Host, Outcome, Resource};
 use amime_config::cluster::UpstreamProtocol;
 use amime_config::head::RequestHead;
@@ -31,7 +34,7 @@ pub(super) enum Failure {
     PerTryTimeout,
     Protocol(String),
     /// The client's own body is broken.
-    Downstream,
+    Downstream(ParseError),
 }
 
 impl Failure {
@@ -47,7 +50,7 @@ impl Failure {
             }
             Self::PerTryTimeout => ProxyError::PerTryTimeout,
             Self::Protocol(reason) => ProxyError::UpstreamProtocol(reason.into()),
-            Self::Downstream => ProxyError::BadRequest("http1.codec_error"),
+            Self::Downstream(error) => ProxyError::Malformed(error),
         }
     }
 }
@@ -99,6 +102,17 @@ impl Drop for InFlight {
 }
 
 impl Attempt {
+    /// The bytes behind a response that ends HTTP, and what keeps the request
+    /// counted meanwhile.
+    pub(super) async fn into_tunnel(
+        self,
+        response: http::Response<UpstreamBody>,
+    ) -> io::Result<(Box<dyn Duplex>, (Held, InFlight))> {
+        let Self { lease, flight } = self;
+        let (io, held) = lease.into_tunnel(response).await?;
+        Ok((io, (held, flight)))
+    }
+
     /// Gives the connection back; the response has ended.
     pub(super) fn release(self) {
         self.lease.release(&self.flight.cluster, &self.flight.host);
@@ -106,16 +120,16 @@ impl Attempt {
 
     /// Drops a response that is not passed on, keeping the connection if the
     /// rest of it is short.
-    pub(super) fn discard(self, mut incoming: Incoming) {
+    pub(super) fn discard(self, mut incoming: UpstreamBody) {
         const SHORT: u64 = 64 * 1024;
         if incoming.is_end_stream() {
             return self.release();
         }
         if incoming.size_hint().upper().is_some_and(|rest| rest <= SHORT) {
             tokio::task::spawn_local(async move {
-                use http_body_util::BodyExt;
-                while let Some(Ok(_)) = incoming.frame().await {}
-                self.release();
+                if incoming.drain().await {
+                    self.release();
+                }
             });
         }
     }
@@ -126,7 +140,7 @@ impl Request<'_> {
     pub(super) async fn send(
         self,
         body: &PreparedBody,
-    ) -> Result<(http::response::Parts, Incoming, Attempt), Failure> {
+    ) -> Result<(http::response::Parts, UpstreamBody, Attempt), Failure> {
         let flight = InFlight::new(self.cluster, self.host, self.priority);
         let result = self.send_counted(body, flight).await;
         match &result {
@@ -140,7 +154,7 @@ impl Request<'_> {
         &self,
         body: &PreparedBody,
         flight: InFlight,
-    ) -> Result<(http::response::Parts, Incoming, Attempt), Failure> {
+    ) -> Result<(http::response::Parts, UpstreamBody, Attempt), Failure> {
         let acquired = Acquire {
             cluster: self.cluster,
             host: self.host,
@@ -160,7 +174,7 @@ impl Request<'_> {
             let body = carried.take().unwrap_or_else(|| body.attempt(self.exchange));
             let mut lease = lease;
             let request = self.build(&lease, body);
-            let error = match exchange_messages(&mut lease.sender, request).await {
+            let error = match lease.sender.send(request).await {
                 Ok(response) => {
                     self.exchange.log.borrow_mut().response_after =
                         Some(self.exchange.begun.elapsed());
@@ -175,9 +189,9 @@ impl Request<'_> {
             match error {
                 // An idle connection that closed in the same moment: the
                 // request was not sent, another connection takes it.
-                Broken::Unsent(unsent) if lease.reused => carried = Some(unsent.into_body()),
-                Broken::Unsent(_) => return Err(Failure::ResetBeforeRequest),
-                Broken::Sent(error) => return Err(self.failure(&error)),
+                SendError::Unsent(unsent) if lease.reused => carried = Some(unsent.into_body()),
+                SendError::Unsent(_) => return Err(Failure::ResetBeforeRequest),
+                SendError::Broken(error) => return Err(self.failure(&error)),
             }
         }
     }
@@ -227,10 +241,7 @@ impl Request<'_> {
             Sender::H1(_) if head.method == Method::CONNECT => {
                 *request.uri_mut() = authority(&head);
             }
-            Sender::H1(_) => {
-                *request.uri_mut() = head.origin_form();
-                add_length(&head.method, &mut headers, request.body());
-            }
+            Sender::H1(_) => *request.uri_mut() = head.origin_form(),
             Sender::H2 { .. } => {
                 *request.version_mut() = Version::HTTP_2;
                 if head.method == Method::CONNECT {
@@ -274,55 +285,37 @@ impl Request<'_> {
                 let reason = Some(error.to_string()).filter(|reason| !reason.is_empty());
                 self.exchange.log.borrow_mut().transport_failure = reason;
             }
-            Failure::Overflow | Failure::NoHealthyUpstream | Failure::Downstream => return,
+            Failure::Overflow | Failure::NoHealthyUpstream | Failure::Downstream(_) => return,
             _ => self.cluster.stats.upstream_rq_rx_reset.inc(),
         }
         self.host.counters().rq_error.inc();
         self.cluster.observe(self.host, Outcome::LocalOrigin);
     }
 
-    fn failure(&self, error: &hyper::Error) -> Failure {
-        if self.exchange.body_failed.get() {
-            return Failure::Downstream;
+    fn failure(&self, error: &UpstreamError) -> Failure {
+        if let Some(error) = self.exchange.body_failed.get() {
+            return Failure::Downstream(error);
         }
-        if error.is_parse() || error.is_parse_too_large() {
-            return Failure::Protocol(error.to_string());
-        }
-        let reason = std::error::Error::source(error)
-            .and_then(|source| source.downcast_ref::<h2::Error>())
-            .filter(|error| error.is_reset() && error.is_remote())
-            .and_then(h2::Error::reason);
-        Failure::Reset(match reason {
-            Some(h2::Reason::REFUSED_STREAM) => ResetReason::Refused,
-            Some(_) => ResetReason::Remote,
-            None => ResetReason::ConnectionTermination,
-        })
-    }
-}
-
-/// How sending failed.
-pub(crate) enum Broken {
-    /// Nothing was written; the request can go elsewhere whole.
-    Unsent(Box<http::Request<RequestBody>>),
-    Sent(hyper::Error),
-}
-
-impl From<TrySendError<http::Request<RequestBody>>> for Broken {
-    fn from(mut error: TrySendError<http::Request<RequestBody>>) -> Self {
-        match error.take_message() {
-            Some(request) => Self::Unsent(Box::new(request)),
-            None => Self::Sent(error.into_error()),
+        match error {
+            UpstreamError::H2(error) if error.is_parse() || error.is_parse_too_large() => {
+                Failure::Protocol(error.to_string())
+            }
+            UpstreamError::H2(error) => Failure::Reset(h2_reset(error)),
+            error if error.is_malformed() => Failure::Protocol(String::new()),
+            UpstreamError::H1(_) => Failure::Reset(ResetReason::ConnectionTermination),
         }
     }
 }
 
-pub(crate) async fn exchange_messages(
-    sender: &mut Sender,
-    request: http::Request<RequestBody>,
-) -> Result<http::Response<Incoming>, Broken> {
-    match sender {
-        Sender::H1(sender) => sender.try_send_request(request).await.map_err(Broken::from),
-        Sender::H2 { sender, .. } => sender.try_send_request(request).await.map_err(Broken::from),
+fn h2_reset(error: &hyper::Error) -> ResetReason {
+    let reason = std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<h2::Error>())
+        .filter(|error| error.is_reset() && error.is_remote())
+        .and_then(h2::Error::reason);
+    match reason {
+        Some(h2::Reason::REFUSED_STREAM) => ResetReason::Refused,
+        Some(_) => ResetReason::Remote,
+        None => ResetReason::ConnectionTermination,
     }
 }
 
@@ -350,19 +343,6 @@ fn has_forbidden_body(parts: &http::response::Parts) -> bool {
     parts.status == http::StatusCode::NO_CONTENT
         && (parts.headers.contains_key(header::TRANSFER_ENCODING)
             || parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0"))
-}
-
-/// Servers of HTTP/1 want to be told that a method that may have a body has
-/// none; the codec wants to be told that one that rarely has a body has one.
-fn add_length(method: &Method, headers: &mut HeaderMap, body: &RequestBody) {
-    if headers.contains_key(header::CONTENT_LENGTH) {
-        return;
-    }
-    if !body.is_end_stream() {
-        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    } else if !matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE) {
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
-    }
 }
 
 /// The target of a request to connect.

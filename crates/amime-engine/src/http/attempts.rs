@@ -3,9 +3,9 @@
 use std::rc::Rc;
 
 use amime_telemetry::ResponseFlags;
-use hyper::body::Incoming;
 
 use super::attempt::{self, Attempt, Failure};
+use super::body::UpstreamBody;
 use super::error::ProxyError;
 use super::forward::{Plan, PreparedBody};
 use super::hash;
@@ -22,7 +22,7 @@ pub(super) struct Attempts<'a> {
     pub(super) input: LbInput<'a>,
 }
 
-pub(super) type Answer = (http::response::Parts, Incoming, Attempt);
+pub(super) type Answer = (http::response::Parts, UpstreamBody, Attempt);
 
 impl Attempts<'_> {
     /// Makes attempts until one is good or no more may be made.

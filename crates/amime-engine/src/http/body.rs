@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use amime_http1::ParseError;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
@@ -18,15 +19,104 @@ use tokio::time::{Instant, Sleep};
 
 use super::attempt::Attempt;
 use super::exchange::{End, Exchange, ExchangeGuard};
+use super::h1;
 use super::pipe::Pipe;
+use crate::upstream::h1::H1Body;
+use crate::upstream::pool::UpstreamError;
 
 /// Error of a body, as codecs want it.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
+/// What a client sends after a request's head.
+pub(crate) enum DownstreamBody {
+    Empty,
+    H1(h1::ClientBody),
+    H2(Incoming),
+}
+
+impl DownstreamBody {
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ParseError>>> {
+        match self {
+            Self::Empty => Poll::Ready(None),
+            Self::H1(body) => body.poll_frame(cx),
+            Self::H2(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(|_| ParseError::Truncated))),
+        }
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::H1(body) => body.ended(),
+            Self::H2(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::H1(body) => body.left().map(SizeHint::with_exact).unwrap_or_default(),
+            Self::H2(body) => body.size_hint(),
+        }
+    }
+}
+
+/// What an upstream sends after a response's head.
+pub(crate) enum UpstreamBody {
+    H1(H1Body),
+    H2(Incoming),
+}
+
+impl UpstreamBody {
+    pub(crate) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
+        match self {
+            Self::H1(body) => {
+                body.poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(UpstreamError::H1)))
+            }
+            Self::H2(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(UpstreamError::H2))),
+        }
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        match self {
+            Self::H1(body) => body.ended(),
+            Self::H2(body) => body.is_end_stream(),
+        }
+    }
+
+    /// Bytes to come, as far as that is known.
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::H1(body) => body.left().map(SizeHint::with_exact).unwrap_or_default(),
+            Self::H2(body) => body.size_hint(),
+        }
+    }
+
+    /// Reads the rest and drops it; false if it did not come.
+    pub(crate) async fn drain(&mut self) -> bool {
+        loop {
+            match std::future::poll_fn(|cx| self.poll_frame(cx)).await {
+                None => return true,
+                Some(Ok(_)) => {}
+                Some(Err(_)) => return false,
+            }
+        }
+    }
+}
+
 /// A request's body on its way up.
 pub(crate) enum RequestBody {
     Empty,
-    Stream(Incoming, Rc<Exchange>),
+    Stream(DownstreamBody, Rc<Exchange>),
     Replay(ReplayBody),
     /// Bytes of a tunnel.
     Pipe(Pipe),
@@ -41,7 +131,7 @@ pub(crate) struct ReplayBody {
 
 /// The client's body with what was read of it.
 pub(crate) struct Replay {
-    incoming: Incoming,
+    incoming: DownstreamBody,
     exchange: Rc<Exchange>,
     chunks: Vec<Bytes>,
     trailers: Option<HeaderMap>,
@@ -54,7 +144,7 @@ pub(crate) struct Replay {
 
 impl Replay {
     pub(crate) fn new(
-        incoming: Incoming,
+        incoming: DownstreamBody,
         exchange: Rc<Exchange>,
         limit: usize,
     ) -> Rc<RefCell<Self>> {
@@ -78,13 +168,13 @@ impl Replay {
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
         loop {
-            let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+            let frame = ready!(self.incoming.poll_frame(cx));
             let Some(frame) = frame else {
                 self.ended = true;
                 self.exchange.request_received();
                 return Poll::Ready(None);
             };
-            let frame = frame.inspect_err(|_| self.exchange.body_failed.set(true));
+            let frame = frame.inspect_err(|error| self.exchange.body_failed.set(Some(*error)));
             match frame.map_err(BodyError::from)?.into_data() {
                 Ok(data) => {
                     self.exchange.count_received(data.len());
@@ -143,12 +233,12 @@ impl Body for RequestBody {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
             Self::Stream(incoming, exchange) => {
-                let frame = ready!(Pin::new(incoming).poll_frame(cx));
+                let frame = ready!(incoming.poll_frame(cx));
                 match &frame {
                     Some(Ok(frame)) => {
                         exchange.count_received(frame.data_ref().map_or(0, Bytes::len));
                     }
-                    Some(Err(_)) => exchange.body_failed.set(true),
+                    Some(Err(error)) => exchange.body_failed.set(Some(*error)),
                     None => exchange.request_received(),
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
@@ -196,12 +286,13 @@ pub(crate) struct ResponseBody {
 
 enum Source {
     Bytes(Option<Bytes>),
-    Upstream(Box<UpstreamBody>),
+    Upstream(Box<Answer>),
     Pipe(Pipe),
 }
 
-struct UpstreamBody {
-    incoming: Incoming,
+/// An upstream's body with what ends it.
+struct Answer {
+    incoming: UpstreamBody,
     attempt: Option<Attempt>,
     limits: BodyLimits,
     timer: Option<Pin<Box<Sleep>>>,
@@ -229,14 +320,13 @@ impl ResponseBody {
     }
 
     pub(crate) fn upstream(
-        incoming: Incoming,
+        incoming: UpstreamBody,
         attempt: Attempt,
         limits: BodyLimits,
         guard: ExchangeGuard,
     ) -> Self {
         let ended = incoming.is_end_stream();
-        let mut body =
-            UpstreamBody { incoming, attempt: Some(attempt), limits, timer: None, ended };
+        let mut body = Answer { incoming, attempt: Some(attempt), limits, timer: None, ended };
         if ended {
             body.release();
         }
@@ -244,7 +334,7 @@ impl ResponseBody {
     }
 }
 
-impl UpstreamBody {
+impl Answer {
     fn release(&mut self) {
         if let Some(attempt) = self.attempt.take() {
             attempt.release();
@@ -256,7 +346,7 @@ impl UpstreamBody {
         cx: &mut Context<'_>,
         completed: impl Fn() -> Option<std::time::Instant>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyFailure>>> {
-        let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
+        let frame = match self.incoming.poll_frame(cx) {
             Poll::Pending => {
                 return self.poll_limits(cx, completed()).map(|failure| Some(Err(failure)));
             }
@@ -317,7 +407,7 @@ impl UpstreamBody {
 }
 
 enum BodyFailure {
-    Upstream(hyper::Error),
+    Upstream(UpstreamError),
     Deadline,
     Idle,
 }
@@ -356,6 +446,9 @@ impl Body for ResponseBody {
             }
             Some(Err(failure)) => {
                 let (end, error): (_, BodyError) = match failure {
+                    BodyFailure::Upstream(error) if error.is_malformed() => {
+                        (End::UpstreamProtocol, error.into())
+                    }
                     BodyFailure::Upstream(error) => (End::UpstreamReset, error.into()),
                     BodyFailure::Deadline => (End::Deadline, "response timeout".into()),
                     BodyFailure::Idle => (End::Idle, "stream idle timeout".into()),

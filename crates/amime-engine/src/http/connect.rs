@@ -4,15 +4,14 @@
 use std::rc::Rc;
 
 use http::{Response, StatusCode};
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 
 use super::attempt::{Failure, InFlight};
 use super::attempts::Attempts;
+use super::body::DownstreamBody;
 use super::error::ProxyError;
 use super::forward::{Forwarded, Plan};
 use super::pipe::Pipe;
-use super::upgrade::{Downstream, Tunnel, Upstream};
+use super::upgrade::{Downstream, OnUpgrade, Tunnel, Upstream};
 use crate::tcp::open;
 use crate::upstream::connect::UpstreamIo;
 use crate::upstream::pool::OpenGuard;
@@ -29,7 +28,7 @@ pub(super) struct Open {
 pub(super) async fn terminate(
     plan: &Plan<'_>,
     attempts: &Attempts<'_>,
-    body: Incoming,
+    body: DownstreamBody,
     on_upgrade: Option<OnUpgrade>,
 ) -> Result<Forwarded, ProxyError> {
     let open = attempts.dial().await?;

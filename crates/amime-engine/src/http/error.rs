@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use amime_http1::ParseError;
 use amime_telemetry::ResponseFlags;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -17,6 +18,12 @@ use crate::upstream::connect::ConnectError;
 pub(crate) enum ProxyError {
     /// The request is not well formed; the text is Envoy's detail.
     BadRequest(&'static str),
+    /// The codec could not read the request.
+    Malformed(ParseError),
+    /// The client took too long over its head.
+    HeadersTimeout,
+    /// The client stopped within its head.
+    HeadersIdle,
     /// As `BadRequest`, without a body.
     Refused(&'static str),
     MissingHost,
@@ -117,6 +124,11 @@ impl ProxyError {
             Self::Denied { policy } => return denied_reply(policy.as_deref()),
             Self::UpstreamProtocol(reason) => return protocol_reply(reason),
             Self::ClusterNotFound(status) => (status.as_u16(), F::NC, "cluster_not_found", ""),
+            Self::Malformed(error) => return malformed_reply(*error),
+            Self::HeadersTimeout => {
+                (408, F::NONE, "request_header_timeout", "request header timeout")
+            }
+            Self::HeadersIdle => (408, F::SI, "stream_idle_timeout", "stream timeout"),
             Self::BadRequest(details) => (400, F::DPE, *details, "Bad Request"),
             Self::Refused(details) => (400, F::NONE, *details, ""),
             Self::MissingHost => (400, F::NONE, "missing_host_header", ""),
@@ -156,12 +168,20 @@ fn fault_reply(status: StatusCode, grpc: Option<u32>) -> LocalReply {
     LocalReply { grpc, ..reply(status.as_u16(), flags, "fault_filter_abort", "fault filter abort") }
 }
 
+fn malformed_reply(error: ParseError) -> LocalReply {
+    let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);
+    reply(status.as_u16(), ResponseFlags::DPE, error.details(), amime_http1::reason(status))
+}
+
 fn denied_reply(policy: Option<&str>) -> LocalReply {
     reply(403, ResponseFlags::NONE, denied_details(policy), "RBAC: access denied")
 }
 
 fn protocol_reply(reason: &str) -> LocalReply {
-    let details = format!("upstream_reset_before_response_started{{protocol_error|{reason}}}");
+    let details = match reason {
+        "" => "upstream_reset_before_response_started{protocol_error}".to_owned(),
+        reason => format!("upstream_reset_before_response_started{{protocol_error|{reason}}}"),
+    };
     reply(502, ResponseFlags::UPE, details, reset_body(false, "protocol error"))
 }
 
@@ -222,6 +242,9 @@ impl ProxyError {
         matches!(
             self,
             Self::BadRequest(_)
+                | Self::Malformed(_)
+                | Self::HeadersTimeout
+                | Self::HeadersIdle
                 | Self::Refused(_)
                 | Self::MissingHost
                 | Self::Http10
@@ -240,7 +263,6 @@ impl LocalReply {
             let code = self.grpc.unwrap_or_else(|| grpc_status(self.status));
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             headers.insert("grpc-status", HeaderValue::from(code));
-            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
             if !self.body.is_empty()
                 && let Ok(message) = HeaderValue::from_str(&percent_encode(&self.body))
             {
@@ -252,8 +274,9 @@ impl LocalReply {
             Cow::Borrowed(text) => Bytes::from_static(text.as_bytes()),
             Cow::Owned(text) => Bytes::from(text),
         };
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+        // Of nothing, the codec knows whether it is to be said.
         if !body.is_empty() {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         }
         (self.status, headers, body)

@@ -9,12 +9,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use amime_http1::ParseError;
 use amime_telemetry::{
     HttpRecord, HttpTiming, PeerMetadata, ResponseFlags, TlsRecord, UpstreamRecord,
 };
 use http::{HeaderMap, Method, StatusCode, Version};
 use tokio::sync::Notify;
 
+use super::parsed::logged_path;
 use super::serve::HttpConnection;
 use crate::upstream::pool::UpstreamConn;
 use crate::upstream::{ClusterRuntime, Host};
@@ -28,6 +30,8 @@ pub(crate) enum End {
     Complete,
     DownstreamGone,
     UpstreamReset,
+    /// What the upstream sent cannot be understood.
+    UpstreamProtocol,
     Deadline,
     Idle,
 }
@@ -43,7 +47,7 @@ pub(crate) struct Exchange {
     /// Told when the request has been read.
     pub(crate) complete: Notify,
     /// Reading the request's body failed.
-    pub(crate) body_failed: Cell<bool>,
+    pub(crate) body_failed: Cell<Option<ParseError>>,
     received: Cell<u64>,
     received_after: Cell<Option<Duration>>,
     sent: Cell<u64>,
@@ -82,7 +86,7 @@ impl Exchange {
             head: RefCell::new(head),
             log: RefCell::default(),
             complete: Notify::new(),
-            body_failed: Cell::new(false),
+            body_failed: Cell::new(None),
             received: Cell::new(0),
             received_after: Cell::new(None),
             sent: Cell::new(0),
@@ -147,8 +151,7 @@ impl Exchange {
             response_started: log.response_after,
         };
         record.method = head.method.as_str();
-        // A request to connect has none.
-        record.path = if head.method == Method::CONNECT { "" } else { head.path.as_str() };
+        record.path = logged_path(&head);
         record.authority = head.authority();
         record.scheme = head.scheme.as_str();
         record.protocol = protocol(head.version);
@@ -204,6 +207,11 @@ impl Log {
                 self.flags.insert(ResponseFlags::UC);
                 self.details =
                     Cow::Borrowed("upstream_reset_after_response_started{connection_termination}");
+            }
+            End::UpstreamProtocol => {
+                self.flags.insert(ResponseFlags::UPE);
+                self.details =
+                    Cow::Borrowed("upstream_reset_after_response_started{protocol_error}");
             }
             End::Deadline => {
                 self.flags.insert(ResponseFlags::UT);

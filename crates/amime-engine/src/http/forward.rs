@@ -5,13 +5,12 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use http::{HeaderMap, Response, header};
-use http_body::Body;
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 
 use super::attempt::Attempt;
 use super::attempts::Attempts;
-use super::body::{BodyLimits, Replay, ReplayBody, RequestBody, ResponseBody};
+use super::body::{
+    BodyLimits, DownstreamBody, Replay, ReplayBody, RequestBody, ResponseBody, UpstreamBody,
+};
 use super::error::ProxyError;
 use super::exchange::{Exchange, ExchangeGuard, answered};
 use super::pipe::Pipe;
@@ -43,7 +42,7 @@ pub(super) struct Forwarded {
 }
 
 enum ForwardedBody {
-    Stream(Box<(Incoming, Attempt, BodyLimits)>),
+    Stream(Box<(UpstreamBody, Attempt, BodyLimits)>),
     Tunnel(Box<upgrade::Tunnel>, Option<Pipe>),
 }
 
@@ -83,8 +82,8 @@ impl Forwarded {
 /// Forwards the request and returns the response that the client is to get.
 pub(super) async fn forward(
     plan: Plan<'_>,
-    body: Incoming,
-    on_upgrade: Option<OnUpgrade>,
+    body: DownstreamBody,
+    on_upgrade: Option<upgrade::OnUpgrade>,
 ) -> Result<Forwarded, ProxyError> {
     let exchange = plan.exchange;
     let (cluster, weighted) = choose_cluster(&plan)?;
@@ -125,11 +124,11 @@ pub(super) async fn forward(
     }
     let body = match on_upgrade.filter(|_| upgraded) {
         Some(on_upgrade) => {
-            let upstream = hyper::upgrade::on(Response::from_parts(parts.clone(), incoming));
+            let agreed = Response::from_parts(parts.clone(), incoming);
             upgrade::for_client(exchange, &mut parts);
             let tunnel = upgrade::Tunnel {
                 downstream: upgrade::Downstream::Upgrade(on_upgrade),
-                upstream: upgrade::Upstream::Upgrade(upstream, attempt),
+                upstream: upgrade::Upstream::Upgrade(Box::new((agreed, attempt))),
                 idle: attempts.timeouts.idle,
             };
             ForwardedBody::Tunnel(Box::new(tunnel), None)
@@ -187,12 +186,12 @@ fn choose_cluster<'a>(
 pub(super) enum PreparedBody {
     Empty,
     /// Goes to the one attempt.
-    Once(RefCell<Option<Incoming>>),
+    Once(RefCell<Option<DownstreamBody>>),
     Repeatable(Rc<RefCell<Replay>>),
 }
 
 impl PreparedBody {
-    fn of(plan: &Plan<'_>, body: Incoming) -> Self {
+    fn of(plan: &Plan<'_>, body: DownstreamBody) -> Self {
         if plan.upgrade.is_some() {
             // It has not ended: what follows is the tunnel.
             return Self::Empty;

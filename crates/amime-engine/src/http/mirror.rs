@@ -3,7 +3,6 @@
 use std::rc::Rc;
 
 use http::{HeaderValue, Version, header};
-use http_body_util::BodyExt;
 
 use super::body::{ReplayBody, RequestBody};
 use super::exchange::Exchange;
@@ -71,19 +70,16 @@ fn start(
         let mut request = http::Request::new(body);
         *request.method_mut() = head.method.clone();
         *request.headers_mut() = head.headers.clone();
-        let response = match &mut lease.sender {
-            Sender::H1(sender) => {
-                *request.uri_mut() = head.origin_form();
-                sender.send_request(request).await
-            }
-            Sender::H2 { sender, .. } => {
+        match &lease.sender {
+            Sender::H1(_) => *request.uri_mut() = head.origin_form(),
+            Sender::H2 { .. } => {
                 *request.version_mut() = Version::HTTP_2;
                 *request.uri_mut() = super::attempt::absolute(&head, request.headers_mut());
-                sender.send_request(request).await
             }
-        };
-        if let Ok(mut response) = response {
-            while let Some(Ok(_)) = response.body_mut().frame().await {}
+        }
+        if let Ok(response) = lease.sender.send(request).await
+            && response.into_body().drain().await
+        {
             lease.release(&cluster, &host);
         }
     });

@@ -1,7 +1,7 @@
 //! HTTP: from a downstream connection to an upstream and back.
 //!
-//! Codecs are hyper's; `amime_config::head` and [`body`] are the boundary behind which
-//! another codec can take its place. A request passes [`request`] (what the
+//! HTTP/1 is `amime_http1`'s, HTTP/2 is hyper's; `amime_config::head` and [`body`]
+//! are the boundary that hides which it is. A request passes [`request`] (what the
 //! connection manager does), [`router`] (route, filters, action), [`forward`]
 //! (attempts) and [`response`]; [`exchange`] accompanies it and tells
 //! telemetry at its end.
@@ -10,17 +10,19 @@ pub(crate) mod attempt;
 mod attempts;
 pub(crate) mod body;
 mod connect;
+mod date;
 mod error;
 pub(crate) mod exchange;
 mod filters;
 mod forward;
+mod h1;
 mod hash;
 mod mirror;
 mod names;
+mod parsed;
 mod path;
 pub(crate) mod pipe;
 mod prepare;
-mod refusal;
 mod request;
 mod response;
 mod retry;

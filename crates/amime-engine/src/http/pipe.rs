@@ -5,11 +5,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use http_body::{Body, Frame};
-use hyper::body::Incoming;
+use http_body::Frame;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 
-use super::body::BodyError;
+use super::body::{BodyError, DownstreamBody, UpstreamBody};
 
 /// A byte stream of any kind, both ways.
 pub(crate) trait Duplex: AsyncRead + AsyncWrite + Unpin {}
@@ -63,13 +62,33 @@ impl Pipe {
 
 /// The data of a body as a stream to read; trailers end it.
 pub(crate) struct BodyReader {
-    incoming: Incoming,
+    body: Either,
     chunk: Bytes,
 }
 
+enum Either {
+    Downstream(DownstreamBody),
+    Upstream(UpstreamBody),
+}
+
 impl BodyReader {
-    pub(crate) fn new(incoming: Incoming) -> Self {
-        Self { incoming, chunk: Bytes::new() }
+    pub(crate) fn downstream(body: DownstreamBody) -> Self {
+        Self { body: Either::Downstream(body), chunk: Bytes::new() }
+    }
+
+    pub(crate) fn upstream(body: UpstreamBody) -> Self {
+        Self { body: Either::Upstream(body), chunk: Bytes::new() }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        match &mut self.body {
+            Either::Downstream(body) => {
+                body.poll_frame(cx).map(|it| it.map(|it| it.map_err(io::Error::other)))
+            }
+            Either::Upstream(body) => {
+                body.poll_frame(cx).map(|it| it.map(|it| it.map_err(io::Error::other)))
+            }
+        }
     }
 }
 
@@ -80,9 +99,9 @@ impl AsyncRead for BodyReader {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         while self.chunk.is_empty() {
-            match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+            match ready!(self.poll_frame(cx)) {
                 None => return Poll::Ready(Ok(())),
-                Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
+                Some(Err(error)) => return Poll::Ready(Err(error)),
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => self.chunk = data,
                     Err(_) => return Poll::Ready(Ok(())),

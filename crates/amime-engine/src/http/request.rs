@@ -8,8 +8,7 @@
 use std::net::IpAddr;
 
 use bytes::Bytes;
-use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
 
 use super::error::ProxyError;
 use super::names;
@@ -44,103 +43,6 @@ pub(crate) struct Admitted {
     pub(crate) internal: bool,
 }
 
-/// Takes a request from the codec; the authority moves into `host`. The
-/// result says whether its target can be served at all.
-pub(super) fn take_head<B>(
-    request: Request<B>,
-    tls: bool,
-) -> (RequestHead, B, Result<(), ProxyError>) {
-    let (parts, body) = request.into_parts();
-    let uri = parts.uri.into_parts();
-    let mut headers = parts.headers;
-    if let Some(authority) = &uri.authority {
-        // An absolute target or `:authority` stands above any `host`.
-        if let Ok(value) = HeaderValue::from_str(authority.as_str()) {
-            headers.insert(header::HOST, value);
-        }
-    }
-    let scheme = match &uri.scheme {
-        Some(scheme) if *scheme == http::uri::Scheme::HTTPS => Scheme::Https,
-        Some(_) => Scheme::Http,
-        None if tls => Scheme::Https,
-        None => Scheme::Http,
-    };
-    let bad = Err(ProxyError::BadRequest("http1.codec_error"));
-    let valid = match (&parts.method, &uri.authority, &uri.path_and_query) {
-        (&Method::CONNECT, Some(_), None) if has_body(&headers) => {
-            Err(ProxyError::BadRequest("http1.body_disallowed"))
-        }
-        (&Method::CONNECT, Some(_), None) => Ok(()),
-        (&Method::CONNECT, ..) if parts.version != Version::HTTP_2 => {
-            Err(ProxyError::BadRequest("http1.invalid_url"))
-        }
-        (method, _, Some(path)) if path == "*" && *method != Method::OPTIONS => bad,
-        (_, _, None) => bad,
-        (method, ..) if parts.version != Version::HTTP_2 && !known(method) => bad,
-        _ => Ok(()),
-    };
-    let path = uri.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
-    let version = parts.version;
-    let mut method = parts.method;
-    if let Some(protocol) = parts.extensions.get::<hyper::ext::Protocol>()
-        && let Ok(kind) = HeaderValue::from_str(protocol.as_str())
-    {
-        method = Method::GET;
-        headers.insert(header::UPGRADE, kind);
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    }
-    (RequestHead { method, path, headers, version, scheme }, body, valid)
-}
-
-/// True if the headers announce a body.
-fn has_body(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::TRANSFER_ENCODING)
-        || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0")
-}
-
-/// Methods that Envoy's HTTP/1 codec takes.
-fn known(method: &Method) -> bool {
-    const EXTENSIONS: [&str; 26] = [
-        "ACL",
-        "BIND",
-        "CHECKOUT",
-        "COPY",
-        "LINK",
-        "LOCK",
-        "MERGE",
-        "MKACTIVITY",
-        "MKCALENDAR",
-        "MKCOL",
-        "MOVE",
-        "MSEARCH",
-        "NOTIFY",
-        "PROPFIND",
-        "PROPPATCH",
-        "PURGE",
-        "REBIND",
-        "REPORT",
-        "SEARCH",
-        "SOURCE",
-        "SUBSCRIBE",
-        "UNBIND",
-        "UNLINK",
-        "UNLOCK",
-        "UNSUBSCRIBE",
-        "PATCH",
-    ];
-    matches!(
-        *method,
-        Method::GET
-            | Method::POST
-            | Method::PUT
-            | Method::DELETE
-            | Method::HEAD
-            | Method::OPTIONS
-            | Method::CONNECT
-            | Method::TRACE
-    ) || EXTENSIONS.contains(&method.as_str())
-}
-
 /// Checks and edits a request as the connection manager of Envoy does.
 pub(crate) fn admit(
     connection: &HttpConnection,
@@ -148,6 +50,9 @@ pub(crate) fn admit(
 ) -> Result<Admitted, ProxyError> {
     let config = &*connection.config;
     check_version_and_host(config, head)?;
+    if head.method.as_str() == "QUERY" && !head.headers.contains_key(header::CONTENT_TYPE) {
+        return Err(ProxyError::Refused("query_missing_content_type"));
+    }
     let survey = survey(&head.headers);
     if survey.underscore {
         underscores(config, head)?;
@@ -305,9 +210,10 @@ fn host(config: &HttpConfig, port: u16, head: &mut RequestHead) {
 }
 
 fn is_upgrade(head: &RequestHead) -> bool {
-    matches!(head.version, Version::HTTP_11 | Version::HTTP_2)
+    head.headers
+        .get(header::UPGRADE)
         // Upgrading to HTTP/2 in the clear is obsolete; it is ignored.
-        && head.headers.get(header::UPGRADE).is_some_and(|value| value != "h2c")
+        .is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"h2c"))
         && head.headers.get(header::CONNECTION).is_some_and(|value| {
             value.to_str().is_ok_and(|text| {
                 text.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
@@ -324,8 +230,13 @@ fn remove_hop_by_hop(head: &mut RequestHead, upgrade: bool) -> Result<(), ProxyE
         headers.remove(header::CONNECTION);
         headers.remove(header::UPGRADE);
     }
-    // The codec has said 100 itself.
-    headers.remove(header::EXPECT);
+    // That client has been told to go on; other expectations are the server's.
+    if headers
+        .get(header::EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    {
+        headers.remove(header::EXPECT);
+    }
     headers.remove(names::KEEP_ALIVE);
     headers.remove(names::PROXY_CONNECTION);
     headers.remove(header::TRANSFER_ENCODING);
@@ -340,7 +251,10 @@ fn remove_nominated(headers: &mut HeaderMap, connection: &HeaderValue) -> Result
         let lower = token.to_ascii_lowercase();
         match lower.as_str() {
             "" | "close" | "keep-alive" | "upgrade" | "te" | "content-length" => {}
-            "host" | "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto" => {
+            "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto" => {
+                return Err(ProxyError::BadRequest("http1.connection_header_rejected"));
+            }
+            "host" => {
                 return Err(ProxyError::Refused("http1.connection_header_rejected"));
             }
             name if name.starts_with(':') => {

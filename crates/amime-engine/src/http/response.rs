@@ -30,7 +30,8 @@ fn millis(duration: Duration) -> HeaderValue {
 
 /// Edits the headers of an upstream's response for the client.
 pub(super) fn from_upstream(exchange: &Exchange, parts: &mut Parts, edits: &[&HeaderEdits]) {
-    let upgraded = parts.status == StatusCode::SWITCHING_PROTOCOLS;
+    let upgrade = exchange.head.borrow().headers.contains_key(header::UPGRADE);
+    let upgraded = upgrade && parts.status == StatusCode::SWITCHING_PROTOCOLS;
     remove_hop_by_hop(&mut parts.headers, upgraded);
     let config = &exchange.connection.config;
     if !config.suppress_envoy_headers {
@@ -151,7 +152,6 @@ pub(super) fn local(guard: ExchangeGuard, error: &ProxyError) -> Response<Respon
         if let Ok(value) = HeaderValue::from_str(location) {
             headers.insert(header::LOCATION, value);
         }
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
         return own(guard, Own { status: reply.status, headers, ..Own::new(reply, false) });
     }
     let grpc = guard.exchange().log.borrow().grpc;

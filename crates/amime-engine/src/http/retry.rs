@@ -6,9 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::body::Incoming;
-
 use super::attempt::{Attempt, Failure};
+use super::body::UpstreamBody;
 use super::error::ResetReason;
 use super::forward::Plan;
 use super::names;
@@ -87,7 +86,7 @@ impl<'a> RetryState<'a> {
 
     pub(super) fn decide(
         &mut self,
-        result: &Result<(http::response::Parts, Incoming, Attempt), Failure>,
+        result: &Result<(http::response::Parts, UpstreamBody, Attempt), Failure>,
     ) -> Decision {
         if self.taken {
             self.taken = false;
@@ -164,7 +163,7 @@ impl<'a> RetryState<'a> {
             || on.contains(RetryOn::FIVE_XX)
             || on.contains(RetryOn::GATEWAY_ERROR);
         match failure {
-            Failure::Overflow | Failure::NoHealthyUpstream | Failure::Downstream => false,
+            Failure::Overflow | Failure::NoHealthyUpstream | Failure::Downstream(_) => false,
             Failure::Connect(ConnectError::Overflow) => false,
             Failure::Connect(_) => {
                 broken

@@ -6,10 +6,8 @@ use std::rc::Rc;
 
 use amime_telemetry::ResponseFlags;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 
-use super::body::ResponseBody;
+use super::body::{DownstreamBody, ResponseBody};
 use super::error::{LocalReply, ProxyError};
 use super::exchange::{Exchange, ExchangeGuard};
 use super::request::Admitted;
@@ -24,8 +22,8 @@ use amime_config::route_action::Action;
 pub(super) async fn route(
     guard: ExchangeGuard,
     admitted: Admitted,
-    body: Incoming,
-    on_upgrade: Option<OnUpgrade>,
+    body: DownstreamBody,
+    on_upgrade: Option<upgrade::OnUpgrade>,
 ) -> Response<ResponseBody> {
     let exchange = guard.exchange().clone();
     exchange.connection.stats.rq_total.inc();
@@ -53,8 +51,7 @@ pub(super) async fn route(
         Err(error) => return response::local(guard, &error),
     };
     if passed.preflight {
-        let mut headers = passed.cors.unwrap_or_default();
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
+        let headers = passed.cors.unwrap_or_default();
         return answer(guard, simple(StatusCode::OK, headers, "cors_response"), None);
     }
     let Some(route) = route else {
@@ -104,8 +101,13 @@ fn direct(exchange: &Exchange, status: StatusCode, body: &bytes::Bytes) -> Own {
         return Own::new(reply, true);
     }
     let mut headers = HeaderMap::with_capacity(6);
-    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    if status == StatusCode::CREATED || status.is_redirection() {
+        let head = exchange.head.borrow();
+        let location = format!("{}://{}{}", head.scheme.as_str(), head.authority(), head.path);
+        headers.extend(HeaderValue::from_str(&location).ok().map(|url| (header::LOCATION, url)));
+    }
     if !body.is_empty() {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     }
     Own { body: body.clone(), ..simple(status, headers, "direct_response") }
@@ -156,7 +158,6 @@ fn located(status: StatusCode, location: &str) -> Own {
     if let Ok(value) = HeaderValue::from_str(location) {
         headers.insert(header::LOCATION, value);
     }
-    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
     simple(status, headers, "direct_response")
 }
 

@@ -1,22 +1,24 @@
-//! HTTP on a downstream connection: codecs, requests, orderly closing.
+//! HTTP on a downstream connection: its facts and limits, either codec, and
+//! what every request passes first.
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use amime_telemetry::HttpStats;
-use http::{Request, Response, header};
+use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
-use super::body::{BodyError, ResponseBody};
+use super::body::{BodyError, DownstreamBody, ResponseBody};
+use super::error::ProxyError;
 use super::exchange::{Exchange, ExchangeGuard, Log};
-use super::refusal::Refusals;
-use super::{request, response, router};
+use super::parsed::{self, Parsed};
+use super::upgrade::OnUpgrade;
+use super::{h1, request, response, router};
 use crate::listener::{Connection, DownstreamIo, LiveListener};
 use crate::worker::{LocalExecutor, Worker};
 use amime_config::hcm::{Codec, HttpConfig, RouteSource};
@@ -32,8 +34,6 @@ pub(crate) struct HttpConnection {
     inline_routes: Option<Rc<LocalTable>>,
     requests: Cell<u32>,
     active: Cell<u32>,
-    /// True from a request's head until its response is recorded.
-    serving: Arc<AtomicBool>,
     last_used: Cell<Instant>,
     opened: Instant,
 }
@@ -60,7 +60,6 @@ impl HttpConnection {
             inline_routes,
             requests: Cell::new(0),
             active: Cell::new(0),
-            serving: Arc::default(),
             last_used: Cell::new(now),
             opened: now,
         })
@@ -86,7 +85,6 @@ impl HttpConnection {
     fn begin(&self, http2: bool) {
         self.requests.set(self.requests.get().saturating_add(1));
         self.active.set(self.active.get() + 1);
-        self.serving.store(true, Ordering::Relaxed);
         self.stats.downstream_rq_total.inc();
         self.stats.downstream_rq_active.inc();
         if http2 {
@@ -99,7 +97,6 @@ impl HttpConnection {
     /// Counts the end of a request.
     pub(super) fn count_end(&self, log: &Log, now: Instant, total: Duration) {
         self.active.set(self.active.get().saturating_sub(1));
-        self.serving.store(self.active.get() > 0, Ordering::Relaxed);
         self.last_used.set(now);
         let stats = &self.stats;
         stats.downstream_rq_active.dec();
@@ -119,47 +116,27 @@ pub(crate) async fn serve(connection: Rc<HttpConnection>, mut io: DownstreamIo) 
     stats.downstream_cx_total.inc();
     stats.downstream_cx_active.inc();
     let http2 = match connection.config.codec {
-        Codec::Http1 => false,
-        Codec::Http2 => true,
-        Codec::Auto => io.starts_http2(&connection.downstream).await,
+        Codec::Http1 => Some(false),
+        Codec::Http2 => Some(true),
+        // A client that says nothing is as idle as one that has said enough.
+        Codec::Auto => tokio::select! {
+            http2 = io.starts_http2(&connection.downstream) => Some(http2),
+            () = close_requested(&connection, false) => None,
+        },
     };
-    if http2 {
+    if http2 == Some(true) {
         stats.downstream_cx_http2_total.inc();
         stats.downstream_cx_http2_active.inc();
         serve_http2(connection, io).await;
         stats.downstream_cx_http2_active.dec();
-    } else {
+    } else if http2 == Some(false) {
         stats.downstream_cx_http1_total.inc();
         stats.downstream_cx_http1_active.inc();
-        serve_http1(connection, io).await;
+        h1::serve(connection, io).await;
         stats.downstream_cx_http1_active.dec();
     }
     stats.downstream_cx_active.dec();
     stats.downstream_cx_destroy.inc();
-}
-
-async fn serve_http1(connection: Rc<HttpConnection>, io: DownstreamIo) {
-    let config = connection.config.clone();
-    let mut builder = http1::Builder::new();
-    builder
-        .preserve_header_case(config.http1.preserve_case)
-        .max_headers(config.max_headers)
-        .max_buf_size((config.max_headers_kb as usize * 1024).max(64 * 1024));
-    if let Some(timeout) = config.timeouts.request_headers {
-        builder.timer(TokioTimer::new()).header_read_timeout(timeout);
-    }
-    let service_connection = connection.clone();
-    let service = service_fn(move |request| handle(service_connection.clone(), request));
-    let io = Refusals::new(io, connection.serving.clone(), config.server_name.clone());
-    let served = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
-    let mut served = std::pin::pin!(served);
-    tokio::select! {
-        result = served.as_mut() => return count_protocol_error(&connection, result),
-        () = close_requested(&connection, false) => {}
-    }
-    // Finishes the request under way, then closes.
-    served.as_mut().graceful_shutdown();
-    let _ = served.await;
 }
 
 async fn serve_http2(connection: Rc<HttpConnection>, io: DownstreamIo) {
@@ -179,7 +156,14 @@ async fn serve_http2(connection: Rc<HttpConnection>, io: DownstreamIo) {
         builder.keep_alive_interval(interval).keep_alive_timeout(timeout);
     }
     let service_connection = connection.clone();
-    let service = service_fn(move |request| handle(service_connection.clone(), request));
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let connection = service_connection.clone();
+        let leaves = request.method() == http::Method::CONNECT;
+        let upgrade = leaves.then(|| OnUpgrade::H2(hyper::upgrade::on(&mut request)));
+        let (parsed, body) = Parsed::of_http2(request, connection.downstream.tls.is_some());
+        let body = DownstreamBody::H2(body);
+        async move { Ok::<_, BodyError>(handle(connection, parsed, body, upgrade).await) }
+    });
     let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
     tokio::select! {
         result = served.as_mut() => return count_protocol_error(&connection, result),
@@ -201,7 +185,7 @@ fn count_protocol_error(connection: &HttpConnection, result: hyper::Result<()>) 
 ///
 /// A replaced listener closes no HTTP/1 connection that idles: a request may
 /// be on its way. The next response says so instead. HTTP/2 has GOAWAY.
-async fn close_requested(connection: &HttpConnection, http2: bool) {
+pub(super) async fn close_requested(connection: &HttpConnection, http2: bool) {
     let timeouts = connection.config.timeouts;
     loop {
         let now = Instant::now();
@@ -244,16 +228,14 @@ async fn wait_for(duration: Option<Duration>) {
 }
 
 /// Serves one request.
-async fn handle(
+pub(super) async fn handle(
     connection: Rc<HttpConnection>,
-    mut request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, BodyError> {
-    let leaves = request.headers().contains_key(header::UPGRADE)
-        || request.method() == http::Method::CONNECT;
-    let upgrade = leaves.then(|| hyper::upgrade::on(&mut request));
-    let http2 = request.version() == http::Version::HTTP_2;
-    connection.begin(http2);
-    let (head, body, valid) = request::take_head(request, connection.downstream.tls.is_some());
+    parsed: Parsed,
+    body: DownstreamBody,
+    upgrade: Option<OnUpgrade>,
+) -> Response<ResponseBody> {
+    let Parsed { head, valid } = parsed;
+    connection.begin(head.version == http::Version::HTTP_2);
     let exchange = Exchange::new(connection.clone(), head);
     let guard = ExchangeGuard::new(exchange.clone());
     exchange.log.borrow_mut().grpc = exchange.head.borrow().is_grpc();
@@ -263,7 +245,17 @@ async fn handle(
     };
     let admitted = match admitted {
         Ok(admitted) => admitted,
-        Err(error) => return Ok(response::local(guard, &error)),
+        Err(error) => return response::local(guard, &error),
     };
-    Ok(router::route(guard, admitted, body, upgrade).await)
+    router::route(guard, admitted, body, upgrade).await
+}
+
+/// Answers what cannot be read as a request.
+pub(super) fn refuse(
+    connection: &Rc<HttpConnection>,
+    error: &ProxyError,
+) -> Response<ResponseBody> {
+    connection.begin(false);
+    let exchange = Exchange::new(connection.clone(), parsed::unreadable());
+    response::local(ExchangeGuard::new(exchange), error)
 }

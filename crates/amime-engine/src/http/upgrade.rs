@@ -7,15 +7,16 @@ use std::io;
 use std::time::Duration;
 
 use http::{HeaderValue, Method, StatusCode, header};
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::DuplexStream;
+use tokio::sync::oneshot;
 
 use super::attempt::Attempt;
+use super::body::{DownstreamBody, UpstreamBody};
 use super::connect::Open;
 use super::error::ProxyError;
 use super::exchange::{End, Exchange, ExchangeGuard};
+use super::h1;
 use super::pipe::{BodyReader, Duplex};
 use super::request::Admitted;
 use crate::tcp::copy::{Copied, copy_both};
@@ -96,17 +97,32 @@ pub(super) fn for_client(exchange: &Exchange, parts: &mut http::response::Parts)
     }
 }
 
+/// The client's stream, once its codec lets go of it.
+pub(crate) enum OnUpgrade {
+    H1(oneshot::Receiver<h1::Upgraded>),
+    H2(hyper::upgrade::OnUpgrade),
+}
+
+impl OnUpgrade {
+    async fn bare(self) -> io::Result<Box<dyn Duplex>> {
+        Ok(match self {
+            Self::H1(upgraded) => Box::new(upgraded.await.map_err(io::Error::other)?),
+            Self::H2(upgrade) => Box::new(TokioIo::new(upgrade.await.map_err(io::Error::other)?)),
+        })
+    }
+}
+
 /// The client's end of a tunnel.
 pub(super) enum Downstream {
     Upgrade(OnUpgrade),
     /// The tunnel is inside of a message.
-    Message(Incoming, DuplexStream),
+    Message(DownstreamBody, DuplexStream),
 }
 
 /// The upstream's end of a tunnel.
 pub(super) enum Upstream {
-    /// The attempt keeps the request counted while the tunnel lives.
-    Upgrade(OnUpgrade, Attempt),
+    /// The response that agrees to the tunnel.
+    Upgrade(Box<(http::Response<UpstreamBody>, Attempt)>),
     Open(Open),
 }
 
@@ -138,19 +154,19 @@ impl Tunnel {
     async fn join(self) -> io::Result<Copied> {
         let downstream = async {
             Ok(match self.downstream {
-                Downstream::Upgrade(upgrade) => bare(upgrade).await?,
+                Downstream::Upgrade(upgrade) => upgrade.bare().await?,
                 Downstream::Message(incoming, writer) => {
-                    let both = tokio::io::join(BodyReader::new(incoming), writer);
+                    let both = tokio::io::join(BodyReader::downstream(incoming), writer);
                     Box::new(both) as Box<dyn Duplex>
                 }
             })
         };
         match self.upstream {
-            Upstream::Upgrade(upgrade, attempt) => {
-                let (downstream, upstream) = tokio::try_join!(downstream, bare(upgrade))?;
-                let copied = copy_both(downstream, upstream, self.idle).await;
-                drop(attempt);
-                Ok(copied)
+            Upstream::Upgrade(agreed) => {
+                let (response, attempt) = *agreed;
+                let upstream = attempt.into_tunnel(response);
+                let (downstream, (upstream, _held)) = tokio::try_join!(downstream, upstream)?;
+                Ok(copy_both(downstream, upstream, self.idle).await)
             }
             Upstream::Open(open) => {
                 let Open { io, _held } = open;
@@ -158,10 +174,4 @@ impl Tunnel {
             }
         }
     }
-}
-
-/// The bytes of a message that has left HTTP, once its codec lets go.
-pub(crate) async fn bare(upgrade: OnUpgrade) -> io::Result<Box<dyn Duplex>> {
-    let upgraded = upgrade.await.map_err(io::Error::other)?;
-    Ok(Box::new(TokioIo::new(upgraded)))
 }

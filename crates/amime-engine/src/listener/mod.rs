@@ -8,4 +8,4 @@ mod sniff;
 
 pub(crate) use accept::{LiveListener, accept_loop};
 pub(crate) use amime_config::connection::Connection;
-pub(crate) use io::DownstreamIo;
+pub(crate) use io::{DownstreamIo, Prefixed};

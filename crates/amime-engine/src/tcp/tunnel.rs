@@ -5,23 +5,28 @@ use std::net::SocketAddr;
 use http::uri::{Authority, Parts, PathAndQuery, Scheme, Uri};
 use http::{HeaderMap, HeaderValue, Method, Request, Version, header};
 
-use crate::http::attempt::exchange_messages;
 use crate::http::body::RequestBody;
 use crate::http::pipe::{BodyReader, Duplex, Pipe};
-use crate::http::upgrade::bare;
 use crate::listener::Connection;
 use crate::upstream::connect::ConnectError;
-use crate::upstream::pool::{Acquire, ConnKey, Lease, acquire};
+use crate::upstream::pool::{Acquire, ConnKey, Held, Lease, acquire};
 use amime_config::cluster::UpstreamProtocol;
 use amime_config::format::FormatInput;
 use amime_config::tcp::Tunneling;
 use amime_config::tls::{Alpn, UpstreamTransport};
 
+/// The connection or stream of a tunnel.
+#[expect(dead_code, reason = "counted until dropped")]
+pub(super) enum HeldTunnel {
+    Message(Lease),
+    Bare(Held),
+}
+
 /// A tunnel that stands.
 pub(super) struct Tunnel {
     pub(super) io: Box<dyn Duplex>,
     /// Holds the tunnel's connection or stream.
-    pub(super) _held: Lease,
+    pub(super) _held: HeldTunnel,
 }
 
 impl Tunnel {
@@ -45,23 +50,25 @@ impl Tunnel {
         };
         let request = request(connection, config, (http2, tls), body)
             .ok_or_else(|| ConnectError::Failed("the tunnel's host is not a host".into()))?;
-        let response = exchange_messages(&mut lease.sender, request)
-            .await
-            .map_err(|_| ConnectError::Failed("connection termination".into()))?;
+        let sent = lease.sender.send(request).await;
+        let response = sent.map_err(|_| ConnectError::Failed("connection termination".into()))?;
         if !response.status().is_success() {
             let status = response.status().as_u16();
             return Err(ConnectError::Failed(format!("tunnel answered with {status}").into()));
         }
-        let io: Box<dyn Duplex> = match writer {
+        let (io, _held): (Box<dyn Duplex>, _) = match writer {
             Some(writer) => {
-                let reader = BodyReader::new(response.into_body());
-                Box::new(tokio::io::join(reader, writer))
+                let reader = BodyReader::upstream(response.into_body());
+                (Box::new(tokio::io::join(reader, writer)), HeldTunnel::Message(lease))
             }
-            None => bare(hyper::upgrade::on(response))
-                .await
-                .map_err(|error| ConnectError::Failed(error.to_string().into()))?,
+            None => {
+                let bare = lease.into_tunnel(response).await;
+                let failed = |error: std::io::Error| ConnectError::Failed(error.to_string().into());
+                let (io, held) = bare.map_err(failed)?;
+                (io, HeldTunnel::Bare(held))
+            }
         };
-        Ok((Self { io, _held: lease }, local))
+        Ok((Self { io, _held }, local))
     }
 }
 

@@ -5,21 +5,28 @@
 //! until their peer's stream limit is reached.
 
 use std::cell::{Cell, RefCell};
+use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use hyper::client::conn::{http1, http2};
+use amime_http1::{Client, Options, ReadError};
+use hyper::client::conn::{TrySendError, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Notify;
 
 use super::cluster::{ClusterRuntime, Host};
 use super::connect::UpstreamIo;
 use super::connect::{ConnectError, ConnectionFacts, Target, connect};
-use crate::http::body::RequestBody;
+use super::h1::{H1, H1Error};
+use crate::http::body::{RequestBody, UpstreamBody};
+use crate::http::pipe::Duplex;
 use crate::tls::Counted;
 use crate::worker::LocalExecutor;
 use amime_config::endpoint_state::{Resource, now_ms};
 use amime_config::tls::Alpn;
+
+/// Longest head of a response, as in Envoy.
+const MAX_RESPONSE_HEAD: usize = 80 * 1024;
 
 /// What distinguishes connections to one endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +47,7 @@ pub(crate) struct UpstreamConn {
 }
 
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    sender: Rc<H1>,
     conn: Rc<UpstreamConn>,
     since_ms: u64,
 }
@@ -73,7 +80,7 @@ struct Opening {
 
 /// The right to send one request.
 pub(crate) enum Sender {
-    H1(http1::SendRequest<RequestBody>),
+    H1(Rc<H1>),
     H2 { sender: http2::SendRequest<RequestBody>, _stream: StreamGuard },
 }
 
@@ -120,12 +127,13 @@ impl HostPool {
         self.shared.borrow_mut().clear();
     }
 
-    /// Closes connections that have idled for `limit`.
-    pub(crate) fn sweep(&self, limit: Duration) {
-        let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+    /// Closes connections that have idled for `limit` and lets go of those that
+    /// the endpoint has closed.
+    pub(crate) fn sweep(&self, limit: Option<Duration>) {
+        let limit = limit.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
         let now = now_ms();
-        let old = |since: u64| now.saturating_sub(since) >= limit;
-        self.idle.borrow_mut().retain(|idle| idle.conn.open.get() && !old(idle.since_ms));
+        let old = |since: u64| limit.is_some_and(|limit| now.saturating_sub(since) >= limit);
+        self.idle.borrow_mut().retain(|idle| !old(idle.since_ms) && !idle.sender.stale());
         self.shared.borrow_mut().retain(|shared| {
             !shared.sender.is_closed()
                 && (shared.conn.streams.get() > 0 || !old(shared.since_ms.get()))
@@ -137,7 +145,7 @@ impl HostPool {
         loop {
             let at = idle.iter().rposition(|idle| idle.conn.key == *key)?;
             let Idle { sender, conn, .. } = idle.remove(at);
-            if !sender.is_closed() {
+            if !sender.stale() {
                 return Some(Lease { sender: Sender::H1(sender), conn, reused: true });
             }
         }
@@ -248,22 +256,13 @@ async fn open_h1(request: Acquire<'_>, key: ConnKey) -> Result<Lease, ConnectErr
     }
     let guard = OpenGuard::new(request);
     let (io, facts) = dial(request, &key).await?;
-    let mut builder = http1::Builder::new();
-    builder
-        .preserve_header_case(cluster.config().http.preserve_header_case)
-        .max_headers(cluster.config().http.max_headers);
-    let (sender, driver) = builder
-        .handshake::<_, RequestBody>(TokioIo::new(io))
-        .await
-        .map_err(|error| ConnectError::Failed(error.to_string().into()))?;
+    let options = Options {
+        max_head_bytes: MAX_RESPONSE_HEAD,
+        max_headers: cluster.config().http.max_headers,
+        ..Options::default()
+    };
+    let sender = H1::new(Client::new(io, options), guard);
     let conn = UpstreamConn::new(facts, key);
-    let task_conn = conn.clone();
-    tokio::task::spawn_local(async move {
-        // Errors reach the request that met them through its own future.
-        let _ = driver.with_upgrades().await;
-        task_conn.open.set(false);
-        drop(guard);
-    });
     cluster.stats.upstream_cx_http1_total.inc();
     Ok(Lease { sender: Sender::H1(sender), conn, reused: false })
 }
@@ -454,29 +453,91 @@ impl Lease {
             .http
             .max_requests_per_connection
             .is_some_and(|max| conn.requests.get() >= max);
-        if spent || host.retired() || sender.is_closed() {
-            return;
-        }
-        if sender.is_ready() {
+        if !spent && !host.retired() && sender.reusable() {
             host.pool.put(sender, conn);
-        } else {
-            // The request is still being written, or the codec has not yet
-            // seen the response's end.
-            wait_ready(sender, conn, host.clone());
+        }
+    }
+
+    /// The bytes behind a response that ends HTTP, and what keeps the
+    /// connection or stream counted meanwhile.
+    pub(crate) async fn into_tunnel(
+        self,
+        mut response: http::Response<UpstreamBody>,
+    ) -> io::Result<(Box<dyn Duplex>, Held)> {
+        match self.sender {
+            Sender::H1(sender) => {
+                // It holds the connection as well.
+                drop(response);
+                let upgraded = sender.into_upgraded();
+                let (io, open) = upgraded.ok_or(io::ErrorKind::ResourceBusy)?;
+                Ok((Box::new(io), Held::Connection(open)))
+            }
+            Sender::H2 { _stream, .. } => {
+                let upgraded = hyper::upgrade::on(&mut response).await.map_err(io::Error::other)?;
+                Ok((Box::new(TokioIo::new(upgraded)), Held::Stream(_stream)))
+            }
         }
     }
 }
 
-fn wait_ready(mut sender: http1::SendRequest<RequestBody>, conn: Rc<UpstreamConn>, host: Rc<Host>) {
-    tokio::task::spawn_local(async move {
-        if sender.ready().await.is_ok() && !host.retired() {
-            host.pool.put(sender, conn);
+/// What counts the upstream's end of a tunnel until dropped.
+pub(crate) enum Held {
+    Connection(#[expect(dead_code, reason = "counts until dropped")] OpenGuard),
+    Stream(#[expect(dead_code, reason = "counts until dropped")] StreamGuard),
+}
+
+/// Why there is no response.
+pub(crate) enum SendError {
+    /// Nothing was written; the request can go elsewhere whole.
+    Unsent(Box<http::Request<RequestBody>>),
+    Broken(UpstreamError),
+}
+
+/// Why there is no response, or no more of it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UpstreamError {
+    #[error(transparent)]
+    H1(H1Error),
+    #[error(transparent)]
+    H2(hyper::Error),
+}
+
+impl UpstreamError {
+    /// True if what the endpoint sent cannot be understood.
+    pub(crate) fn is_malformed(&self) -> bool {
+        matches!(self, Self::H1(H1Error::Read(ReadError::Parse(_))))
+    }
+}
+
+impl From<TrySendError<http::Request<RequestBody>>> for SendError {
+    fn from(mut error: TrySendError<http::Request<RequestBody>>) -> Self {
+        match error.take_message() {
+            Some(request) => Self::Unsent(Box::new(request)),
+            None => Self::Broken(UpstreamError::H2(error.into_error())),
         }
-    });
+    }
+}
+
+impl Sender {
+    /// Sends a request and waits for the response's head.
+    pub(crate) async fn send(
+        &mut self,
+        request: http::Request<RequestBody>,
+    ) -> Result<http::Response<UpstreamBody>, SendError> {
+        match self {
+            Self::H1(sender) => {
+                let response = sender.send(request).await.map_err(UpstreamError::H1);
+                Ok(response.map_err(SendError::Broken)?.map(UpstreamBody::H1))
+            }
+            Self::H2 { sender, .. } => {
+                Ok(sender.try_send_request(request).await?.map(UpstreamBody::H2))
+            }
+        }
+    }
 }
 
 impl HostPool {
-    fn put(&self, sender: http1::SendRequest<RequestBody>, conn: Rc<UpstreamConn>) {
+    fn put(&self, sender: Rc<H1>, conn: Rc<UpstreamConn>) {
         self.idle.borrow_mut().push(Idle { sender, conn, since_ms: now_ms() });
         self.freed.notify_one();
     }

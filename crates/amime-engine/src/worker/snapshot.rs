@@ -135,12 +135,12 @@ impl Snapshot {
         self.by_address.get(&address).or_else(|| self.by_address.get(&wildcard)).cloned()
     }
 
-    /// Closes upstream connections that have idled too long.
+    /// Closes upstream connections that have idled too long, or that nobody
+    /// answers any more.
     pub(super) fn sweep(&self) {
         for cluster in self.clusters.iter().flatten() {
-            if let Some(limit) = cluster.config().http.idle_timeout {
-                cluster.each_host(|host| host.pool.sweep(limit));
-            }
+            let limit = cluster.config().http.idle_timeout;
+            cluster.each_host(|host| host.pool.sweep(limit));
         }
     }
 }
