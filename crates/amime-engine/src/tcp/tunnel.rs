@@ -15,18 +15,11 @@ use amime_config::format::FormatInput;
 use amime_config::tcp::Tunneling;
 use amime_config::tls::{Alpn, UpstreamTransport};
 
-/// The connection or stream of a tunnel.
-#[expect(dead_code, reason = "counted until dropped")]
-pub(super) enum HeldTunnel {
-    Message(Lease),
-    Bare(Held),
-}
-
 /// A tunnel that stands.
 pub(super) struct Tunnel {
     pub(super) io: Box<dyn Duplex>,
     /// Holds the tunnel's connection or stream.
-    pub(super) _held: HeldTunnel,
+    pub(super) _held: (Option<Lease>, Held),
 }
 
 impl Tunnel {
@@ -59,13 +52,13 @@ impl Tunnel {
         let (io, _held): (Box<dyn Duplex>, _) = match writer {
             Some(writer) => {
                 let reader = BodyReader::upstream(response.into_body());
-                (Box::new(tokio::io::join(reader, writer)), HeldTunnel::Message(lease))
+                (Box::new(tokio::io::join(reader, writer)), (Some(lease), Held::default()))
             }
             None => {
                 let bare = lease.into_tunnel(response).await;
                 let failed = |error: std::io::Error| ConnectError::Failed(error.to_string().into());
                 let (io, held) = bare.map_err(failed)?;
-                (io, HeldTunnel::Bare(held))
+                (io, (None, held))
             }
         };
         Ok((Self { io, _held }, local))

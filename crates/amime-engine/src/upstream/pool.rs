@@ -470,20 +470,24 @@ impl Lease {
                 drop(response);
                 let upgraded = sender.into_upgraded();
                 let (io, open) = upgraded.ok_or(io::ErrorKind::ResourceBusy)?;
-                Ok((Box::new(io), Held::Connection(open)))
+                Ok((Box::new(io), Held { _connection: Some(open), ..Held::default() }))
             }
             Sender::H2 { _stream, .. } => {
                 let upgraded = hyper::upgrade::on(&mut response).await.map_err(io::Error::other)?;
-                Ok((Box::new(TokioIo::new(upgraded)), Held::Stream(_stream)))
+                Ok((
+                    Box::new(TokioIo::new(upgraded)),
+                    Held { _stream: Some(_stream), ..Held::default() },
+                ))
             }
         }
     }
 }
 
 /// What counts the upstream's end of a tunnel until dropped.
-pub(crate) enum Held {
-    Connection(#[expect(dead_code, reason = "counts until dropped")] OpenGuard),
-    Stream(#[expect(dead_code, reason = "counts until dropped")] StreamGuard),
+#[derive(Default)]
+pub(crate) struct Held {
+    _connection: Option<OpenGuard>,
+    _stream: Option<StreamGuard>,
 }
 
 /// Why there is no response.
