@@ -114,6 +114,8 @@ const UNHONOURED: &[(Kind, &str, &str)] = &[
     ),
 ];
 
+const PROXY_START: &str = "proxies are started with settings of their own";
+const STATISTICS: &str = "proxies keep all statistics, under their full names";
 const AMBIENT: &str = "there is no ambient mode yet";
 const NOT_READ: &str = "upstream does not read it either";
 const DEFAULT_BACKEND: &str = "only rules count; upstream ignores it too";
@@ -143,6 +145,27 @@ const UNHONOURED_MESH: &[(&str, &str)] = &[
     ("serviceEntryVisibility", "exportTo alone decides who sees a service entry"),
     ("outboundTrafficPolicy.tls", "unknown hosts are reached in plaintext"),
     ("certificates", "certificates are for workloads only"),
+    ("authPolicy", "PeerAuthentication decides about mutual TLS"),
+    ("rdsRefreshDelay", "configuration is pushed, not polled"),
+    ("verifyCertificateAtClient", "certificates of servers are always verified"),
+    ("defaultConfig.concurrency", PROXY_START),
+    ("defaultConfig.proxyMetadata", PROXY_START),
+    ("defaultConfig.discoveryAddress", PROXY_START),
+    ("defaultConfig.proxyAdminPort", PROXY_START),
+    ("defaultConfig.statusPort", PROXY_START),
+    ("defaultConfig.interceptionMode", PROXY_START),
+    ("defaultConfig.drainDuration", PROXY_START),
+    ("defaultConfig.terminationDrainDuration", PROXY_START),
+    ("defaultConfig.holdApplicationUntilProxyStarts", PROXY_START),
+    ("defaultConfig.readinessProbe", PROXY_START),
+    ("defaultConfig.caCertificatesPem", PROXY_START),
+    ("defaultConfig.runtimeValues", PROXY_START),
+    ("defaultConfig.fileFlushInterval", PROXY_START),
+    ("defaultConfig.fileFlushMinSizeKb", PROXY_START),
+    ("defaultConfig.statNameLength", STATISTICS),
+    ("defaultConfig.extraStatTags", STATISTICS),
+    ("defaultConfig.proxyStatsMatcher", STATISTICS),
+    ("defaultConfig.statsCompression", STATISTICS),
     ("defaultConfig.privateKeyProvider", "keys are used in software only"),
     ("defaultConfig.image", "there is one image only"),
     ("defaultConfig.connectionSettings", "limits are fixed yet"),

@@ -17,6 +17,7 @@ use amime_model::{
 use crate::envoy_filter::Patches;
 use crate::gateway::MergedGateway;
 use crate::proxy::{Proxy, ProxyKind};
+use crate::proxy_settings::ProxySettings;
 
 /// One translation.
 pub(crate) struct Context<'a> {
@@ -29,6 +30,7 @@ pub(crate) struct Context<'a> {
     /// Where it runs.
     pub(crate) locality: Locality,
     pub(crate) view: AddressView,
+    pub(crate) settings: ProxySettings,
     targets: OnceCell<Vec<ServiceTarget>>,
     gateway: OnceCell<MergedGateway>,
     peer_policy: OnceCell<PeerPolicy>,
@@ -64,6 +66,7 @@ impl<'a> Context<'a> {
             locality: locality_in(&labels),
             labels,
             view: proxy.address_view(),
+            settings: ProxySettings::of(snapshot.mesh(), proxy),
             targets: OnceCell::new(),
             gateway: OnceCell::new(),
             peer_policy: OnceCell::new(),

@@ -20,12 +20,14 @@ use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use envoy_types::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
 use envoy_types::pb::envoy::extensions::filters::listener::original_src::v3::OriginalSrc;
+use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol;
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpFilter, http_filter,
 };
 use prost::Name;
 
+use crate::context::Context;
 use crate::proto::{any, u32_value};
 use crate::proxy::{Proxy, ProxyKind};
 
@@ -102,6 +104,10 @@ pub(crate) fn http_inspector() -> ListenerFilter {
     listener(HTTP_INSPECTOR, &HttpInspector::default())
 }
 
+pub(crate) fn proxy_protocol() -> ListenerFilter {
+    listener("envoy.filters.listener.proxy_protocol", &ProxyProtocol::default())
+}
+
 pub(crate) fn original_dst() -> ListenerFilter {
     listener("envoy.filters.listener.original_dst", &OriginalDst::default())
 }
@@ -146,7 +152,7 @@ fn stats_config(class: ListenerClass) -> stats::PluginConfig {
 }
 
 /// Peer metadata for HTTP.
-fn peer_metadata(proxy: &Proxy, class: ListenerClass) -> Option<HttpFilter> {
+fn peer_metadata(proxy: &Proxy, class: ListenerClass, in_mesh_only: bool) -> Option<HttpFilter> {
     if !proxy.has_extension(PEER_METADATA) && !proxy.has_extension(METADATA_EXCHANGE) {
         return None;
     }
@@ -155,7 +161,8 @@ fn peer_metadata(proxy: &Proxy, class: ListenerClass) -> Option<HttpFilter> {
         method(Discovery::IstioHeaders(IstioHeaders::default())),
         method(Discovery::WorkloadDiscovery(WorkloadDiscovery {})),
     ];
-    let way = Propagation::IstioHeaders(IstioHeaders::default());
+    let skip_external_clusters = in_mesh_only && class != ListenerClass::Inbound;
+    let way = Propagation::IstioHeaders(IstioHeaders { skip_external_clusters });
     let propagation = vec![PropagationMethod { method_specifier: Some(way) }];
     let config = match class {
         ListenerClass::Inbound => peer_metadata::Config {
@@ -189,9 +196,14 @@ fn alpn_override() -> HttpFilter {
 }
 
 /// The HTTP filters of a connection manager, in Istio's order.
-pub(crate) fn http_filters(proxy: &Proxy, class: ListenerClass, grpc_web: bool) -> Vec<HttpFilter> {
+pub(crate) fn http_filters(
+    context: &Context<'_>,
+    class: ListenerClass,
+    grpc_web: bool,
+) -> Vec<HttpFilter> {
+    let Context { proxy, settings, .. } = context;
     let mut filters = Vec::new();
-    filters.extend(peer_metadata(proxy, class));
+    filters.extend(peer_metadata(proxy, class, settings.exchanges_in_mesh_only()));
     if grpc_web {
         filters.push(http("envoy.filters.http.grpc_web", &GrpcWeb::default()));
     }
@@ -204,7 +216,9 @@ pub(crate) fn http_filters(proxy: &Proxy, class: ListenerClass, grpc_web: bool) 
     if proxy.has_extension(STATS) {
         filters.push(http(STATS, &stats_config(class)));
     }
-    filters.push(http("envoy.filters.http.router", &Router::default()));
+    let suppress_envoy_headers = settings.suppresses_envoy_headers();
+    let router = Router { suppress_envoy_headers, ..Default::default() };
+    filters.push(http("envoy.filters.http.router", &router));
     filters
 }
 

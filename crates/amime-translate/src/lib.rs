@@ -36,6 +36,7 @@ pub mod offline;
 mod origin;
 mod proto;
 mod proxy;
+mod proxy_settings;
 mod route;
 mod sds;
 mod secret;

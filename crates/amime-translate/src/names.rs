@@ -3,6 +3,7 @@
 use std::fmt;
 
 use amime_core::Hostname;
+use amime_model::{Port, Registry, Service};
 
 /// Cluster that drops everything.
 pub const BLACK_HOLE_CLUSTER: &str = "BlackHoleCluster";
@@ -110,6 +111,35 @@ pub(crate) fn bracketed(host: &str) -> String {
 /// Prefix of statistics; `;` keeps Envoy's tag extraction from cutting names.
 pub(crate) fn stat_prefix(name: &str) -> String {
     format!("{name};")
+}
+
+/// Name of a cluster's statistics by the mesh's pattern; `None` without one.
+pub(crate) fn stat_name(
+    pattern: &str,
+    service: &Service,
+    subset: &str,
+    port: &Port,
+    target_port: u32,
+) -> Option<String> {
+    if pattern.is_empty() {
+        return None;
+    }
+    let host = service.hostname.as_str();
+    let (short, name) = match service.registry {
+        Registry::Kubernetes => {
+            (format!("{}.{}", service.name, service.namespace), service.name.clone())
+        }
+        Registry::External => (host.to_owned(), host.to_owned()),
+    };
+    let name = pattern
+        .replace("%SERVICE%", &short)
+        .replace("%SERVICE_NAME%", &name)
+        .replace("%SERVICE_FQDN%", host)
+        .replace("%SUBSET_NAME%", subset)
+        .replace("%TARGET_PORT%", &target_port.to_string())
+        .replace("%SERVICE_PORT%", &port.number.to_string())
+        .replace("%SERVICE_PORT_NAME%", &port.name);
+    Some(name)
 }
 
 #[cfg(test)]

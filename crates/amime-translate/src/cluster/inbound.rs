@@ -20,7 +20,7 @@ use envoy_types::pb::google::protobuf::{Duration, Value};
 use super::outbound::{discovery_type, service_value};
 use super::{Draft, policy, special};
 use crate::context::{Context, Direction};
-use crate::names::{inbound_cluster, stat_prefix};
+use crate::names::{self, inbound_cluster, stat_prefix};
 use crate::origin::{OriginKind, config_path, fields, service_path};
 use crate::proto::{address, list_value};
 use crate::proxy::Interception;
@@ -128,13 +128,18 @@ impl Inbound<'_> {
             true => DiscoveryType::OriginalDst,
             false => DiscoveryType::Static,
         };
-        let mut draft = Draft::new(Cluster {
-            alt_stat_name: stat_prefix(&name),
-            name,
-            cluster_discovery_type: Some(discovery_type(discovery)),
-            common_lb_config: Some(CommonLbConfig::default()),
-            ..Default::default()
-        });
+        let mut draft = Draft::new(
+            context,
+            Cluster {
+                alt_stat_name: stat_prefix(
+                    &self.stat_name(context).unwrap_or_else(|| name.clone()),
+                ),
+                name,
+                cluster_discovery_type: Some(discovery_type(discovery)),
+                common_lb_config: Some(CommonLbConfig::default()),
+                ..Default::default()
+            },
+        );
         let port = self.port();
         policy::choose_protocol(context, &mut draft, &port);
         if self.bind.is_empty() {
@@ -152,6 +157,13 @@ impl Inbound<'_> {
         }
         draft.istio.insert("services".to_owned(), list_value(self.services()));
         draft.finish()
+    }
+
+    /// Name of its statistics, if the mesh gives them one.
+    fn stat_name(&self, context: &Context<'_>) -> Option<String> {
+        let target = self.targets.first()?;
+        let pattern = context.mesh.inbound_cluster_stat_name.as_str();
+        names::stat_name(pattern, &target.service, "", &target.port, self.port)
     }
 
     fn port(&self) -> Port {

@@ -11,6 +11,7 @@ mod tls;
 use std::collections::BTreeSet;
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::core::v3::http1_protocol_options::HeaderKeyFormat;
 use envoy_types::pb::envoy::config::core::v3::{
     Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions,
     UpstreamHttpProtocolOptions,
@@ -87,11 +88,13 @@ struct Draft {
     cluster: Cluster,
     http: Option<HttpProtocolOptions>,
     istio: IstioFields,
+    header_case: Option<HeaderKeyFormat>,
 }
 
 impl Draft {
-    fn new(cluster: Cluster) -> Self {
-        Self { cluster, http: None, istio: IstioFields::new() }
+    fn new(context: &Context<'_>, cluster: Cluster) -> Self {
+        let header_case = context.settings.header_case();
+        Self { cluster, http: None, istio: IstioFields::new(), header_case }
     }
 
     fn http(&mut self) -> &mut HttpProtocolOptions {
@@ -133,6 +136,9 @@ impl Draft {
     }
 
     fn finish(mut self) -> Cluster {
+        if let Some(format) = self.header_case.take() {
+            keep_case(self.http(), format);
+        }
         if let Some(mut http) = self.http {
             // Envoy requires a choice; HTTP/1.1 is its own default.
             let http1 =
@@ -143,6 +149,23 @@ impl Draft {
         }
         self.cluster.metadata = istio_metadata(self.istio);
         self.cluster
+    }
+}
+
+/// Writes HTTP/1 header names in this way.
+fn keep_case(http: &mut HttpProtocolOptions, format: HeaderKeyFormat) {
+    let http1 = || explicit(ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default()));
+    let options = match http.upstream_protocol_options.get_or_insert_with(http1) {
+        UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
+            protocol_config: Some(ProtocolConfig::HttpProtocolOptions(options)),
+        }) => Some(options),
+        UpstreamProtocolOptions::UseDownstreamProtocolConfig(config) => {
+            config.http_protocol_options.as_mut()
+        }
+        _ => None,
+    };
+    if let Some(options) = options {
+        options.header_key_format = Some(format);
     }
 }
 

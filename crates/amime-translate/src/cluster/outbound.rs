@@ -21,7 +21,7 @@ use super::policy::{self, ClusterPolicy};
 use crate::context::{Context, Direction};
 use crate::endpoint::{Source, Subset};
 use crate::filters::cluster_metadata_exchange;
-use crate::names::{outbound_cluster, outbound_sni, stat_prefix};
+use crate::names::{self, outbound_cluster, outbound_sni, stat_prefix};
 use crate::origin::{OriginKind, config_path, fields, service_path};
 use crate::proto::{
     ads, bool_json, duration, extension, list_value, string_value, struct_value, u32_value,
@@ -171,6 +171,12 @@ impl Builder<'_, '_> {
         }
     }
 
+    /// Name of its statistics, if the mesh gives them one.
+    fn stat_name(&self, subset: &str) -> Option<String> {
+        let pattern = self.context.mesh.outbound_cluster_stat_name.as_str();
+        names::stat_name(pattern, self.service, subset, self.port, 0)
+    }
+
     fn discovery(&self) -> DiscoveryType {
         match self.service.resolution {
             Resolution::Dns => DiscoveryType::StrictDns,
@@ -187,7 +193,7 @@ impl Builder<'_, '_> {
     fn draft(&self, subset: &str, discovery: DiscoveryType) -> Option<Draft> {
         let name = self.name(subset);
         let mut cluster = Cluster {
-            alt_stat_name: stat_prefix(&name),
+            alt_stat_name: stat_prefix(&self.stat_name(subset).unwrap_or_else(|| name.clone())),
             name,
             cluster_discovery_type: Some(discovery_type(discovery)),
             common_lb_config: Some(CommonLbConfig::default()),
@@ -208,7 +214,7 @@ impl Builder<'_, '_> {
             }
             _ => {}
         }
-        let mut draft = Draft::new(cluster);
+        let mut draft = Draft::new(self.context, cluster);
         policy::choose_protocol(self.context, &mut draft, self.port);
         Some(draft)
     }

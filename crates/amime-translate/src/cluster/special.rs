@@ -91,13 +91,16 @@ fn to_downstream(context: &Context<'_>, name: &str, kind: ClusterDiscoveryType) 
 }
 
 fn named(context: &Context<'_>, name: &str, kind: ClusterDiscoveryType, lb: LbPolicy) -> Draft {
-    let mut draft = Draft::new(Cluster {
-        name: name.to_owned(),
-        alt_stat_name: stat_prefix(name),
-        cluster_discovery_type: Some(kind),
-        lb_policy: lb.into(),
-        ..Default::default()
-    });
+    let mut draft = Draft::new(
+        context,
+        Cluster {
+            name: name.to_owned(),
+            alt_stat_name: stat_prefix(name),
+            cluster_discovery_type: Some(kind),
+            lb_policy: lb.into(),
+            ..Default::default()
+        },
+    );
     draft.istio = fields(mesh_path(&context.mesh.root_namespace), None);
     draft
 }

@@ -12,7 +12,7 @@ use super::chain::{ChainBody, ChainOptions};
 use super::hcm::{HttpOptions, Routes};
 use super::{accept_one_at_a_time, access_log, bare, filter_chain, tls};
 use crate::context::Context;
-use crate::filters::{ListenerClass, tls_inspector};
+use crate::filters::{ListenerClass, proxy_protocol, tls_inspector};
 use crate::gateway::{GatewayServer, MergedServers, ServerPort};
 use crate::names;
 use crate::origin::{OriginKind, config_path, origin};
@@ -119,6 +119,10 @@ fn finish(context: &Context<'_>, name: String, draft: Draft) -> Listener {
         let filter_chain_match = chain.to_match();
         let chain = filter_chain(context, chain, &name);
         listener.filter_chains.push(FilterChain { filter_chain_match, ..chain });
+    }
+    if context.settings.proxy_protocol() {
+        // What comes before the connection's own bytes has to go first.
+        listener.listener_filters.push(proxy_protocol());
     }
     if needs_tls {
         listener.listener_filters.push(tls_inspector());

@@ -1,6 +1,6 @@
 //! HTTP connection managers.
 
-use amime_api::mesh::PathNormalizationMode;
+use amime_api::mesh::{PathNormalizationMode, SetCurrentClientCertDetails as Parts};
 use amime_core::Protocol;
 use envoy_types::pb::envoy::config::core::v3::{
     Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions,
@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::config::listener::v3::Filter;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
     CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier,
-    SetCurrentClientCertDetails, UpgradeConfig,
+    ServerHeaderTransformation, SetCurrentClientCertDetails, UpgradeConfig,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, Rds, RequestIdExtension,
@@ -23,6 +23,7 @@ use crate::dynamic_dns;
 use crate::filters::{HTTP_CONNECTION_MANAGER, ListenerClass, http_filters, network};
 use crate::names::stat_prefix;
 use crate::proto::{ads, any, bool_value, zero_duration};
+use crate::proxy_settings::ServerHeader;
 
 /// Where a connection manager finds its routes.
 pub(crate) enum Routes {
@@ -63,19 +64,15 @@ fn manager(context: &Context<'_>, options: HttpOptions, name: &str) -> HttpConne
     let mut manager = HttpConnectionManager {
         codec_type: CodecType::Auto.into(),
         stat_prefix: stat_prefix(&prefix),
-        // Envoy calls itself `envoy` where nobody set another name.
-        server_name: if outbound { String::new() } else { "istio-envoy".to_owned() },
+        generate_request_id: bool_value(false).filter(|_| !context.settings.request_id()),
+        append_x_forwarded_port: context.settings.forwarded_port(),
         access_log: access_log::of_traffic(context.mesh),
         stream_idle_timeout: zero_duration(),
         upgrade_configs: vec![UpgradeConfig {
             upgrade_type: "websocket".to_owned(),
             ..Default::default()
         }],
-        http_filters: http_filters(
-            context.proxy,
-            options.class,
-            options.protocol == Protocol::GrpcWeb,
-        ),
+        http_filters: http_filters(context, options.class, options.protocol == Protocol::GrpcWeb),
         request_id_extension: Some(request_id()),
         proxy_100_continue: true,
         use_remote_address: bool_value(uses_remote_address(&options)),
@@ -89,6 +86,7 @@ fn manager(context: &Context<'_>, options: HttpOptions, name: &str) -> HttpConne
         manager.http_filters.push(dynamic_dns::filter(context));
         manager.http_filters.extend(router);
     }
+    set_server_header(context, options.class, &mut manager);
     set_codec_options(context, &options, &mut manager);
     set_client_certificate(context, options.class, &mut manager);
     normalise_paths(context, &mut manager);
@@ -107,14 +105,38 @@ fn uses_remote_address(options: &HttpOptions) -> bool {
     options.class != ListenerClass::Inbound && !options.explicit_proxy
 }
 
+fn set_server_header(
+    context: &Context<'_>,
+    class: ListenerClass,
+    manager: &mut HttpConnectionManager,
+) {
+    manager.server_name = match context.settings.server() {
+        ServerHeader::Named(name) => name,
+        // Envoy calls itself `envoy` where nobody set another name.
+        ServerHeader::Usual if class == ListenerClass::Outbound => String::new(),
+        ServerHeader::Usual => "istio-envoy".to_owned(),
+        ServerHeader::Untouched => {
+            let transformation = ServerHeaderTransformation::PassThrough;
+            manager.server_header_transformation = transformation.into();
+            String::new()
+        }
+    };
+}
+
 fn set_codec_options(
     context: &Context<'_>,
     options: &HttpOptions,
     manager: &mut HttpConnectionManager,
 ) {
     let accepts_http10 = context.proxy.flag("HTTP10");
-    if accepts_http10 || options.explicit_proxy || options.class == ListenerClass::Gateway {
+    let header_key_format = context.settings.header_case();
+    if accepts_http10
+        || options.explicit_proxy
+        || options.class == ListenerClass::Gateway
+        || header_key_format.is_some()
+    {
         manager.http_protocol_options = Some(Http1ProtocolOptions {
+            header_key_format,
             accept_http_10: accepts_http10,
             allow_absolute_url: if options.explicit_proxy { bool_value(true) } else { None },
             ..Default::default()
@@ -130,25 +152,30 @@ fn set_client_certificate(
     class: ListenerClass,
     manager: &mut HttpConnectionManager,
 ) {
-    let details = |cert| SetCurrentClientCertDetails {
-        subject: bool_value(true),
-        cert,
-        dns: true,
-        uri: true,
-        ..Default::default()
-    };
-    match class {
-        ListenerClass::Outbound => {}
-        ListenerClass::Inbound => {
-            manager.forward_client_cert_details = ForwardClientCertDetails::AppendForward.into();
-            manager.set_current_client_cert_details = Some(details(false));
-        }
+    let settings = &context.settings;
+    let (forwarding, parts) = match class {
+        ListenerClass::Outbound => return,
+        ListenerClass::Inbound => (settings.client_certificate(), settings.certificate_parts()),
         ListenerClass::Gateway => {
-            let topology = context.mesh.default_config.gateway_topology.as_ref();
-            manager.xff_num_trusted_hops = topology.map_or(0, |t| t.num_trusted_proxies);
-            manager.forward_client_cert_details = ForwardClientCertDetails::SanitizeSet.into();
-            manager.set_current_client_cert_details = Some(details(true));
+            manager.xff_num_trusted_hops = settings.trusted_proxies();
+            let yes = Some(true);
+            let parts = Parts { subject: yes, cert: yes, dns: yes, uri: yes, chain: None };
+            (settings.gateway_client_certificate(), parts)
         }
+    };
+    manager.forward_client_cert_details = forwarding.into();
+    // Elsewhere nothing is added to the header.
+    let adds = [ForwardClientCertDetails::AppendForward, ForwardClientCertDetails::SanitizeSet];
+    if class == ListenerClass::Inbound || adds.contains(&forwarding) {
+        let is = |part: Option<bool>| part == Some(true);
+        manager.set_current_client_cert_details = Some(SetCurrentClientCertDetails {
+            subject: parts.subject.and_then(bool_value),
+            cert: is(parts.cert),
+            chain: is(parts.chain),
+            dns: is(parts.dns),
+            uri: is(parts.uri),
+            ..Default::default()
+        });
     }
 }
 

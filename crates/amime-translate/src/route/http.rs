@@ -200,6 +200,7 @@ impl Builder<'_, '_> {
         }
         let mut authority = authority;
         if let Some(rewrite) = &self.http.rewrite {
+            action.append_x_forwarded_host = self.context.settings.forwarded_host();
             if let Some(pattern) = &rewrite.uri_regex_rewrite {
                 action.regex_rewrite = Some(RegexMatchAndSubstitute {
                     pattern: Some(regex(&pattern.r#match)),

@@ -34,7 +34,7 @@ pub(crate) fn configuration(context: &Context<'_>, name: &str) -> RouteConfigura
         ProxyKind::Sidecar => sidecar::virtual_hosts(context, name),
         ProxyKind::Router => gateway::virtual_hosts(context, name),
     };
-    let Some(virtual_hosts) = virtual_hosts else {
+    let Some(mut virtual_hosts) = virtual_hosts else {
         return RouteConfiguration {
             name: name.to_owned(),
             validate_clusters: bool_value(false),
@@ -42,6 +42,9 @@ pub(crate) fn configuration(context: &Context<'_>, name: &str) -> RouteConfigura
             ..Default::default()
         };
     };
+    for host in &mut virtual_hosts {
+        host.include_request_attempt_count &= context.settings.attempt_count();
+    }
     let mut routes = RouteConfiguration {
         ignore_port_in_host_matching: true,
         ..named(context, name, virtual_hosts)

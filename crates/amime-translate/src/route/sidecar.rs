@@ -10,7 +10,9 @@ use amime_model::{
     UnknownDestinations,
 };
 use envoy_types::pb::envoy::config::route::v3::route::Action;
-use envoy_types::pb::envoy::config::route::v3::{DirectResponseAction, Route, VirtualHost};
+use envoy_types::pb::envoy::config::route::v3::{
+    DirectResponseAction, Route, RouteAction, VirtualHost,
+};
 
 use super::hosts::service_domains;
 use super::http::{self, RouteTarget, default_outbound, destination_cluster, to_cluster};
@@ -349,6 +351,10 @@ fn all_ports(by_port: BTreeMap<u32, Vec<VirtualHost>>) -> Vec<VirtualHost> {
 
 /// What happens to requests for hosts that nobody has.
 pub(crate) fn unknown_hosts(context: &Context<'_>) -> VirtualHost {
+    let forwarded = |cluster| {
+        let append_x_forwarded_host = context.settings.forwarded_host();
+        RouteAction { append_x_forwarded_host, ..to_cluster(cluster) }
+    };
     let (name, action) = match context.scope.unknown {
         UnknownDestinations::Refuse => {
             let status = UNKNOWN_HOST_STATUS;
@@ -356,11 +362,11 @@ pub(crate) fn unknown_hosts(context: &Context<'_>) -> VirtualHost {
             (BLOCK_ALL, Action::DirectResponse(refuse))
         }
         UnknownDestinations::ByName if dynamic_dns::is_on(context) => {
-            (ALLOW_ANY_DYNAMIC_DNS, Action::Route(to_cluster(DYNAMIC_DNS_CLUSTER.to_owned())))
+            (ALLOW_ANY_DYNAMIC_DNS, Action::Route(forwarded(DYNAMIC_DNS_CLUSTER.to_owned())))
         }
         UnknownDestinations::Allow | UnknownDestinations::ByName => {
             let cluster = egress_cluster(context.scope.egress_proxy.as_ref());
-            (ALLOW_ANY, Action::Route(to_cluster(cluster)))
+            (ALLOW_ANY, Action::Route(forwarded(cluster)))
         }
     };
     VirtualHost {
@@ -373,7 +379,7 @@ pub(crate) fn unknown_hosts(context: &Context<'_>) -> VirtualHost {
             action: Some(action),
             ..Default::default()
         }],
-        include_request_attempt_count: true,
+        include_request_attempt_count: context.settings.attempt_count(),
         ..Default::default()
     }
 }

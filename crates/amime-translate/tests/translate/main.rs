@@ -5,6 +5,7 @@ mod envoy_filter;
 mod generate;
 mod golden;
 mod locality;
+mod proxy_settings;
 mod secrets;
 mod simulation;
 mod support;
