@@ -131,3 +131,6 @@ impl WorkerLb {
         chosen.map(|host| host as usize)
     }
 }
+
+#[cfg(test)]
+mod tests;

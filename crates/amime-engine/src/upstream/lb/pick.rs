@@ -220,11 +220,37 @@ impl Pick<'_> {
 
 /// The share of its weight that an endpoint has while it warms up.
 fn slow_start_factor(slow: SlowStart, endpoint: &Endpoint) -> f64 {
-    let age = now_ms().saturating_sub(endpoint.state.healthy_since_ms());
+    if endpoint.health() != Health::Healthy {
+        return 1.0;
+    }
+    warmth(slow, now_ms().saturating_sub(endpoint.state.healthy_since_ms()))
+}
+
+/// The share after `age` milliseconds.
+fn warmth(slow: SlowStart, age: u64) -> f64 {
     let window = u64::try_from(slow.window.as_millis()).unwrap_or(u64::MAX);
-    if age >= window || endpoint.health() != Health::Healthy {
+    if age >= window {
         return 1.0;
     }
     let time = age.max(1) as f64 / window as f64;
     time.powf(1.0 / slow.aggression).max(slow.min_weight)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn an_endpoint_warms_up_over_its_window() {
+        let slow =
+            |aggression| SlowStart { window: Duration::from_secs(60), aggression, min_weight: 0.1 };
+        let shares = |aggression| {
+            [0, 15_000, 30_000, 60_000].map(|age| (warmth(slow(aggression), age) * 100.0).round())
+        };
+        assert_eq!(shares(1.0), [10.0, 25.0, 50.0, 100.0]);
+        assert_eq!(shares(2.0), [10.0, 50.0, 71.0, 100.0]);
+        assert_eq!(shares(0.5), [10.0, 10.0, 25.0, 100.0]);
+    }
 }
