@@ -21,6 +21,8 @@ pub struct Connection {
     pub remote: SocketAddr,
     /// The peer of the socket.
     pub direct_remote: SocketAddr,
+    /// The addresses are those of a PROXY header.
+    pub proxied: bool,
     /// Server name that the client asked for.
     pub sni: Option<Box<str>>,
     /// Protocols that the client offers by ALPN, or that its first bytes show.
@@ -29,6 +31,11 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// Source and destination as the client sees them.
+    pub fn ends(&self) -> (SocketAddr, SocketAddr) {
+        (self.remote, self.local)
+    }
+
     pub fn record(&self) -> DownstreamRecord<'_> {
         DownstreamRecord {
             connection_id: self.id,

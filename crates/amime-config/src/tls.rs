@@ -11,7 +11,10 @@ use amime_identity::{
     WorkloadCert, downstream_config, upstream_config,
 };
 use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::transport_sockets::http_11_proxy::v3::Http11ProxyUpstreamTransport;
+use envoy_types::pb::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
+use envoy_types::pb::envoy::extensions::transport_sockets::tcp_stats::v3::Config as TcpStats;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 use rustls::{ClientConfig, ServerConfig};
 
@@ -24,6 +27,32 @@ use super::values::{bool_or, is, type_name, u32_or, unpack};
 pub enum UpstreamTransport {
     Raw,
     Tls(Arc<UpstreamTls>),
+    /// After a PROXY header.
+    Proxied(ProxyHeader, Option<Arc<UpstreamTls>>),
+}
+
+/// Version of the PROXY header that goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyHeader {
+    V1,
+    V2,
+}
+
+impl UpstreamTransport {
+    pub fn tls(&self) -> Option<&Arc<UpstreamTls>> {
+        match self {
+            Self::Raw => None,
+            Self::Tls(tls) => Some(tls),
+            Self::Proxied(_, tls) => tls.as_ref(),
+        }
+    }
+
+    pub fn proxy_header(&self) -> Option<ProxyHeader> {
+        match self {
+            Self::Proxied(version, _) => Some(*version),
+            Self::Raw | Self::Tls(_) => None,
+        }
+    }
 }
 
 /// Settings of a TLS client.
@@ -144,13 +173,63 @@ pub fn upstream_transport(
     if is::<RawBuffer>(any) {
         return Some(UpstreamTransport::Raw);
     }
-    if !is::<pb::UpstreamTlsContext>(any) {
+    if is::<pb::UpstreamTlsContext>(any) {
+        let context: pb::UpstreamTlsContext = unpack(any, &mut compiler.faults)?;
+        return upstream_tls(&context, compiler).map(|tls| UpstreamTransport::Tls(Arc::new(tls)));
+    }
+    if is::<ProxyProtocolUpstreamTransport>(any) {
+        let config: ProxyProtocolUpstreamTransport = unpack(any, &mut compiler.faults)?;
+        return proxied(&config, compiler);
+    }
+    // Both only act on what is inside of them: one counts, the other waits for
+    // an address that nothing here sets.
+    let inner = if is::<TcpStats>(any) {
+        compiler.faults.ignore("typed_config", "counts nothing");
+        let config: TcpStats = unpack(any, &mut compiler.faults)?;
+        config.transport_socket
+    } else if is::<Http11ProxyUpstreamTransport>(any) {
+        compiler.faults.ignore("typed_config", "no proxy is asked");
+        let config: Http11ProxyUpstreamTransport = unpack(any, &mut compiler.faults)?;
+        config.transport_socket
+    } else {
         let reason = format!("transport socket {} is not supported", type_name(any));
         compiler.faults.reject("typed_config", reason);
         return None;
+    };
+    inside(inner.as_ref(), compiler)
+}
+
+fn inside(
+    socket: Option<&core::TransportSocket>,
+    compiler: &mut Compiler<'_>,
+) -> Option<UpstreamTransport> {
+    compiler.faults.enter("typed_config.transport_socket");
+    let inner = upstream_transport(socket, compiler);
+    compiler.faults.leave();
+    inner
+}
+
+fn proxied(
+    value: &ProxyProtocolUpstreamTransport,
+    compiler: &mut Compiler<'_>,
+) -> Option<UpstreamTransport> {
+    let default = core::ProxyProtocolConfig::default();
+    let config = value.config.as_ref().unwrap_or(&default);
+    let faults = &mut compiler.faults;
+    faults.ignore_if(config.pass_through_tlvs.is_some(), "config.pass_through_tlvs");
+    faults.ignore_if(!config.added_tlvs.is_empty(), "config.added_tlvs");
+    let version = match config.version() {
+        core::proxy_protocol_config::Version::V1 => ProxyHeader::V1,
+        core::proxy_protocol_config::Version::V2 => ProxyHeader::V2,
+    };
+    match inside(value.transport_socket.as_ref(), compiler)? {
+        UpstreamTransport::Raw => Some(UpstreamTransport::Proxied(version, None)),
+        UpstreamTransport::Tls(tls) => Some(UpstreamTransport::Proxied(version, Some(tls))),
+        UpstreamTransport::Proxied(..) => {
+            compiler.faults.reject("transport_socket", "one PROXY header is enough");
+            None
+        }
     }
-    let context: pb::UpstreamTlsContext = unpack(any, &mut compiler.faults)?;
-    upstream_tls(&context, compiler).map(|tls| UpstreamTransport::Tls(Arc::new(tls)))
 }
 
 /// Compiles a filter chain's transport socket; `Ok(None)` is plaintext.

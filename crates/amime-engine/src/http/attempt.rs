@@ -20,7 +20,7 @@ use crate::upstream::pool::{
 use crate::upstream::{ClusterRuntime, Host, Outcome, Resource};
 use amime_config::cluster::UpstreamProtocol;
 use amime_config::head::RequestHead;
-use amime_config::tls::{Alpn, UpstreamTransport};
+use amime_config::tls::Alpn;
 
 /// Why an attempt gave no response.
 #[derive(Clone, Debug)]
@@ -199,15 +199,23 @@ impl Request<'_> {
     /// Which connections of the endpoint will do.
     fn key(&self) -> ConnKey {
         let config = self.cluster.config();
+        let transport = &self.host.endpoint.transport;
+        // Without a handshake to agree in, the older protocol it is.
+        let either = config.http.protocol == UpstreamProtocol::Auto && transport.tls().is_some();
         let http2 = match config.http.protocol {
-            UpstreamProtocol::Http1 | UpstreamProtocol::Auto => false,
+            UpstreamProtocol::Http1 => false,
+            UpstreamProtocol::Auto => either,
             UpstreamProtocol::Http2 => true,
             UpstreamProtocol::Downstream => self.exchange.head.borrow().version == Version::HTTP_2,
         };
-        let UpstreamTransport::Tls(_) = &self.host.endpoint.transport else {
-            return ConnKey { http2, alpn: Alpn::Configured, sni: None };
-        };
+        let downstream = &self.exchange.connection.downstream;
+        let client =
+            (transport.proxy_header().is_some() && downstream.proxied).then(|| downstream.ends());
+        if transport.tls().is_none() {
+            return ConnKey { client, ..ConnKey::plain(http2) };
+        }
         let alpn = match (self.exchange.connection.config.istio_alpn, http2) {
+            (false, _) if either => Alpn::Either,
             (false, false) => Alpn::Http1,
             (false, true) => Alpn::Http2,
             (true, false) => Alpn::IstioHttp1,
@@ -217,7 +225,7 @@ impl Request<'_> {
             let head = self.exchange.head.borrow();
             amime_config::route::without_port(head.authority()).into()
         });
-        ConnKey { http2, alpn, sni }
+        ConnKey { http2, alpn, sni, client }
     }
 
     /// The request for the chosen connection. The head itself stays: a retry

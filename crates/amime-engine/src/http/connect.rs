@@ -80,7 +80,9 @@ impl Attempts<'_> {
         }
         let flight = InFlight::new(self.cluster, &host, self.priority());
         let connection = &exchange.connection;
-        match open(&connection.worker, self.cluster, &host).await {
+        let downstream = &connection.downstream;
+        let client = downstream.proxied.then(|| downstream.ends());
+        match open(&connection.worker, self.cluster, &host, client).await {
             Ok((io, _, guard)) => Ok(Open { io, _held: (flight, guard) }),
             Err(error) => {
                 exchange.log.borrow_mut().transport_failure = Some(error.to_string());

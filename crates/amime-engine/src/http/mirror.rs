@@ -11,7 +11,6 @@ use crate::upstream::pool::{Acquire, ConnKey, Sender, acquire};
 use crate::upstream::{ClusterRuntime, LbInput};
 use amime_config::cluster::UpstreamProtocol;
 use amime_config::route_cluster::Mirror;
-use amime_config::tls::Alpn;
 
 /// Starts the copies that the route asks for.
 pub(super) fn send_all(plan: &Plan<'_>, body: &PreparedBody) {
@@ -63,7 +62,7 @@ fn start(
         };
         let Some(host) = cluster.choose(LbInput::default()) else { return };
         let http2 = cluster.config().http.protocol == UpstreamProtocol::Http2;
-        let key = ConnKey { http2, alpn: Alpn::Configured, sni: None };
+        let key = ConnKey::plain(http2);
         let mark = exchange.connection.worker.mark;
         let acquired = Acquire { cluster: &cluster, host: &host, priority: 0, mark };
         let Ok(mut lease) = acquire(acquired, key).await else { return };

@@ -131,6 +131,7 @@ async fn connection(
             redirected,
             remote: peer,
             direct_remote: peer,
+            proxied: false,
             sni: None,
             application: Vec::new(),
             tls: None,
@@ -249,6 +250,7 @@ impl Incoming {
                     if let Some((source, destination)) = addresses {
                         self.facts.remote = source;
                         self.facts.local = destination;
+                        self.facts.proxied = true;
                     }
                     return true;
                 }

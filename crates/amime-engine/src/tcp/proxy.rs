@@ -1,5 +1,6 @@
 //! One proxied TCP connection.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -158,7 +159,7 @@ async fn dial(
         let Some(host) = choose(connection, &cluster, config, metadata) else { break };
         let opened = match &config.tunneling {
             None => {
-                let opened = open(worker, &cluster, &host).await;
+                let opened = open(worker, &cluster, &host, Some(connection.ends())).await;
                 opened.map(|(io, facts, open)| (Io::Direct(io), facts, Some(open)))
             }
             Some(tunneling) => {
@@ -184,11 +185,13 @@ async fn dial(
     Err(last)
 }
 
-/// Opens a connection to an endpoint, counted until the guard is dropped.
+/// Opens a connection to an endpoint, counted until the guard is dropped;
+/// `client` is whom a PROXY header names.
 pub(crate) async fn open(
     worker: &Rc<Worker>,
     cluster: &Rc<ClusterRuntime>,
     host: &Rc<Host>,
+    client: Option<(SocketAddr, SocketAddr)>,
 ) -> Result<(UpstreamIo, ConnectionFacts, OpenGuard), ConnectError> {
     if !cluster.take(0, Resource::Connections) {
         cluster.stats.upstream_cx_overflow.inc();
@@ -201,6 +204,7 @@ pub(crate) async fn open(
         transport: &host.endpoint.transport,
         alpn: Alpn::Configured,
         sni: None,
+        client,
         mark: worker.mark,
     };
     match connect(cluster.config(), target).await {

@@ -13,7 +13,6 @@ use crate::upstream::pool::{Acquire, ConnKey, Held, Lease, acquire};
 use amime_config::cluster::UpstreamProtocol;
 use amime_config::format::FormatInput;
 use amime_config::tcp::Tunneling;
-use amime_config::tls::{Alpn, UpstreamTransport};
 
 /// A tunnel that stands.
 pub(super) struct Tunnel {
@@ -30,10 +29,10 @@ impl Tunnel {
         config: &Tunneling,
     ) -> Result<(Self, Option<SocketAddr>), ConnectError> {
         let http2 = endpoint.cluster.config().http.protocol == UpstreamProtocol::Http2;
-        let key = ConnKey { http2, alpn: Alpn::Configured, sni: None };
+        let key = ConnKey::plain(http2);
         let mut lease = acquire(endpoint, key).await?;
         let local = lease.conn.facts.local;
-        let tls = matches!(endpoint.host.endpoint.transport, UpstreamTransport::Tls(_));
+        let tls = endpoint.host.endpoint.transport.tls().is_some();
         let (body, writer) = match &config.post {
             None => (RequestBody::Empty, None),
             Some(_) => {

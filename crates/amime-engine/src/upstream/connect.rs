@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use amime_identity::server_name;
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::proxy_header::{self, Ends};
 use crate::tls::{Counted, MaybeTls, NOT_READY, TlsFailure};
 use amime_config::cluster::{ClusterConfig, Keepalive};
 use amime_config::tls::{Alpn, UpstreamTls, UpstreamTransport};
@@ -59,6 +61,8 @@ pub(crate) struct Target<'a> {
     pub(crate) alpn: Alpn,
     /// Server name to ask for instead of the context's.
     pub(crate) sni: Option<&'a str>,
+    /// Whom a PROXY header names.
+    pub(crate) client: Option<Ends>,
     /// `SO_MARK` of the socket.
     pub(crate) mark: Option<u32>,
 }
@@ -80,15 +84,18 @@ async fn open(
 ) -> Result<(UpstreamIo, ConnectionFacts), ConnectError> {
     let failed = |error: io::Error| ConnectError::Failed(os_reason(&error).into());
     let socket = socket(cluster, &target).map_err(failed)?;
-    let stream = socket.connect(target.address).await.map_err(failed)?;
+    let mut stream = socket.connect(target.address).await.map_err(failed)?;
     // Requests are written whole; waiting for more would only add delay.
     let _ = stream.set_nodelay(true);
     let local = stream.local_addr().ok();
-    match target.transport {
-        UpstreamTransport::Raw => {
-            Ok((UpstreamIo::Tcp(stream), ConnectionFacts { local, tls: None }))
-        }
-        UpstreamTransport::Tls(tls) => {
+    if let Some(version) = target.transport.proxy_header() {
+        let own = (local.unwrap_or(target.address), target.address);
+        let header = proxy_header::encode(version, target.client, own);
+        stream.write_all(&header).await.map_err(failed)?;
+    }
+    match target.transport.tls() {
+        None => Ok((UpstreamIo::Tcp(stream), ConnectionFacts { local, tls: None })),
+        Some(tls) => {
             let (stream, facts) = handshake(tls, stream, &target).await?;
             let facts = ConnectionFacts { local, tls: Some(facts) };
             Ok((UpstreamIo::Tls(Box::new(stream)), facts))

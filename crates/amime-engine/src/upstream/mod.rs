@@ -9,6 +9,7 @@ pub(crate) mod connect;
 pub(crate) mod h1;
 pub(crate) mod lb;
 pub(crate) mod pool;
+mod proxy_header;
 
 pub(crate) use amime_config::endpoint_state::{EndpointShard, Outcome, Resource};
 pub(crate) use cluster::{ClusterRuntime, ClusterSpec, Host};

@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -35,6 +36,16 @@ pub(crate) struct ConnKey {
     pub(crate) alpn: Alpn,
     /// Server name taken from the request.
     pub(crate) sni: Option<Rc<str>>,
+    /// Whom the PROXY header names: such a connection serves one client.
+    pub(crate) client: Option<(SocketAddr, SocketAddr)>,
+}
+
+impl ConnKey {
+    /// Of connections that look the same whatever the request.
+    pub(crate) fn plain(http2: bool) -> Self {
+        let alpn = if http2 { Alpn::Http2 } else { Alpn::Http1 };
+        Self { http2, alpn, sni: None, client: None }
+    }
 }
 
 /// An open upstream connection, as its users share it.
@@ -194,6 +205,14 @@ pub(crate) struct Acquire<'a> {
 pub(crate) async fn acquire(request: Acquire<'_>, key: ConnKey) -> Result<Lease, ConnectError> {
     let Acquire { cluster, host, .. } = request;
     let pool = &host.pool;
+    if key.alpn == Alpn::Either {
+        // Here the handshake decides the protocol, so either kind will do.
+        let http1 = ConnKey { http2: false, ..key.clone() };
+        if let Some(lease) = pool.pop_idle(&http1) {
+            lease.conn.requests.set(lease.conn.requests.get() + 1);
+            return Ok(lease);
+        }
+    }
     if !key.http2 {
         if let Some(lease) = pool.pop_idle(&key) {
             lease.conn.requests.set(lease.conn.requests.get() + 1);
@@ -256,6 +275,17 @@ async fn open_h1(request: Acquire<'_>, key: ConnKey) -> Result<Lease, ConnectErr
     }
     let guard = OpenGuard::new(request);
     let (io, facts) = dial(request, &key).await?;
+    Ok(start_h1(cluster, io, facts, key, guard))
+}
+
+/// Speaks HTTP/1 on a connection that stands.
+fn start_h1(
+    cluster: &ClusterRuntime,
+    io: UpstreamIo,
+    facts: ConnectionFacts,
+    key: ConnKey,
+    guard: OpenGuard,
+) -> Lease {
     let options = Options {
         max_head_bytes: MAX_RESPONSE_HEAD,
         max_headers: cluster.config().http.max_headers,
@@ -264,7 +294,7 @@ async fn open_h1(request: Acquire<'_>, key: ConnKey) -> Result<Lease, ConnectErr
     let sender = H1::new(Client::new(io, options), guard);
     let conn = UpstreamConn::new(facts, key);
     cluster.stats.upstream_cx_http1_total.inc();
-    Ok(Lease { sender: Sender::H1(sender), conn, reused: false })
+    Lease { sender: Sender::H1(sender), conn, reused: false }
 }
 
 async fn open_h2(request: Acquire<'_>, key: ConnKey) -> Result<Lease, ConnectError> {
@@ -314,6 +344,11 @@ async fn open_h2_now(request: Acquire<'_>, key: ConnKey) -> Result<Lease, Connec
     }
     let guard = OpenGuard::new(request);
     let (io, facts) = dial(request, &key).await?;
+    let agreed = facts.tls.as_ref().and_then(|tls| tls.alpn.as_deref());
+    if key.alpn == Alpn::Either && agreed != Some(b"h2") {
+        let key = ConnKey { http2: false, ..key };
+        return Ok(start_h1(cluster, io, facts, key, guard));
+    }
     let settings = &cluster.config().http.h2;
     let mut builder = http2::Builder::new(LocalExecutor);
     builder
@@ -359,6 +394,7 @@ async fn dial(
         transport: &host.endpoint.transport,
         alpn: key.alpn,
         sni: key.sni.as_deref(),
+        client: key.client,
         mark,
     };
     let result = connect(cluster.config(), target).await;

@@ -435,3 +435,39 @@ default_filter_chain:
     assert!(Client::of(&ca, "elsewhere.test").connect(address).await.is_err());
     assert_eq!(proxy.get("h", "/").await.body, "plain");
 }
+
+#[tokio::test]
+async fn the_handshake_decides_the_protocol_where_it_may() {
+    let ca = Authority::new();
+    let auto = |to: &Proxy| {
+        let address = to.address();
+        cluster(&format!(
+            r#"name: a
+type: STATIC
+connect_timeout: 2s
+transport_socket:
+  name: tls
+  typed_config: {{"@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, common_tls_context: {{}}}}
+typed_extension_protocol_options:
+  envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {{"@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, auto_config: {{}}}}
+load_assignment: {{cluster_name: a, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {}, port_value: {}}}}}}}}}]}}]}}"#,
+            address.ip(),
+            address.port()
+        ))
+    };
+    let hcm = routes("- match: {prefix: /}\n  route: {cluster: a}");
+    for (alpn, http1, http2) in [("[h2, http/1.1]", 0, 1), ("[http/1.1]", 1, 0), ("[]", 1, 0)] {
+        let context = format!(
+            "common_tls_context: {{alpn_protocols: {alpn}, tls_certificates: [{}]}}",
+            ca.host("up.test").yaml()
+        );
+        let server = Proxy::with(vec![tls_listener(&context)]).await;
+        let proxy = Proxy::with(vec![http_listener(&hcm), auto(&server)]).await;
+        // One worker, hence one pool, as both requests are on one connection.
+        let two = "GET / HTTP/1.1\r\nhost: h\r\n\r\nGET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n";
+        let answers = proxy.raw(two).await;
+        assert_eq!(answers.matches("HTTP/1.1 200").count(), 2, "{alpn}: {answers}");
+        proxy.until_stat(&format!("cluster.a.upstream_cx_http1_total: {http1}")).await;
+        proxy.until_stat(&format!("cluster.a.upstream_cx_http2_total: {http2}")).await;
+    }
+}

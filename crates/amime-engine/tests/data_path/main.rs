@@ -11,6 +11,7 @@ mod peer_metadata;
 mod pki;
 #[cfg(feature = "oracle")]
 mod placement;
+mod proxy_protocol;
 mod retries;
 mod routing;
 mod tls;
