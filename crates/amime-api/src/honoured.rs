@@ -55,8 +55,6 @@ const UNHONOURED: &[(Kind, &str, &str)] = &[
     (Kind::VirtualService, "spec.http.[].match.[].withoutHeaders.@request.auth.*", TOKENS),
     (Kind::VirtualService, "spec.tcp.[].match.[].sourceSubnet", "upstream never implemented it"),
     // DestinationRule, the same settings wherever a policy may stand.
-    (Kind::DestinationRule, "spec.trafficPolicy.tunnel", TUNNEL),
-    (Kind::DestinationRule, "spec.subsets.[].trafficPolicy.tunnel", TUNNEL),
     (Kind::DestinationRule, "spec.trafficPolicy.proxyProtocol", PROXY_PROTOCOL),
     (Kind::DestinationRule, "spec.subsets.[].trafficPolicy.proxyProtocol", PROXY_PROTOCOL),
     (Kind::DestinationRule, "spec.trafficPolicy.loadBalancer.backendUtilization", LOAD_REPORTS),
@@ -120,7 +118,6 @@ const AMBIENT: &str = "there is no ambient mode yet";
 const NOT_READ: &str = "upstream does not read it either";
 const DEFAULT_BACKEND: &str = "only rules count; upstream ignores it too";
 const TOKENS: &str = "request tokens are not verified yet, so no request matches";
-const TUNNEL: &str = "connections are not tunnelled yet, and the route is not installed";
 const PROXY_PROTOCOL: &str =
     "the PROXY protocol is not sent yet, and clusters that ask for it are not installed";
 const LOAD_REPORTS: &str = "load reports are not read yet, endpoints are chosen by least request";

@@ -182,6 +182,7 @@ mod tests {
             tls: None,
             handshake_timeout: None,
             rbac: Vec::new(),
+            limits: Vec::new(),
             terminal: Terminal::Close,
             origin: None,
         })

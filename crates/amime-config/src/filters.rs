@@ -1,97 +1,105 @@
-//! HTTP filters: fault injection, CORS and access control, and what routes
-//! say about them.
+//! HTTP filters in the order of the connection manager's list, and what
+//! routes say about them.
+//!
+//! A route's settings find their filter by its name in the list.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
+use amime_telemetry::IstioStats;
 use envoy_types::pb::envoy::config::route::v3 as route;
-use envoy_types::pb::envoy::extensions::filters::common::fault::v3 as common_fault;
 use envoy_types::pb::envoy::extensions::filters::http::{
-    cors::v3 as cors, fault::v3 as fault, rbac::v3 as rbac,
+    cors::v3 as cors, fault::v3 as fault, header_mutation::v3 as mutation,
+    local_ratelimit::v3::LocalRateLimit, ratelimit::v3 as ratelimit, rbac::v3 as rbac,
+    router::v3::Router,
 };
-use envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher as PbStringMatcher;
-use envoy_types::pb::google::protobuf::{Any, BoolValue};
-use http::HeaderValue;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use envoy_types::pb::google::protobuf::Any;
 use prost::Message;
 
 use super::Compiler;
+use super::cors::{Cors, CorsFields};
+use super::fault_injection::Fault;
 use super::faults::Faults;
-use super::matcher::{HeaderMatcher, StringMatcher, header_matchers};
+use super::global_limit::{GlobalLimit, GlobalLimitRoute};
+use super::header_mutation::HeaderMutation;
+use super::local_limit::LocalLimit;
+use super::peer_metadata::PeerExchange;
 use super::rbac::{Rbac, Rules};
-use super::values::{self, Fraction, is, type_name, unpack};
+use super::values::{is, type_name, unpack};
+
+/// A filter that acts on requests.
+#[derive(Debug)]
+pub struct HttpFilter {
+    pub name: Box<str>,
+    /// Acts only on routes that have settings for it.
+    pub disabled: bool,
+    pub kind: FilterKind,
+}
+
+#[derive(Debug)]
+pub enum FilterKind {
+    Fault(Arc<Fault>),
+    Cors,
+    Rbac(Arc<Rbac>),
+    LocalLimit(Arc<LocalLimit>),
+    GlobalLimit(Arc<GlobalLimit>),
+    Mutation(Arc<HeaderMutation>),
+}
 
 /// Filter settings of a route, the route's own before its parents'.
 #[derive(Clone, Debug, Default)]
 pub struct PerRoute {
-    pub fault: Option<Arc<Fault>>,
-    pub cors: Option<Arc<Cors>>,
-    /// `Some(None)` switches the filter off for the route.
-    pub rbac: Option<Option<Arc<Rbac>>>,
+    entries: Vec<PerFilter>,
+    /// The policy of older control planes, which names no filter.
+    cors: Option<Arc<Cors>>,
 }
 
-/// A compiled `HTTPFault`.
-#[derive(Debug)]
-pub struct Fault {
-    pub delay: Option<(Fraction, Duration)>,
-    pub abort: Option<(Fraction, Abort)>,
-    pub headers: Vec<HeaderMatcher>,
-    pub upstream_cluster: String,
-    pub max_active: u32,
+/// What a route says of one filter.
+#[derive(Clone, Debug)]
+pub struct PerFilter {
+    name: Arc<str>,
+    pub disabled: bool,
+    pub settings: Option<Settings>,
 }
 
-/// What an aborted request gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Abort {
-    Http(http::StatusCode),
-    Grpc(u32),
-}
-
-/// A compiled CORS policy.
-#[derive(Debug)]
-pub struct Cors {
-    pub enabled: Fraction,
-    pub origins: Vec<StringMatcher>,
-    pub methods: Option<HeaderValue>,
-    pub headers: Option<HeaderValue>,
-    pub expose: Option<HeaderValue>,
-    pub max_age: Option<HeaderValue>,
-    pub credentials: bool,
-    pub forward_unmatched_preflights: bool,
+/// Settings that take the place of a filter's own.
+#[derive(Clone, Debug)]
+pub enum Settings {
+    Fault(Arc<Fault>),
+    Cors(Arc<Cors>),
+    /// `None` switches the filter off for the route.
+    Rbac(Option<Arc<Rbac>>),
+    LocalLimit(Arc<LocalLimit>),
+    GlobalLimit(Arc<GlobalLimitRoute>),
+    Mutation(Arc<HeaderMutation>),
 }
 
 impl PerRoute {
     pub fn compile(configs: &HashMap<String, Any>, compiler: &mut Compiler<'_>) -> Self {
         let mut filters = Self::default();
-        let faults = &mut compiler.faults;
         for (name, any) in configs {
-            faults.enter(format!("typed_per_filter_config[{name}]"));
-            filters.add(any, faults);
-            faults.leave();
+            compiler.faults.enter(format!("typed_per_filter_config[{name}]"));
+            filters.add(name, any, compiler);
+            compiler.faults.leave();
         }
         filters
     }
 
-    fn add(&mut self, any: &Any, faults: &mut Faults) {
-        if is::<fault::HttpFault>(any) {
-            self.fault = unpack(any, faults).map(|value| Arc::new(Fault::compile(&value, faults)));
-        } else if is::<cors::CorsPolicy>(any) {
-            self.cors = unpack(any, faults).and_then(|value: cors::CorsPolicy| {
-                CorsFields::of_filter(&value).compile(faults).map(Arc::new)
-            });
-        } else if is::<rbac::RbacPerRoute>(any) {
-            let value: Option<rbac::RbacPerRoute> = unpack(any, faults);
-            self.rbac =
-                value.map(|value| value.rbac.map(|rbac| Arc::new(compile_rbac(&rbac, faults))));
-        } else if is::<route::FilterConfig>(any) {
-            if let Ok(route::FilterConfig { config: Some(inner), .. }) =
-                route::FilterConfig::decode(any.value.as_slice())
-            {
-                self.add(&inner, faults);
-            }
-        } else {
-            faults.ignore("", format!("{} is not supported", type_name(any)));
+    fn add(&mut self, name: &str, any: &Any, compiler: &mut Compiler<'_>) {
+        let entry = |settings, disabled| PerFilter { name: name.into(), disabled, settings };
+        if !is::<route::FilterConfig>(any) {
+            let settings = Settings::compile(any, false, compiler);
+            self.entries.extend(settings.map(|settings| entry(Some(settings), false)));
+            return;
         }
+        let Some(config) = unpack::<route::FilterConfig>(any, &mut compiler.faults) else {
+            return;
+        };
+        let settings = config.config.as_ref().filter(|_| !config.disabled);
+        let settings =
+            settings.and_then(|inner| Settings::compile(inner, config.is_optional, compiler));
+        self.entries.push(entry(settings, config.disabled));
     }
 
     /// Adds the CORS policy that older control planes put on routes.
@@ -106,59 +114,53 @@ impl PerRoute {
         }
     }
 
-    /// Takes from `parent` what is not set here.
+    /// Puts what `parent` says behind what is said here.
     pub fn inherit(&mut self, parent: &Self) {
-        self.fault = self.fault.take().or_else(|| parent.fault.clone());
+        self.entries.extend(parent.entries.iter().cloned());
         self.cors = self.cors.take().or_else(|| parent.cors.clone());
-        self.rbac = self.rbac.take().or_else(|| parent.rbac.clone());
+    }
+
+    /// The most specific settings of a filter.
+    pub fn find(&self, filter: &str) -> Option<&PerFilter> {
+        self.entries.iter().find(|entry| *entry.name == *filter)
+    }
+
+    /// All settings of a filter, the most specific first.
+    pub fn all<'a>(&'a self, filter: &'a str) -> impl DoubleEndedIterator<Item = &'a PerFilter> {
+        self.entries.iter().filter(move |entry| *entry.name == *filter)
+    }
+
+    /// The CORS policy that names no filter.
+    pub fn cors(&self) -> Option<&Cors> {
+        self.cors.as_deref()
     }
 }
 
-impl Fault {
-    pub fn compile(value: &fault::HttpFault, faults: &mut Faults) -> Self {
-        faults.ignore_if(value.response_rate_limit.is_some(), "response_rate_limit");
-        faults.ignore_if(!value.downstream_nodes.is_empty(), "downstream_nodes");
-        let delay = value.delay.as_ref().and_then(|delay| {
-            let fraction = delay.percentage.as_ref().map_or(Fraction::NEVER, Fraction::new);
-            match delay.fault_delay_secifier.as_ref() {
-                Some(common_fault::fault_delay::FaultDelaySecifier::FixedDelay(fixed)) => {
-                    Some((fraction, values::duration(fixed)))
-                }
-                _ => {
-                    faults.ignore("delay.header_delay", "not supported");
-                    None
-                }
-            }
-        });
-        let abort = value.abort.as_ref().and_then(|abort| {
-            let fraction = abort.percentage.as_ref().map_or(Fraction::NEVER, Fraction::new);
-            match abort.error_type.as_ref() {
-                Some(fault::fault_abort::ErrorType::HttpStatus(status)) => {
-                    let code = u16::try_from(*status).ok();
-                    match code.and_then(|code| http::StatusCode::from_u16(code).ok()) {
-                        Some(status) => Some((fraction, Abort::Http(status))),
-                        None => {
-                            faults.reject("abort.http_status", format!("{status} is not a status"));
-                            None
-                        }
-                    }
-                }
-                Some(fault::fault_abort::ErrorType::GrpcStatus(status)) => {
-                    Some((fraction, Abort::Grpc(*status)))
-                }
-                _ => {
-                    faults.ignore("abort.header_abort", "not supported");
-                    None
-                }
-            }
-        });
-        Self {
-            delay,
-            abort,
-            headers: header_matchers(&value.headers, "headers", faults),
-            upstream_cluster: value.upstream_cluster.clone(),
-            max_active: values::u32_or(value.max_active_faults.as_ref(), u32::MAX),
-        }
+impl Settings {
+    fn compile(any: &Any, optional: bool, compiler: &mut Compiler<'_>) -> Option<Self> {
+        let faults = &mut compiler.faults;
+        Some(if is::<fault::HttpFault>(any) {
+            Self::Fault(Arc::new(Fault::compile(&unpack(any, faults)?, faults)))
+        } else if is::<cors::CorsPolicy>(any) {
+            let policy: cors::CorsPolicy = unpack(any, faults)?;
+            Self::Cors(Arc::new(CorsFields::of_filter(&policy).compile(faults)?))
+        } else if is::<rbac::RbacPerRoute>(any) {
+            let config: rbac::RbacPerRoute = unpack(any, faults)?;
+            Self::Rbac(config.rbac.map(|rbac| Arc::new(compile_rbac(&rbac, faults))))
+        } else if is::<LocalRateLimit>(any) {
+            Self::LocalLimit(Arc::new(LocalLimit::compile(&unpack(any, faults)?, faults)?))
+        } else if is::<ratelimit::RateLimitPerRoute>(any) {
+            let config: ratelimit::RateLimitPerRoute = unpack(any, faults)?;
+            Self::GlobalLimit(Arc::new(GlobalLimitRoute::compile(&config, faults)))
+        } else if is::<mutation::HeaderMutationPerRoute>(any) {
+            let config: mutation::HeaderMutationPerRoute = unpack(any, faults)?;
+            let mutations = config.mutations.unwrap_or_default();
+            Self::Mutation(Arc::new(HeaderMutation::compile(&mutations, false, faults)))
+        } else {
+            let suffix = if optional { ", which it may be" } else { "" };
+            faults.ignore("", format!("{} is not supported{suffix}", type_name(any)));
+            return None;
+        })
     }
 }
 
@@ -175,73 +177,138 @@ pub fn compile_rbac(value: &rbac::Rbac, faults: &mut Faults) -> Rbac {
     }
 }
 
-/// The fields that the two messages for a CORS policy share.
-struct CorsFields<'a> {
-    enabled: Fraction,
-    origins: &'a [PbStringMatcher],
-    methods: &'a str,
-    headers: &'a str,
-    expose: &'a str,
-    max_age: &'a str,
-    credentials: Option<&'a BoolValue>,
-    forward: Option<&'a BoolValue>,
+/// What this filter reports is collected anyway.
+const GRPC_STATS: &str = "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig";
+
+/// Filters that are accepted but do nothing here; requests pass as they are.
+const WITHOUT_EFFECT: [&str; 2] = [
+    "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb",
+    "envoy.extensions.filters.http.set_filter_state.v3.Config",
+];
+
+/// The HTTP filters, sorted into what acts on requests and what are settings.
+#[derive(Default)]
+pub(crate) struct FilterChain {
+    pub(crate) filters: Vec<HttpFilter>,
+    pub(crate) istio_stats: Option<Arc<IstioStats>>,
+    pub(crate) peer_exchange: PeerExchange,
+    pub(crate) istio_alpn: bool,
+    pub(crate) suppress_envoy_headers: bool,
+    router: bool,
 }
 
-impl<'a> CorsFields<'a> {
-    fn of_filter(value: &'a cors::CorsPolicy) -> Self {
-        Self {
-            enabled: value.filter_enabled.as_ref().map_or(Fraction::ALWAYS, Fraction::from_runtime),
-            origins: &value.allow_origin_string_match,
-            methods: &value.allow_methods,
-            headers: &value.allow_headers,
-            expose: &value.expose_headers,
-            max_age: &value.max_age,
-            credentials: value.allow_credentials.as_ref(),
-            forward: value.forward_not_matching_preflights.as_ref(),
-        }
-    }
-
-    fn of_route(value: &'a route::CorsPolicy) -> Self {
-        use route::cors_policy::EnabledSpecifier;
-        Self {
-            enabled: match value.enabled_specifier.as_ref() {
-                Some(EnabledSpecifier::FilterEnabled(fraction)) => Fraction::from_runtime(fraction),
-                None => Fraction::ALWAYS,
-            },
-            origins: &value.allow_origin_string_match,
-            methods: &value.allow_methods,
-            headers: &value.allow_headers,
-            expose: &value.expose_headers,
-            max_age: &value.max_age,
-            credentials: value.allow_credentials.as_ref(),
-            forward: value.forward_not_matching_preflights.as_ref(),
-        }
-    }
-
-    fn compile(self, faults: &mut Faults) -> Option<Cors> {
-        let mut header = |text: &str, field: &str| match (text, HeaderValue::from_str(text)) {
-            ("", _) => None,
-            (_, Ok(value)) => Some(value),
-            (_, Err(_)) => {
-                faults.reject(field, format!("`{text}` is not a header value"));
-                None
+impl FilterChain {
+    pub(crate) fn compile(list: &[pb::HttpFilter], compiler: &mut Compiler<'_>) -> Self {
+        let mut chain = Self::default();
+        for (index, filter) in list.iter().enumerate() {
+            compiler.faults.enter(format!("http_filters[{index}]({})", filter.name));
+            match filter.config_type.as_ref() {
+                Some(pb::http_filter::ConfigType::TypedConfig(any)) => {
+                    chain.add(filter, any, compiler);
+                }
+                Some(pb::http_filter::ConfigType::ConfigDiscovery(_)) if filter.is_optional => {
+                    compiler.faults.ignore("config_discovery", "not supported");
+                }
+                Some(pb::http_filter::ConfigType::ConfigDiscovery(_)) => {
+                    compiler.faults.reject("config_discovery", "not supported");
+                }
+                None => chain.router |= filter.name == "envoy.filters.http.router",
             }
-        };
-        let methods = header(self.methods, "allow_methods");
-        let headers = header(self.headers, "allow_headers");
-        let expose = header(self.expose, "expose_headers");
-        let max_age = header(self.max_age, "max_age");
-        let compile = |origin: &PbStringMatcher| StringMatcher::compile(origin, faults);
-        let origins: Option<Vec<_>> = self.origins.iter().map(compile).collect();
-        Some(Cors {
-            enabled: self.enabled,
-            origins: origins?,
-            methods,
-            headers,
-            expose,
-            max_age,
-            credentials: values::bool_or(self.credentials, false),
-            forward_unmatched_preflights: values::bool_or(self.forward, true),
-        })
+            compiler.faults.leave();
+        }
+        if !chain.router {
+            compiler.faults.reject("http_filters", "the router is missing");
+        }
+        chain
     }
+
+    fn add(&mut self, filter: &pb::HttpFilter, any: &Any, compiler: &mut Compiler<'_>) {
+        if is::<Router>(any) {
+            self.router = true;
+            let router: Option<Router> = unpack(any, &mut compiler.faults);
+            self.suppress_envoy_headers =
+                router.is_some_and(|router| router.suppress_envoy_headers);
+        } else if FilterKind::knows(any) {
+            let kind = FilterKind::compile(any, compiler);
+            self.filters.extend(kind.map(|kind| HttpFilter {
+                name: filter.name.as_str().into(),
+                disabled: filter.disabled,
+                kind,
+            }));
+        } else if !filter.disabled {
+            self.add_passive(any, filter.is_optional, &mut compiler.faults);
+        }
+    }
+
+    fn add_passive(&mut self, any: &Any, optional: bool, faults: &mut Faults) {
+        let name = config_type(any);
+        match name.as_str() {
+            "stats.PluginConfig" => self.istio_stats = Some(istio_stats(any)),
+            "io.istio.http.peer_metadata.Config" => {
+                self.peer_exchange = PeerExchange::compile(any, faults);
+            }
+            "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig" => self.istio_alpn = true,
+            GRPC_STATS => {}
+            name if optional || WITHOUT_EFFECT.contains(&name) => {
+                faults.ignore("typed_config", format!("{name} is not supported"))
+            }
+            name => faults.reject("typed_config", format!("{name} is not supported")),
+        }
+    }
+}
+
+impl FilterKind {
+    fn knows(any: &Any) -> bool {
+        is::<fault::HttpFault>(any)
+            || is::<cors::Cors>(any)
+            || is::<rbac::Rbac>(any)
+            || is::<LocalRateLimit>(any)
+            || is::<ratelimit::RateLimit>(any)
+            || is::<mutation::HeaderMutation>(any)
+    }
+
+    fn compile(any: &Any, compiler: &mut Compiler<'_>) -> Option<Self> {
+        let faults = &mut compiler.faults;
+        if is::<fault::HttpFault>(any) {
+            Some(Self::Fault(Arc::new(Fault::compile(&unpack(any, faults)?, faults))))
+        } else if is::<cors::Cors>(any) {
+            Some(Self::Cors)
+        } else if is::<rbac::Rbac>(any) {
+            Some(Self::Rbac(Arc::new(compile_rbac(&unpack(any, faults)?, faults))))
+        } else if is::<LocalRateLimit>(any) {
+            let limit = LocalLimit::compile(&unpack(any, faults)?, faults)?;
+            Some(Self::LocalLimit(Arc::new(limit)))
+        } else if is::<ratelimit::RateLimit>(any) {
+            let config: ratelimit::RateLimit = unpack(any, faults)?;
+            Some(Self::GlobalLimit(Arc::new(GlobalLimit::compile(&config, compiler)?)))
+        } else {
+            let config: mutation::HeaderMutation = unpack(any, faults)?;
+            let mutations = config.mutations.unwrap_or_default();
+            let wins = config.most_specific_header_mutations_wins;
+            Some(Self::Mutation(Arc::new(HeaderMutation::compile(&mutations, wins, faults))))
+        }
+    }
+}
+
+/// The message type that an extension is configured with, also inside of a
+/// `TypedStruct`.
+pub(crate) fn config_type(any: &Any) -> String {
+    typed_struct_name(any).unwrap_or_else(|| type_name(any).to_owned())
+}
+
+/// The message type inside of a `TypedStruct`.
+fn typed_struct_name(any: &Any) -> Option<String> {
+    let outer = type_name(any);
+    if outer != "udpa.type.v1.TypedStruct" && outer != "xds.type.v3.TypedStruct" {
+        return None;
+    }
+    let inner = amime_xds::istio::typed_struct::TypedStruct::decode(any.value.as_slice()).ok()?;
+    inner.type_url.rsplit('/').next().map(str::to_owned)
+}
+
+fn istio_stats(any: &Any) -> Arc<IstioStats> {
+    let config = amime_xds::istio::stats::PluginConfig::decode(any.value.as_slice());
+    let disable_host_header_fallback =
+        config.is_ok_and(|config| config.disable_host_header_fallback);
+    Arc::new(IstioStats { disable_host_header_fallback })
 }

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
+use amime_telemetry::ResponseFlags;
 use http::{HeaderMap, HeaderValue};
 
 use super::matcher::HeaderSource;
@@ -27,6 +28,10 @@ pub struct FormatInput<'a> {
     pub peer_uri_san: Option<&'a str>,
     pub route_name: &'a str,
     pub cluster: &'a str,
+    pub details: &'a str,
+    pub flags: ResponseFlags,
+    /// Body of the proxy's own answer.
+    pub local_reply: &'a str,
 }
 
 #[derive(Clone, Debug)]
@@ -35,6 +40,9 @@ pub enum Piece {
     Request { main: HeaderSource, alternative: Option<HeaderSource>, limit: usize },
     Response { name: HeaderSource, limit: usize },
     ResponseCode,
+    ResponseFlags,
+    ResponseCodeDetails,
+    LocalReplyBody,
     RemoteAddress,
     RemoteAddressWithoutPort,
     LocalAddress,
@@ -59,35 +67,14 @@ pub enum Format {
 
 impl Format {
     pub fn parse(text: &str) -> Result<Self, String> {
-        let mut pieces = Vec::new();
-        let mut plain = String::new();
-        let mut rest = text;
-        while let Some(start) = rest.find('%') {
-            plain.push_str(&rest[..start]);
-            rest = &rest[start + 1..];
-            if let Some(after) = rest.strip_prefix('%') {
-                plain.push('%');
-                rest = after;
-                continue;
-            }
-            let end =
-                operator_end(rest).ok_or_else(|| format!("unterminated operator in `{text}`"))?;
-            if !plain.is_empty() {
-                pieces.push(Piece::Text(std::mem::take(&mut plain)));
-            }
-            pieces.push(operator(&rest[..end])?);
-            rest = &rest[end + 1..];
-        }
-        plain.push_str(rest);
-        if pieces.is_empty() {
-            return HeaderValue::from_str(&plain)
+        let pieces = pieces(text)?;
+        match pieces.as_slice() {
+            [] => Ok(Self::Fixed(HeaderValue::from_static(""))),
+            [Piece::Text(text)] => HeaderValue::from_str(text)
                 .map(Self::Fixed)
-                .map_err(|_| format!("`{plain}` is not a header value"));
+                .map_err(|_| format!("`{text}` is not a header value")),
+            _ => Ok(Self::Pieces(pieces)),
         }
-        if !plain.is_empty() {
-            pieces.push(Piece::Text(plain));
-        }
-        Ok(Self::Pieces(pieces))
     }
 
     /// The value now; `headers` is the map under edit.
@@ -104,6 +91,63 @@ impl Format {
             }
         }
     }
+}
+
+/// Text of any kind with operators.
+#[derive(Clone, Debug)]
+pub struct TextFormat(Vec<Piece>);
+
+impl TextFormat {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        pieces(text).map(Self)
+    }
+
+    pub(crate) fn render(&self, headers: &HeaderMap, input: &FormatInput<'_>) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.0.iter().for_each(|piece| piece.write(&mut out, headers, input));
+        out
+    }
+
+    /// True if the text is one operator.
+    pub(crate) fn is_operator(&self) -> bool {
+        !matches!(self.0.as_slice(), [Piece::Text(_)]) && self.0.len() == 1
+    }
+
+    /// True for an operator that always has a value, if an empty one.
+    pub(crate) fn may_be_empty(&self) -> bool {
+        matches!(self.0.as_slice(), [Piece::LocalReplyBody])
+    }
+
+    /// True for an operator that stands for a number.
+    pub(crate) fn is_number(&self) -> bool {
+        matches!(self.0.as_slice(), [Piece::ResponseCode])
+    }
+}
+
+fn pieces(text: &str) -> Result<Vec<Piece>, String> {
+    let mut pieces = Vec::new();
+    let mut plain = String::new();
+    let mut rest = text;
+    while let Some(start) = rest.find('%') {
+        plain.push_str(&rest[..start]);
+        rest = &rest[start + 1..];
+        if let Some(after) = rest.strip_prefix('%') {
+            plain.push('%');
+            rest = after;
+            continue;
+        }
+        let end = operator_end(rest).ok_or_else(|| format!("unterminated operator in `{text}`"))?;
+        if !plain.is_empty() {
+            pieces.push(Piece::Text(std::mem::take(&mut plain)));
+        }
+        pieces.push(operator(&rest[..end])?);
+        rest = &rest[end + 1..];
+    }
+    plain.push_str(rest);
+    if !plain.is_empty() {
+        pieces.push(Piece::Text(plain));
+    }
+    Ok(pieces)
 }
 
 /// Index of the closing percent sign; those within parentheses do not count.
@@ -134,6 +178,9 @@ fn operator(text: &str) -> Result<Piece, String> {
         }
         ("RESP", Some(argument)) => Piece::Response { name: source(argument)?, limit },
         ("RESPONSE_CODE", None) => Piece::ResponseCode,
+        ("RESPONSE_FLAGS", None) => Piece::ResponseFlags,
+        ("RESPONSE_CODE_DETAILS", None) => Piece::ResponseCodeDetails,
+        ("LOCAL_REPLY_BODY", None) => Piece::LocalReplyBody,
         ("DOWNSTREAM_REMOTE_ADDRESS" | "DOWNSTREAM_DIRECT_REMOTE_ADDRESS", None) => {
             Piece::RemoteAddress
         }
@@ -185,6 +232,9 @@ impl Piece {
             }
             Self::Response { .. } => {}
             Self::ResponseCode => out.extend_from_slice(input.response_code.to_string().as_bytes()),
+            Self::ResponseFlags => input.flags.write_short(out),
+            Self::ResponseCodeDetails => put(out, Some(input.details)),
+            Self::LocalReplyBody => put(out, Some(input.local_reply)),
             Self::RemoteAddress => put(out, input.downstream_remote),
             Self::RemoteAddressWithoutPort => put(out, input.downstream_remote.map(|a| a.ip())),
             Self::LocalAddress => put(out, input.downstream_local),

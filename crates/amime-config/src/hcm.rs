@@ -3,25 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use amime_telemetry::{IstioStats, ListenerTelemetry};
+use amime_telemetry::ListenerTelemetry;
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::envoy::extensions::filters::http::{
-    cors::v3::Cors, fault::v3::HttpFault, rbac::v3::Rbac as PbRbac, router::v3::Router,
-};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
-use envoy_types::pb::google::protobuf::Any;
 use http::HeaderValue;
 use ipnet::IpNet;
 
 use super::Compiler;
 use super::faults::Faults;
-use super::filters::{Fault, compile_rbac};
+use super::filters::{FilterChain, HttpFilter};
 use super::h2::H2Settings;
+use super::local_reply::LocalReplies;
 use super::names::RouteConfigId;
 use super::peer_metadata::PeerExchange;
-use super::rbac::Rbac;
 use super::route::RouteTable;
-use super::values::{self, bool_or, is, type_name, u32_or, unpack};
+use super::values::{self, bool_or, u32_or};
 
 /// A compiled `HttpConnectionManager`.
 #[derive(Debug)]
@@ -29,7 +25,10 @@ pub struct HttpConfig {
     pub stat_prefix: String,
     pub codec: Codec,
     pub routes: RouteSource,
+    /// In the order in which requests pass them.
     pub filters: Vec<HttpFilter>,
+    /// Changes of what the proxy answers itself.
+    pub local_replies: Option<LocalReplies>,
     pub telemetry: ListenerTelemetry,
     pub server_name: HeaderValue,
     pub server_header: ServerHeader,
@@ -70,14 +69,6 @@ pub enum Codec {
 pub enum RouteSource {
     Inline(Arc<RouteTable>),
     Rds(RouteConfigId),
-}
-
-/// Filters that act on requests, in order.
-#[derive(Debug)]
-pub enum HttpFilter {
-    Fault(Fault),
-    Cors,
-    Rbac(Arc<Rbac>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,15 +160,6 @@ pub enum StripPort {
     Any,
 }
 
-/// What this filter reports is collected anyway.
-const GRPC_STATS: &str = "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig";
-
-/// Filters that are accepted but do nothing here; requests pass as they are.
-const WITHOUT_EFFECT: [&str; 2] = [
-    "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb",
-    "envoy.extensions.filters.http.set_filter_state.v3.Config",
-];
-
 impl HttpConfig {
     pub fn compile(
         value: &pb::HttpConnectionManager,
@@ -191,11 +173,15 @@ impl HttpConfig {
         refuse_unsupported(value, &mut compiler.faults);
         let common = value.common_http_protocol_options.unwrap_or_default();
         let faults = &mut compiler.faults;
+        let local_replies = value.local_reply_config.as_ref().map(|config| {
+            faults.within("local_reply_config", |faults| LocalReplies::compile(config, faults))
+        });
         Some(Self {
             stat_prefix: value.stat_prefix.clone(),
             codec: codec(value, faults)?,
             routes: routes?,
             filters: chain.filters,
+            local_replies,
             telemetry,
             server_name: server_name(&value.server_name, faults)?,
             server_header: server_header(value),
@@ -265,7 +251,6 @@ fn strip_port(value: &pb::HttpConnectionManager) -> StripPort {
 }
 
 fn refuse_unsupported(value: &pb::HttpConnectionManager, faults: &mut Faults) {
-    faults.ignore_if(value.local_reply_config.is_some(), "local_reply_config");
     faults.ignore_if(value.tracing.is_some(), "tracing");
     faults.reject_if(
         !value.original_ip_detection_extensions.is_empty(),
@@ -331,107 +316,6 @@ fn routes(value: &pb::HttpConnectionManager, compiler: &mut Compiler<'_>) -> Opt
             None
         }
     }
-}
-
-/// The HTTP filters, sorted into what acts on requests and what are settings.
-#[derive(Default)]
-struct FilterChain {
-    filters: Vec<HttpFilter>,
-    istio_stats: Option<Arc<IstioStats>>,
-    peer_exchange: PeerExchange,
-    istio_alpn: bool,
-    suppress_envoy_headers: bool,
-    router: bool,
-}
-
-impl FilterChain {
-    fn compile(list: &[pb::HttpFilter], compiler: &mut Compiler<'_>) -> Self {
-        let mut chain = Self::default();
-        for (index, filter) in list.iter().enumerate() {
-            compiler.faults.enter(format!("http_filters[{index}]({})", filter.name));
-            match filter.config_type.as_ref() {
-                _ if filter.disabled => {}
-                Some(pb::http_filter::ConfigType::TypedConfig(any)) => {
-                    chain.add(any, filter.is_optional, compiler);
-                }
-                Some(pb::http_filter::ConfigType::ConfigDiscovery(_)) if filter.is_optional => {
-                    compiler.faults.ignore("config_discovery", "not supported");
-                }
-                Some(pb::http_filter::ConfigType::ConfigDiscovery(_)) => {
-                    compiler.faults.reject("config_discovery", "not supported");
-                }
-                None => chain.router |= filter.name == "envoy.filters.http.router",
-            }
-            compiler.faults.leave();
-        }
-        if !chain.router {
-            compiler.faults.reject("http_filters", "the router is missing");
-        }
-        chain
-    }
-
-    fn add(&mut self, any: &Any, optional: bool, compiler: &mut Compiler<'_>) {
-        let faults = &mut compiler.faults;
-        if is::<Router>(any) {
-            self.router = true;
-            let router: Option<Router> = unpack(any, faults);
-            self.suppress_envoy_headers =
-                router.is_some_and(|router| router.suppress_envoy_headers);
-        } else if is::<HttpFault>(any) {
-            let fault: Option<HttpFault> = unpack(any, faults);
-            self.filters
-                .extend(fault.map(|fault| HttpFilter::Fault(Fault::compile(&fault, faults))));
-        } else if is::<Cors>(any) {
-            self.filters.push(HttpFilter::Cors);
-        } else if is::<PbRbac>(any) {
-            let rbac: Option<PbRbac> = unpack(any, faults);
-            self.filters
-                .extend(rbac.map(|rbac| HttpFilter::Rbac(Arc::new(compile_rbac(&rbac, faults)))));
-        } else {
-            self.add_passive(any, optional, faults);
-        }
-    }
-
-    fn add_passive(&mut self, any: &Any, optional: bool, faults: &mut Faults) {
-        let name = config_type(any);
-        match name.as_str() {
-            "stats.PluginConfig" => self.istio_stats = Some(istio_stats(any)),
-            "io.istio.http.peer_metadata.Config" => {
-                self.peer_exchange = PeerExchange::compile(any, faults);
-            }
-            "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig" => self.istio_alpn = true,
-            GRPC_STATS => {}
-            name if optional || WITHOUT_EFFECT.contains(&name) => {
-                faults.ignore("typed_config", format!("{name} is not supported"))
-            }
-            name => faults.reject("typed_config", format!("{name} is not supported")),
-        }
-    }
-}
-
-/// The message type that an extension is configured with, also inside of a
-/// `TypedStruct`.
-pub(crate) fn config_type(any: &Any) -> String {
-    typed_struct_name(any).unwrap_or_else(|| type_name(any).to_owned())
-}
-
-/// The message type inside of a `TypedStruct`.
-fn typed_struct_name(any: &Any) -> Option<String> {
-    use prost::Message;
-    let outer = type_name(any);
-    if outer != "udpa.type.v1.TypedStruct" && outer != "xds.type.v3.TypedStruct" {
-        return None;
-    }
-    let inner = amime_xds::istio::typed_struct::TypedStruct::decode(any.value.as_slice()).ok()?;
-    inner.type_url.rsplit('/').next().map(str::to_owned)
-}
-
-fn istio_stats(any: &Any) -> Arc<IstioStats> {
-    use prost::Message;
-    let config = amime_xds::istio::stats::PluginConfig::decode(any.value.as_slice());
-    let disable_host_header_fallback =
-        config.is_ok_and(|config| config.disable_host_header_fallback);
-    Arc::new(IstioStats { disable_host_header_fallback })
 }
 
 fn remote_address(value: &pb::HttpConnectionManager, faults: &mut Faults) -> RemoteAddress {

@@ -4,6 +4,9 @@
 //! configuration time in the order in which Envoy runs them, so that a
 //! request walks one list, usually an empty one.
 
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::common::mutation_rules::v3::{HeaderMutation, header_mutation};
 use envoy_types::pb::envoy::config::core::v3::{
     HeaderValueOption, header_value_option::HeaderAppendAction,
 };
@@ -11,11 +14,13 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::faults::Faults;
 use super::format::{Format, FormatInput};
+use super::matcher::StringMatcher;
 
 /// One edit of a header map.
 #[derive(Clone, Debug)]
 enum Step {
     Remove(HeaderName),
+    RemoveMatching(Arc<StringMatcher>),
     Put { name: HeaderName, value: Format, action: HeaderAppendAction, keep_empty: bool },
 }
 
@@ -47,6 +52,16 @@ impl HeaderEdits {
         Self(steps)
     }
 
+    /// Edits in the order of a list that mixes them.
+    pub(crate) fn mutations(list: &[HeaderMutation], field: &str, faults: &mut Faults) -> Self {
+        let mut steps = Vec::with_capacity(list.len());
+        for (index, mutation) in list.iter().enumerate() {
+            let compile = |faults: &mut Faults| mutated(mutation, faults);
+            steps.extend(faults.within(format!("{field}[{index}]"), compile));
+        }
+        Self(steps)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -62,6 +77,13 @@ impl HeaderEdits {
             match step {
                 Step::Remove(name) => {
                     headers.remove(name);
+                }
+                Step::RemoveMatching(matcher) => {
+                    let hit = |name: &&HeaderName| matcher.matches(name.as_str().as_bytes());
+                    let names: Vec<HeaderName> = headers.keys().filter(hit).cloned().collect();
+                    for name in names {
+                        headers.remove(name);
+                    }
                 }
                 Step::Put { name, value, action, keep_empty } => {
                     let value = value.render(headers, input);
@@ -100,6 +122,27 @@ fn put_value(
             if headers.contains_key(name) {
                 headers.insert(name.clone(), value);
             }
+        }
+    }
+}
+
+fn mutated(value: &HeaderMutation, faults: &mut Faults) -> Option<Step> {
+    match value.action.as_ref() {
+        Some(header_mutation::Action::Append(option)) => put(option, faults),
+        Some(header_mutation::Action::Remove(name)) => {
+            let found = header_name(name);
+            if found.is_none() {
+                faults.reject("remove", format!("`{name}` is not a header"));
+            }
+            found.map(Step::Remove)
+        }
+        Some(header_mutation::Action::RemoveOnMatch(value)) => {
+            let matcher = StringMatcher::compile(value.key_matcher.as_ref()?, faults)?;
+            Some(Step::RemoveMatching(Arc::new(matcher)))
+        }
+        None => {
+            faults.reject("action", "missing");
+            None
         }
     }
 }

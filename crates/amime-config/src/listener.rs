@@ -12,6 +12,8 @@ use envoy_types::pb::envoy::extensions::filters::listener::{
     proxy_protocol::v3::ProxyProtocol, tls_inspector::v3::TlsInspector,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use envoy_types::pb::envoy::extensions::filters::network::local_ratelimit::v3::LocalRateLimit;
+use envoy_types::pb::envoy::extensions::filters::network::ratelimit::v3::RateLimit;
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::google::protobuf::Any;
@@ -19,7 +21,10 @@ use envoy_types::pb::google::protobuf::Any;
 use super::Compiler;
 use super::chain_match::ChainMatch;
 use super::cluster::{Keepalive, keepalive};
-use super::hcm::{HttpConfig, config_type};
+use super::filters::config_type;
+use super::global_limit::GlobalConnectionLimit;
+use super::hcm::HttpConfig;
+use super::local_limit::ConnectionLimit;
 use super::rbac::{Rbac, Rules};
 use super::tcp::TcpConfig;
 use super::tls::{DownstreamTls, downstream_transport};
@@ -80,9 +85,18 @@ pub struct FilterChain {
     pub handshake_timeout: Option<Duration>,
     /// Network filters before the last one.
     pub rbac: Vec<Rbac>,
+    /// Limits of new connections.
+    pub limits: Vec<NetworkLimit>,
     pub terminal: Terminal,
     /// The object that the chain or its listener came from.
     pub origin: Option<Arc<str>>,
+}
+
+/// A limit of new connections.
+#[derive(Debug)]
+pub enum NetworkLimit {
+    Local(ConnectionLimit),
+    Global(GlobalConnectionLimit),
 }
 
 /// The last network filter.
@@ -161,6 +175,14 @@ impl ListenerConfig {
     }
 }
 
+/// The network filters of a chain.
+#[derive(Default)]
+struct Found {
+    rbac: Vec<Rbac>,
+    limits: Vec<NetworkLimit>,
+    terminal: Option<Terminal>,
+}
+
 struct Parent<'a, 'b> {
     name: Arc<str>,
     value: &'a pb::Listener,
@@ -186,7 +208,7 @@ impl Parent<'_, '_> {
         self.compiler.faults.enter("transport_socket");
         let tls = downstream_transport(value.transport_socket.as_ref(), self.compiler);
         self.compiler.faults.leave();
-        let (rbac, terminal) = self.filters(value);
+        let Found { rbac, limits, terminal } = self.filters(value);
         Some(FilterChain {
             matcher: matcher?,
             tls: tls?,
@@ -195,14 +217,14 @@ impl Parent<'_, '_> {
                 None,
             ),
             rbac,
+            limits,
             terminal: terminal?,
             origin,
         })
     }
 
-    fn filters(&mut self, chain: &pb::FilterChain) -> (Vec<Rbac>, Option<Terminal>) {
-        let mut rbac = Vec::new();
-        let mut terminal = None;
+    fn filters(&mut self, chain: &pb::FilterChain) -> Found {
+        let mut found = Found::default();
         let names: Vec<String> = chain.filters.iter().filter_map(filter_type).collect();
         // They stand before the proxy whose settings they are.
         self.compiler.tcp_stats = names.iter().any(|name| name == TCP_STATS);
@@ -211,49 +233,52 @@ impl Parent<'_, '_> {
             self.compiler.faults.enter(format!("filters[{index}]({})", filter.name));
             match filter.config_type.as_ref() {
                 Some(pb::filter::ConfigType::TypedConfig(any)) => {
-                    self.filter(any, chain, &mut rbac, &mut terminal);
+                    self.filter(any, chain, &mut found);
                 }
                 _ => self.compiler.faults.reject("typed_config", "missing"),
             }
             self.compiler.faults.leave();
         }
         if chain.filters.is_empty() {
-            terminal = Some(Terminal::Close);
-        } else if terminal.is_none() {
+            found.terminal = Some(Terminal::Close);
+        } else if found.terminal.is_none() {
             self.compiler.faults.reject("filters", "none of them ends the chain");
         }
-        (rbac, terminal)
+        found
     }
 
-    fn filter(
-        &mut self,
-        any: &Any,
-        chain: &pb::FilterChain,
-        rbac: &mut Vec<Rbac>,
-        terminal: &mut Option<Terminal>,
-    ) {
+    fn filter(&mut self, any: &Any, chain: &pb::FilterChain, found: &mut Found) {
         let telemetry = self.telemetry(&chain.name);
         let compiler = &mut *self.compiler;
         if is::<HttpConnectionManager>(any) {
             let config = unpack(any, &mut compiler.faults);
-            *terminal = config
+            found.terminal = config
                 .and_then(|config| HttpConfig::compile(&config, telemetry, compiler))
                 .map(|config| Terminal::Http(Arc::new(config)));
         } else if is::<TcpProxy>(any) {
             let config = unpack(any, &mut compiler.faults);
-            *terminal = config
+            found.terminal = config
                 .and_then(|config| TcpConfig::compile(&config, telemetry, compiler))
                 .map(|config| Terminal::Tcp(Arc::new(config)));
         } else if is::<NetworkRbac>(any) {
             let config: Option<NetworkRbac> = unpack(any, &mut compiler.faults);
             let faults = &mut compiler.faults;
-            rbac.extend(config.map(|config| {
+            found.rbac.extend(config.map(|config| {
                 faults.reject_if(config.matcher.is_some(), "matcher");
                 Rbac {
                     rules: config.rules.as_ref().map(|rules| Rules::compile(rules, faults)),
                     shadow: config.shadow_rules.as_ref().map(|rules| Rules::compile(rules, faults)),
                 }
             }));
+        } else if is::<LocalRateLimit>(any) {
+            let faults = &mut compiler.faults;
+            let config: Option<LocalRateLimit> = unpack(any, faults);
+            let limit = config.and_then(|config| ConnectionLimit::compile(&config, faults));
+            found.limits.extend(limit.map(NetworkLimit::Local));
+        } else if is::<RateLimit>(any) {
+            let config: Option<RateLimit> = unpack(any, &mut compiler.faults);
+            let limit = config.and_then(|it| GlobalConnectionLimit::compile(&it, compiler));
+            found.limits.extend(limit.map(NetworkLimit::Global));
         } else {
             match config_type(any).as_str() {
                 SNI_CLUSTER | TCP_STATS => {}

@@ -12,8 +12,10 @@ use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::google::protobuf::Any;
 
 use super::Compiler;
+use super::faults::Faults;
 use super::filters::PerRoute;
 use super::headers::HeaderEdits;
+use super::rate_limit::{LimitPolicy, RouteLimits, policies};
 use super::route_action::Action;
 use super::route_match::RouteMatch;
 use super::values::metadata_string;
@@ -100,6 +102,7 @@ pub struct Route {
     pub request_edits: HeaderEdits,
     pub response_edits: HeaderEdits,
     pub filters: PerRoute,
+    pub limits: RouteLimits,
     pub attempt_count: AttemptCount,
     /// Body bytes kept for retries.
     pub buffer_limit: usize,
@@ -180,10 +183,10 @@ impl RouteTable {
             vhost: &Layer::of_vhost(value, compiler),
             specific_wins,
             vhost_pb: value,
+            limits: Arc::new(policies(&value.rate_limits, "rate_limits", &mut compiler.faults)),
         };
         compiler.faults.reject_if(value.matcher.is_some(), "matcher");
         compiler.faults.ignore_if(value.hedge_policy.is_some(), "hedge_policy");
-        compiler.faults.ignore_if(!value.rate_limits.is_empty(), "rate_limits");
         let require_tls = match value.require_tls() {
             pb::virtual_host::TlsRequirementType::None => RequireTls::No,
             pb::virtual_host::TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
@@ -309,6 +312,7 @@ pub(crate) struct Layers<'a> {
     vhost: &'a Layer,
     specific_wins: bool,
     pub(crate) vhost_pb: &'a pb::VirtualHost,
+    limits: Arc<Vec<LimitPolicy>>,
 }
 
 impl Layers<'_> {
@@ -322,6 +326,23 @@ impl Layers<'_> {
         let mut merged = HeaderEdits::default();
         order.into_iter().for_each(|edits| merged.then(edits));
         merged
+    }
+}
+
+impl Layers<'_> {
+    fn limits(&self, route: &pb::Route, faults: &mut Faults) -> RouteLimits {
+        let (own, include_vhost) = match route.action.as_ref() {
+            Some(pb::route::Action::Route(action)) => {
+                let include = action.include_vh_rate_limits.as_ref();
+                (&*action.rate_limits, include.is_some_and(|include| include.value))
+            }
+            _ => (&[][..], false),
+        };
+        RouteLimits {
+            route: Arc::new(policies(own, "route.rate_limits", faults)),
+            vhost: self.limits.clone(),
+            include_vhost,
+        }
     }
 }
 
@@ -347,13 +368,17 @@ impl Route {
                 None
             }
         };
-        let action = Action::compile(value, layers, compiler);
+        let mut action = Action::compile(value, layers, compiler);
         if let Some(pb::route::Action::Route(action)) = value.action.as_ref() {
             own.filters.add_cors(action.cors.as_ref(), compiler);
         }
         let mut filters = own.filters;
         filters.inherit(&layers.vhost.filters);
         filters.inherit(&layers.table.filters);
+        if let Some(Action::Forward(forward)) = &mut action {
+            forward.cluster.inherit(&filters);
+        }
+        let limits = layers.limits(value, &mut compiler.faults);
         let limit = value
             .per_request_buffer_limit_bytes
             .as_ref()
@@ -366,6 +391,7 @@ impl Route {
             request_edits: layers.merge(&own.request, |layer| &layer.request),
             response_edits: layers.merge(&own.response, |layer| &layer.response),
             filters,
+            limits,
             attempt_count: AttemptCount {
                 in_request: layers.vhost_pb.include_request_attempt_count,
                 in_response: layers.vhost_pb.include_attempt_count_in_response,

@@ -163,7 +163,6 @@ impl Forward {
         faults.reject_if(value.path_rewrite_policy.is_some(), "path_rewrite_policy");
         faults.ignore_if(value.internal_redirect_policy.is_some(), "internal_redirect_policy");
         faults.ignore_if(value.hedge_policy.is_some(), "hedge_policy");
-        faults.ignore_if(!value.rate_limits.is_empty(), "rate_limits");
         let stream = value.max_stream_duration.as_ref();
         let duration = |value: Option<&_>| value.map(values::duration);
         let timeout = values::timeout(value.timeout.as_ref(), Some(ROUTE_TIMEOUT));

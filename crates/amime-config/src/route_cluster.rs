@@ -5,6 +5,7 @@ use http::{HeaderName, HeaderValue};
 
 use super::Compiler;
 use super::criteria::MetadataMatch;
+use super::filters::PerRoute;
 use super::headers::HeaderEdits;
 use super::names::ClusterId;
 use super::values::{self, Fraction};
@@ -27,6 +28,8 @@ pub struct WeightedCluster {
     pub response_edits: HeaderEdits,
     /// The route's criteria with the entry's own over them.
     pub metadata_match: Option<MetadataMatch>,
+    /// Filter settings, its own before the route's.
+    pub filters: PerRoute,
 }
 
 /// A copy of requests sent elsewhere, its response dropped.
@@ -68,6 +71,25 @@ impl ClusterChoice {
         }
     }
 
+    /// Puts what the route says of filters behind what its destinations say.
+    pub(crate) fn inherit(&mut self, route: &PerRoute) {
+        if let Self::Weighted { entries, .. } = self {
+            entries.iter_mut().for_each(|entry| entry.filters.inherit(route));
+        }
+    }
+
+    /// Draws one of several destinations.
+    pub fn draw(&self) -> Option<&WeightedCluster> {
+        let Self::Weighted { entries, total } = self else { return None };
+        let mut left = fastrand::u64(0..*total);
+        let chosen = entries.iter().find(|entry| {
+            let found = left < entry.weight;
+            left = left.saturating_sub(entry.weight);
+            found
+        });
+        chosen.or(entries.first())
+    }
+
     fn weighted(
         value: &pb::WeightedCluster,
         criteria: Option<&MetadataMatch>,
@@ -98,8 +120,8 @@ impl WeightedCluster {
     ) -> Self {
         use pb::weighted_cluster::cluster_weight::HostRewriteSpecifier;
         let cluster = compiler.names.cluster(&value.name);
+        let filters = PerRoute::compile(&value.typed_per_filter_config, compiler);
         let faults = &mut compiler.faults;
-        faults.ignore_if(!value.typed_per_filter_config.is_empty(), "typed_per_filter_config");
         let host_rewrite = value.host_rewrite_specifier.as_ref();
         Self {
             cluster,
@@ -120,6 +142,7 @@ impl WeightedCluster {
                 faults,
             ),
             metadata_match: MetadataMatch::compile(value.metadata_match.as_ref(), criteria),
+            filters,
         }
     }
 }

@@ -5,18 +5,23 @@
 
 /// Category and name of each extension that the proxy implements, as it names
 /// them in its node.
-pub const OWN: [(&str, &str); 20] = [
+pub const OWN: [(&str, &str); 25] = [
     ("envoy.filters.http", "envoy.filters.http.router"),
     ("envoy.filters.http", "envoy.filters.http.fault"),
     ("envoy.filters.http", "envoy.filters.http.cors"),
     ("envoy.filters.http", "envoy.filters.http.rbac"),
     ("envoy.filters.http", "envoy.filters.http.grpc_stats"),
+    ("envoy.filters.http", "envoy.filters.http.local_ratelimit"),
+    ("envoy.filters.http", "envoy.filters.http.ratelimit"),
+    ("envoy.filters.http", "envoy.filters.http.header_mutation"),
     ("envoy.filters.http", "istio.alpn"),
     ("envoy.filters.http", "istio.metadata_exchange"),
     ("envoy.filters.http", "istio.stats"),
     ("envoy.filters.network", "envoy.filters.network.http_connection_manager"),
     ("envoy.filters.network", "envoy.filters.network.tcp_proxy"),
     ("envoy.filters.network", "envoy.filters.network.rbac"),
+    ("envoy.filters.network", "envoy.filters.network.local_ratelimit"),
+    ("envoy.filters.network", "envoy.filters.network.ratelimit"),
     ("envoy.filters.network", "istio.metadata_exchange"),
     ("envoy.filters.network", "istio.stats"),
     ("envoy.filters.listener", "envoy.filters.listener.original_dst"),

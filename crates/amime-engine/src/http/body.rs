@@ -120,6 +120,8 @@ pub(crate) enum RequestBody {
     Replay(ReplayBody),
     /// Bytes of a tunnel.
     Pipe(Pipe),
+    /// One message of the proxy's own.
+    Bytes(Option<Bytes>),
 }
 
 /// A body that later attempts can send again.
@@ -245,6 +247,7 @@ impl Body for RequestBody {
             }
             Self::Replay(replay) => replay.poll(cx),
             Self::Pipe(pipe) => pipe.poll(cx),
+            Self::Bytes(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
         }
     }
 
@@ -257,6 +260,7 @@ impl Body for RequestBody {
                 shared.ended && replay.position >= shared.chunks.len() && shared.trailers.is_none()
             }
             Self::Pipe(pipe) => pipe.ended(),
+            Self::Bytes(bytes) => bytes.is_none(),
         }
     }
 
@@ -273,6 +277,9 @@ impl Body for RequestBody {
                 }
             }
             Self::Replay(_) | Self::Pipe(_) => SizeHint::default(),
+            Self::Bytes(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
         }
     }
 }

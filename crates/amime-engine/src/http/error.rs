@@ -8,8 +8,7 @@ use std::sync::Arc;
 
 use amime_http1::ParseError;
 use amime_telemetry::ResponseFlags;
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, StatusCode};
 
 use crate::upstream::connect::ConnectError;
 
@@ -66,6 +65,8 @@ pub(crate) enum ProxyError {
     },
     /// The upstream's response cannot be understood.
     UpstreamProtocol(Arc<str>),
+    /// A filter's own answer.
+    Filter(Box<FilterReply>),
 }
 
 /// How an upstream broke off.
@@ -99,6 +100,13 @@ impl ResetReason {
     }
 }
 
+/// The answer of a filter that ends a request.
+#[derive(Clone, Debug)]
+pub(crate) struct FilterReply {
+    pub(crate) reply: LocalReply,
+    pub(crate) headers: HeaderMap,
+}
+
 /// A local reply.
 #[derive(Clone, Debug)]
 pub(crate) struct LocalReply {
@@ -123,6 +131,7 @@ impl ProxyError {
             Self::FaultAbort { status, grpc } => return fault_reply(*status, *grpc),
             Self::Denied { policy } => return denied_reply(policy.as_deref()),
             Self::UpstreamProtocol(reason) => return protocol_reply(reason),
+            Self::Filter(filter) => return filter.reply.clone(),
             Self::ClusterNotFound(status) => (status.as_u16(), F::NC, "cluster_not_found", ""),
             Self::Malformed(error) => return malformed_reply(*error),
             Self::HeadersTimeout => {
@@ -254,37 +263,8 @@ impl ProxyError {
     }
 }
 
-impl LocalReply {
-    /// Status and headers for a client; a gRPC one gets its status in
-    /// headers and no body.
-    pub(crate) fn into_parts(self, grpc: bool) -> (StatusCode, HeaderMap, Bytes) {
-        let mut headers = HeaderMap::with_capacity(8);
-        if grpc {
-            let code = self.grpc.unwrap_or_else(|| grpc_status(self.status));
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            headers.insert("grpc-status", HeaderValue::from(code));
-            if !self.body.is_empty()
-                && let Ok(message) = HeaderValue::from_str(&percent_encode(&self.body))
-            {
-                headers.insert("grpc-message", message);
-            }
-            return (StatusCode::OK, headers, Bytes::new());
-        }
-        let body = match self.body {
-            Cow::Borrowed(text) => Bytes::from_static(text.as_bytes()),
-            Cow::Owned(text) => Bytes::from(text),
-        };
-        // Of nothing, the codec knows whether it is to be said.
-        if !body.is_empty() {
-            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-        }
-        (self.status, headers, body)
-    }
-}
-
 /// The gRPC status that stands for an HTTP one.
-fn grpc_status(status: StatusCode) -> u32 {
+pub(super) fn grpc_status(status: StatusCode) -> u32 {
     match status.as_u16() {
         400 => 13,
         401 => 16,
@@ -295,7 +275,8 @@ fn grpc_status(status: StatusCode) -> u32 {
     }
 }
 
-fn percent_encode(text: &str) -> String {
+/// Text as `grpc-message` carries it.
+pub(super) fn percent_encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         if (b' '..=b'~').contains(&byte) && byte != b'%' {

@@ -16,6 +16,7 @@ use amime_telemetry::{
 use http::{HeaderMap, Method, StatusCode, Version};
 use tokio::sync::Notify;
 
+use super::filters::OnResponse;
 use super::parsed::logged_path;
 use super::serve::HttpConnection;
 use crate::upstream::pool::UpstreamConn;
@@ -44,6 +45,8 @@ pub(crate) struct Exchange {
     /// The request as sent upstream; its headers are kept only if wanted.
     pub(crate) head: RefCell<RequestHead>,
     pub(crate) log: RefCell<Log>,
+    /// What filters do to the response, in the order in which they ran.
+    pub(crate) on_response: RefCell<Vec<OnResponse>>,
     /// Told when the request has been read.
     pub(crate) complete: Notify,
     /// Reading the request's body failed.
@@ -85,6 +88,7 @@ impl Exchange {
             begun: Instant::now(),
             head: RefCell::new(head),
             log: RefCell::default(),
+            on_response: RefCell::default(),
             complete: Notify::new(),
             body_failed: Cell::new(None),
             received: Cell::new(0),

@@ -1,67 +1,166 @@
-//! The HTTP filters: fault injection, CORS, access control.
+//! The HTTP filters, in the order of the connection manager's list.
 //!
-//! They run in the order of the connection manager's list and may end a
-//! request; none needs its body.
+//! On its way in a request passes them one after the other; each may end it,
+//! and may leave something to be done to the response, which passes them the
+//! other way round.
 
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use amime_telemetry::ResponseFlags;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
 use super::error::ProxyError;
 use super::exchange::Exchange;
-use amime_config::filters::{Abort, Cors, Fault};
-use amime_config::hcm::HttpFilter;
+use super::request::Admitted;
+use super::{prepare, rate_limit, response};
+use amime_config::cors::Cors;
+use amime_config::fault_injection::{Abort, Fault};
+use amime_config::filters::{FilterKind, HttpFilter, PerFilter, PerRoute, Settings};
+use amime_config::header_mutation::HeaderMutation;
 use amime_config::rbac::{Rbac, Subject};
-use amime_config::route::RouteRef;
+use amime_config::route::Route;
+use amime_config::route_cluster::WeightedCluster;
+use amime_config::token_bucket::TokenBucket;
 
-/// What filters decide for a request that they let pass, or answer.
-#[derive(Default)]
-pub(super) struct Passed {
-    /// Headers that CORS adds to the response.
-    pub(super) cors: Option<HeaderMap>,
+/// What a request's filters go by beside the request.
+pub(super) struct Scope<'a> {
+    pub(super) route: Option<&'a Route>,
+    pub(super) weighted: Option<&'a WeightedCluster>,
+    pub(super) admitted: &'a Admitted,
+}
+
+impl<'a> Scope<'a> {
+    fn per_route(&self) -> Option<&'a PerRoute> {
+        self.weighted.map(|entry| &entry.filters).or(self.route.map(|route| &route.filters))
+    }
+}
+
+/// Why a request goes no further.
+pub(super) enum Stop {
+    Error(ProxyError),
     /// CORS answers a preflight itself.
-    pub(super) preflight: bool,
+    Preflight,
+}
+
+impl From<ProxyError> for Stop {
+    fn from(error: ProxyError) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// What a filter does to the response.
+pub(crate) enum OnResponse {
+    Put(HeaderMap),
+    Mutate(Arc<HeaderMutation>),
+    /// Tells the state of a bucket.
+    Tell(Arc<TokenBucket>),
 }
 
 /// Runs the filters on a request.
-pub(super) async fn run(
-    exchange: &Rc<Exchange>,
-    route: Option<&RouteRef>,
-    remote: IpAddr,
-) -> Result<Passed, ProxyError> {
-    let mut passed = Passed::default();
+pub(super) async fn run(exchange: &Rc<Exchange>, scope: &Scope<'_>) -> Result<(), Stop> {
     let config = exchange.connection.config.clone();
-    for filter in &config.filters {
-        match filter {
-            HttpFilter::Fault(own) => {
-                let fault = route.and_then(|route| route.filters.fault.as_deref()).unwrap_or(own);
-                inject(exchange, fault).await?;
+    for (index, filter) in config.filters.iter().enumerate() {
+        let own = scope.per_route().and_then(|route| route.find(&filter.name));
+        if own.map_or(filter.disabled, |own| own.disabled) {
+            continue;
+        }
+        if let Err(stop) = run_one(exchange, scope, filter, own).await {
+            // The answer passes also those filters that never saw the request.
+            for later in &config.filters[index + 1..] {
+                mutate(exchange, scope, later, false);
             }
-            HttpFilter::Cors => {
-                if let Some(cors) = route.and_then(|route| route.filters.cors.as_deref()) {
-                    check_origin(exchange, cors, &mut passed);
-                    if passed.preflight {
-                        return Ok(passed);
-                    }
-                }
-            }
-            HttpFilter::Rbac(own) => {
-                let rbac = match route.map(|route| &route.filters.rbac) {
-                    Some(Some(overridden)) => overridden.as_deref(),
-                    _ => Some(&**own),
-                };
-                if let Some(rbac) = rbac {
-                    authorize(exchange, rbac, remote)?;
+            return Err(stop);
+        }
+    }
+    Ok(())
+}
+
+async fn run_one(
+    exchange: &Rc<Exchange>,
+    scope: &Scope<'_>,
+    filter: &HttpFilter,
+    own: Option<&PerFilter>,
+) -> Result<(), Stop> {
+    let settings = own.and_then(|own| own.settings.as_ref());
+    match (&filter.kind, settings) {
+        (FilterKind::Fault(_), Some(Settings::Fault(fault))) | (FilterKind::Fault(fault), _) => {
+            inject(exchange, scope, fault).await?;
+        }
+        (FilterKind::Cors, settings) => {
+            let policy = match settings {
+                Some(Settings::Cors(policy)) => Some(&**policy),
+                _ => scope.per_route().and_then(PerRoute::cors),
+            };
+            if let Some((headers, preflight)) =
+                policy.and_then(|policy| check_origin(exchange, policy))
+            {
+                exchange.on_response.borrow_mut().push(OnResponse::Put(headers));
+                if preflight {
+                    return Err(Stop::Preflight);
                 }
             }
         }
+        (FilterKind::Rbac(_), Some(Settings::Rbac(None))) => {}
+        (FilterKind::Rbac(_), Some(Settings::Rbac(Some(rbac)))) | (FilterKind::Rbac(rbac), _) => {
+            authorize(exchange, rbac, scope.admitted.remote)?;
+        }
+        (FilterKind::LocalLimit(_), Some(Settings::LocalLimit(limit)))
+        | (FilterKind::LocalLimit(limit), _) => rate_limit::local(exchange, scope, limit)?,
+        (FilterKind::GlobalLimit(limit), settings) => {
+            let route = match settings {
+                Some(Settings::GlobalLimit(route)) => Some(&**route),
+                _ => None,
+            };
+            rate_limit::global(exchange, scope, limit, route).await?;
+        }
+        (FilterKind::Mutation(_), _) => mutate(exchange, scope, filter, true),
     }
-    Ok(passed)
+    Ok(())
 }
 
-async fn inject(exchange: &Rc<Exchange>, fault: &Fault) -> Result<(), ProxyError> {
+/// Runs a filter that edits headers, or only leaves word for the response.
+fn mutate(exchange: &Exchange, scope: &Scope<'_>, filter: &HttpFilter, request: bool) {
+    let FilterKind::Mutation(own) = &filter.kind else { return };
+    let levels = scope.per_route().into_iter().flat_map(|route| route.all(&filter.name));
+    let by_route = levels.filter_map(|level| match &level.settings {
+        Some(Settings::Mutation(mutation)) => Some(mutation),
+        _ => None,
+    });
+    let by_route: Vec<_> = match own.specific_wins {
+        true => by_route.rev().collect(),
+        false => by_route.collect(),
+    };
+    for mutation in std::iter::once(own).chain(by_route) {
+        if request {
+            prepare::apply_edits(exchange, &mutation.request, &mut exchange.head.borrow_mut());
+        }
+        if !mutation.response.is_empty() {
+            exchange.on_response.borrow_mut().push(OnResponse::Mutate(mutation.clone()));
+        }
+    }
+}
+
+/// Does what filters left to be done to the response.
+pub(super) fn on_response(exchange: &Exchange, headers: &mut HeaderMap, status: StatusCode) {
+    let steps = exchange.on_response.take();
+    for step in steps.into_iter().rev() {
+        match step {
+            OnResponse::Put(values) => headers.extend(values),
+            OnResponse::Mutate(mutation) => {
+                response::edit(exchange, headers, status, &[&mutation.response]);
+            }
+            OnResponse::Tell(bucket) => rate_limit::tell(&bucket, headers),
+        }
+    }
+}
+
+async fn inject(
+    exchange: &Rc<Exchange>,
+    scope: &Scope<'_>,
+    fault: &Fault,
+) -> Result<(), ProxyError> {
     if fault.delay.is_none() && fault.abort.is_none() {
         return Ok(());
     }
@@ -69,7 +168,9 @@ async fn inject(exchange: &Rc<Exchange>, fault: &Fault) -> Result<(), ProxyError
         let head = exchange.head.borrow();
         fault.headers.iter().all(|header| header.matches(&head))
     };
-    if !matches || !fault.upstream_cluster.is_empty() {
+    let elsewhere = !fault.upstream_cluster.is_empty()
+        && rate_limit::destination(exchange, scope) != fault.upstream_cluster;
+    if !matches || elsewhere {
         return Ok(());
     }
     let stats = &exchange.connection.stats;
@@ -134,23 +235,20 @@ fn http_of_grpc(code: u32) -> StatusCode {
     StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
-fn check_origin(exchange: &Exchange, cors: &Cors, passed: &mut Passed) {
+/// What CORS says of a request: headers for its response, and whether it is
+/// a preflight, which is answered here.
+fn check_origin(exchange: &Exchange, cors: &Cors) -> Option<(HeaderMap, bool)> {
     let head = exchange.head.borrow();
-    let Some(origin) = head.headers.get(header::ORIGIN) else { return };
-    if origin.is_empty() || !cors.enabled.draw() {
-        return;
+    let origin = head.headers.get(header::ORIGIN).filter(|origin| !origin.is_empty())?;
+    if !cors.enabled.draw() {
+        return None;
     }
     let preflight = head.method == Method::OPTIONS
         && head.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    let allowed = cors.origins.iter().any(|matcher| matcher.matches(origin.as_bytes()));
-    if !allowed {
-        if preflight && !cors.forward_unmatched_preflights {
-            passed.preflight = true;
-            passed.cors = Some(HeaderMap::new());
-        }
-        return;
-    }
     let mut headers = HeaderMap::with_capacity(6);
+    if !cors.origins.iter().any(|matcher| matcher.matches(origin.as_bytes())) {
+        return (preflight && !cors.forward_unmatched_preflights).then_some((headers, true));
+    }
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
     if cors.credentials {
         headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
@@ -161,14 +259,13 @@ fn check_origin(exchange: &Exchange, cors: &Cors, passed: &mut Passed) {
         }
     };
     if preflight {
-        passed.preflight = true;
         put(header::ACCESS_CONTROL_ALLOW_METHODS, &cors.methods);
         put(header::ACCESS_CONTROL_ALLOW_HEADERS, &cors.headers);
         put(header::ACCESS_CONTROL_MAX_AGE, &cors.max_age);
     } else {
         put(header::ACCESS_CONTROL_EXPOSE_HEADERS, &cors.expose);
     }
-    passed.cors = Some(headers);
+    Some((headers, preflight))
 }
 
 fn authorize(exchange: &Exchange, rbac: &Rbac, remote: IpAddr) -> Result<(), ProxyError> {

@@ -31,7 +31,8 @@ pub(super) struct Plan<'a> {
     pub(super) route: &'a RouteRef,
     pub(super) action: &'a Forward,
     pub(super) admitted: &'a Admitted,
-    pub(super) cors: Option<HeaderMap>,
+    /// The destination drawn, if the action has several.
+    pub(super) weighted: Option<&'a WeightedCluster>,
     pub(super) upgrade: Option<Upgrade>,
 }
 
@@ -86,10 +87,14 @@ pub(super) async fn forward(
     on_upgrade: Option<upgrade::OnUpgrade>,
 ) -> Result<Forwarded, ProxyError> {
     let exchange = plan.exchange;
-    let (cluster, weighted) = choose_cluster(&plan)?;
+    let weighted = plan.weighted;
+    let Some(cluster) = cluster_of(exchange, plan.action, weighted) else {
+        exchange.connection.stats.no_cluster.inc();
+        return Err(ProxyError::ClusterNotFound(plan.action.cluster_not_found));
+    };
     exchange.log.borrow_mut().cluster = Some(cluster.clone());
     let timeouts = Timeouts::of(&plan);
-    prepare(&plan, weighted, &timeouts);
+    prepare(&plan, &timeouts);
     let hash = hash::of(&plan, &cluster);
     let metadata = match weighted {
         Some(entry) => entry.metadata_match.as_ref(),
@@ -118,9 +123,6 @@ pub(super) async fn forward(
     response::from_upstream(exchange, &mut parts, &edits);
     for cookie in hash.cookies {
         parts.headers.append(header::SET_COOKIE, cookie);
-    }
-    if let Some(cors) = &plan.cors {
-        parts.headers.extend(cors.clone());
     }
     let body = match on_upgrade.filter(|_| upgraded) {
         Some(on_upgrade) => {
@@ -151,33 +153,20 @@ fn upstream_peer(
     exchange.connection.worker.telemetry.peer(peer.as_bytes())
 }
 
-fn choose_cluster<'a>(
-    plan: &Plan<'a>,
-) -> Result<(Rc<ClusterRuntime>, Option<&'a WeightedCluster>), ProxyError> {
-    let snapshot = plan.exchange.connection.worker.snapshot();
-    let (cluster, weighted) = match &plan.action.cluster {
-        ClusterChoice::One(id) => (snapshot.cluster(*id), None),
-        ClusterChoice::Weighted { entries, total } => {
-            let mut left = fastrand::u64(0..*total);
-            let chosen = entries.iter().find(|entry| {
-                let found = left < entry.weight;
-                left = left.saturating_sub(entry.weight);
-                found
-            });
-            let chosen = chosen.unwrap_or(&entries[0]);
-            (snapshot.cluster(chosen.cluster), Some(chosen))
-        }
-        ClusterChoice::Header(name) => {
-            let head = plan.exchange.head.borrow();
-            let name = head.headers.get(name).and_then(|value| value.to_str().ok());
-            (name.and_then(|name| snapshot.cluster_by_name(name)), None)
-        }
-    };
-    match cluster {
-        Some(cluster) => Ok((cluster, weighted)),
-        None => {
-            plan.exchange.connection.stats.no_cluster.inc();
-            Err(ProxyError::ClusterNotFound(plan.action.cluster_not_found))
+/// The cluster that a route's action names, if there is one.
+pub(super) fn cluster_of(
+    exchange: &Exchange,
+    action: &Forward,
+    weighted: Option<&WeightedCluster>,
+) -> Option<Rc<ClusterRuntime>> {
+    let snapshot = exchange.connection.worker.snapshot();
+    match (&action.cluster, weighted) {
+        (_, Some(entry)) => snapshot.cluster(entry.cluster),
+        (ClusterChoice::One(id), None) => snapshot.cluster(*id),
+        (ClusterChoice::Weighted { .. }, None) => None,
+        (ClusterChoice::Header(name), None) => {
+            let head = exchange.head.borrow();
+            snapshot.cluster_by_name(head.headers.get(name)?.to_str().ok()?)
         }
     }
 }

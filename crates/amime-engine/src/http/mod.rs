@@ -23,6 +23,7 @@ mod parsed;
 mod path;
 pub(crate) mod pipe;
 mod prepare;
+mod rate_limit;
 mod request;
 mod response;
 mod retry;
@@ -32,4 +33,5 @@ mod timeouts;
 pub(crate) mod upgrade;
 
 pub(crate) use hash::of_address;
+pub(crate) use rate_limit::admitted_by_service;
 pub(crate) use serve::{HttpConnection, serve};

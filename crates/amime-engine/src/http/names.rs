@@ -30,6 +30,12 @@ names! {
     PEER_METADATA = "x-envoy-peer-metadata";
     PEER_METADATA_ID = "x-envoy-peer-metadata-id";
     GRPC_STATUS = "grpc-status";
+    GRPC_MESSAGE = "grpc-message";
+    OVERLOADED = "x-envoy-overloaded";
+    RATE_LIMITED = "x-envoy-ratelimited";
+    RATE_LIMIT = "x-ratelimit-limit";
+    RATE_REMAINING = "x-ratelimit-remaining";
+    RATE_RESET = "x-ratelimit-reset";
     GRPC_TIMEOUT = "grpc-timeout";
 }
 

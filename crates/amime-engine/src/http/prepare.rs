@@ -9,19 +9,19 @@ use super::{names, path, response};
 use amime_config::format::FormatInput;
 use amime_config::head::RequestHead;
 use amime_config::headers::HeaderEdits;
-use amime_config::route::RouteRef;
 use amime_config::route_action::HostRewrite;
 use amime_config::route_cluster::WeightedCluster;
 
 /// Edits the request for the upstream, in the order of Envoy's router.
-pub(super) fn prepare(plan: &Plan<'_>, weighted: Option<&WeightedCluster>, timeouts: &Timeouts) {
+pub(super) fn prepare(plan: &Plan<'_>, timeouts: &Timeouts) {
+    let weighted = plan.weighted;
     let exchange = plan.exchange;
     let mut head = exchange.head.borrow_mut();
     let head = &mut *head;
     let config = &exchange.connection.config;
     let own = weighted.map(|entry| &entry.request_edits).filter(|edits| !edits.is_empty());
     for edits in own.into_iter().chain([&plan.route.request_edits]) {
-        apply_edits(exchange, plan.route, edits, head);
+        apply_edits(exchange, edits, head);
     }
     rewrite_host(plan, weighted, head);
     let before = head.path.clone();
@@ -53,7 +53,8 @@ pub(super) fn prepare(plan: &Plan<'_>, weighted: Option<&WeightedCluster>, timeo
     }
 }
 
-fn apply_edits(exchange: &Exchange, route: &RouteRef, edits: &HeaderEdits, head: &mut RequestHead) {
+/// Runs edits on the request.
+pub(super) fn apply_edits(exchange: &Exchange, edits: &HeaderEdits, head: &mut RequestHead) {
     if edits.is_empty() {
         return;
     }
@@ -67,7 +68,7 @@ fn apply_edits(exchange: &Exchange, route: &RouteRef, edits: &HeaderEdits, head:
         sni: downstream.sni.as_deref(),
         protocol: protocol(head.version),
         peer_uri_san: downstream.tls.as_ref().and_then(|tls| tls.peer_uri_san.as_deref()),
-        route_name: &route.name,
+        route_name: log.route.as_ref().map_or("", |route| &route.name),
         cluster: log.cluster.as_ref().map_or("", |cluster| &cluster.config().name),
         ..FormatInput::default()
     };

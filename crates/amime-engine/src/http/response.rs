@@ -1,5 +1,6 @@
 //! What the connection manager and the router do to a response.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use amime_telemetry::ResponseFlags;
@@ -7,12 +8,14 @@ use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use super::body::ResponseBody;
-use super::error::{LocalReply, ProxyError};
+use super::error::{LocalReply, ProxyError, grpc_status, percent_encode};
 use super::exchange::{End, Exchange, ExchangeGuard, answered, protocol};
-use super::names;
+use super::{filters, names};
 use amime_config::format::FormatInput;
 use amime_config::hcm::ServerHeader;
 use amime_config::headers::HeaderEdits;
+use amime_config::local_reply::Reply;
+use amime_config::route_action::Action;
 
 thread_local! {
     /// Ready-made values for short service times.
@@ -46,6 +49,7 @@ pub(super) fn from_upstream(exchange: &Exchange, parts: &mut Parts, edits: &[&He
         }
     }
     edit(exchange, &mut parts.headers, parts.status, edits);
+    filters::on_response(exchange, &mut parts.headers, parts.status);
     finish(exchange, &mut parts.headers, true);
 }
 
@@ -59,10 +63,21 @@ pub(super) fn edit(
     if edits.iter().all(|edits| edits.is_empty()) {
         return;
     }
+    with_input(exchange, status, |input| {
+        edits.iter().for_each(|edits| edits.apply(headers, input));
+    });
+}
+
+/// Calls `act` with what operators in a response's values refer to.
+pub(super) fn with_input<T>(
+    exchange: &Exchange,
+    status: StatusCode,
+    act: impl FnOnce(&FormatInput<'_>) -> T,
+) -> T {
     let head = exchange.head.borrow();
     let log = exchange.log.borrow();
     let downstream = &exchange.connection.downstream;
-    let input = FormatInput {
+    act(&FormatInput {
         request: Some(&head),
         editing_response: true,
         response_code: status.as_u16(),
@@ -74,8 +89,10 @@ pub(super) fn edit(
         peer_uri_san: downstream.tls.as_ref().and_then(|tls| tls.peer_uri_san.as_deref()),
         route_name: log.route.as_ref().map_or("", |route| &route.name),
         cluster: log.cluster.as_ref().map_or("", |cluster| &cluster.config().name),
-    };
-    edits.iter().for_each(|edits| edits.apply(headers, &input));
+        details: &log.details,
+        flags: log.flags,
+        local_reply: "",
+    })
 }
 
 /// What every response gets, the proxy's own included.
@@ -146,24 +163,38 @@ fn remove_hop_by_hop(headers: &mut HeaderMap, upgraded: bool) {
 
 /// The proxy's answer for `error`.
 pub(super) fn local(guard: ExchangeGuard, error: &ProxyError) -> Response<ResponseBody> {
-    let reply = error.reply();
-    if let ProxyError::NormalizedRedirect(location) = error {
-        let mut headers = HeaderMap::new();
-        if let Ok(value) = HeaderValue::from_str(location) {
-            headers.insert(header::LOCATION, value);
+    let exchange = guard.exchange();
+    let mut answer = Own::new(error.reply());
+    match error {
+        ProxyError::NormalizedRedirect(location) => {
+            if let Ok(value) = HeaderValue::from_str(location) {
+                answer.headers.insert(header::LOCATION, value);
+            }
         }
-        return own(guard, Own { status: reply.status, headers, ..Own::new(reply, false) });
+        ProxyError::Filter(filter) => answer.headers.clone_from(&filter.headers),
+        ProxyError::Overflow if !exchange.connection.config.suppress_envoy_headers => {
+            answer.headers.insert(names::OVERLOADED, HeaderValue::from_static("true"));
+        }
+        _ => {}
     }
-    let grpc = guard.exchange().log.borrow().grpc;
-    let mut answer = Own::new(reply, grpc);
     let closes = {
-        let head = guard.exchange().head.borrow();
+        let head = exchange.head.borrow();
         // What a client sends after CONNECT may not be HTTP.
         let closes = error.closes() || head.method == http::Method::CONNECT;
         closes && head.version != http::Version::HTTP_2
     };
     if closes {
         answer.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    let route = exchange.log.borrow().route.clone();
+    if let Some(route) = &route
+        && matches!(route.action, Action::Forward(_))
+    {
+        let attempts = exchange.log.borrow().attempts;
+        if attempts > 0 && route.attempt_count.in_response {
+            answer.headers.insert(names::ATTEMPT_COUNT, HeaderValue::from(attempts));
+        }
+        edit(exchange, &mut answer.headers, answer.status, &[&route.response_edits]);
     }
     own(guard, answer)
 }
@@ -175,32 +206,76 @@ pub(super) struct Own {
     pub(super) body: bytes::Bytes,
     pub(super) flags: ResponseFlags,
     pub(super) details: std::borrow::Cow<'static, str>,
+    /// The status for a gRPC client, if it does not follow from the HTTP one.
+    pub(super) grpc: Option<u32>,
 }
 
 impl Own {
-    pub(super) fn new(reply: LocalReply, grpc: bool) -> Self {
-        let (flags, details) = (reply.flags, reply.details.clone());
-        let (status, headers, body) = reply.into_parts(grpc);
-        Self { status, headers, body, flags, details }
+    pub(super) fn new(reply: LocalReply) -> Self {
+        let LocalReply { status, flags, details, body, grpc } = reply;
+        let body = match body {
+            Cow::Borrowed(text) => bytes::Bytes::from_static(text.as_bytes()),
+            Cow::Owned(text) => bytes::Bytes::from(text),
+        };
+        Self { status, headers: HeaderMap::with_capacity(8), body, flags, details, grpc }
+    }
+
+    /// Gives the answer its final form; a gRPC client gets its status in
+    /// headers and no body.
+    fn complete(&mut self, grpc: bool) {
+        let headers = &mut self.headers;
+        if grpc {
+            let code = self.grpc.unwrap_or_else(|| grpc_status(self.status));
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            headers.insert(names::GRPC_STATUS, HeaderValue::from(code));
+            let text = String::from_utf8_lossy(&self.body);
+            if !text.is_empty()
+                && let Ok(message) = HeaderValue::from_str(&percent_encode(text.trim_end()))
+            {
+                headers.insert(names::GRPC_MESSAGE, message);
+            }
+            self.body = bytes::Bytes::new();
+            self.status = StatusCode::OK;
+        } else if !self.body.is_empty() && !headers.contains_key(header::CONTENT_TYPE) {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        }
+        // Of nothing, the codec knows whether it is to be said.
+        if !self.body.is_empty() {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(self.body.len()));
+        }
     }
 }
 
-pub(super) fn own(mut guard: ExchangeGuard, own: Own) -> Response<ResponseBody> {
-    let Own { status, mut headers, body, flags, details } = own;
+pub(super) fn own(mut guard: ExchangeGuard, mut own: Own) -> Response<ResponseBody> {
+    let exchange = guard.exchange().clone();
     {
-        let mut log = guard.exchange().log.borrow_mut();
-        log.flags.insert(flags);
-        answered(&mut log, status, details);
+        let mut log = exchange.log.borrow_mut();
+        log.flags.insert(own.flags);
+        answered(&mut log, own.status, own.details.clone());
     }
-    finish(guard.exchange(), &mut headers, false);
-    if body.is_empty() || guard.exchange().bodiless() {
+    if let Some(replies) = &exchange.connection.config.local_replies {
+        with_input(&exchange, own.status, |input| {
+            let flags = exchange.log.borrow().flags;
+            let request = &exchange.head.borrow();
+            let Own { status, headers, body, .. } = &mut own;
+            replies.apply(Reply { request, status, headers, body, flags }, input);
+        });
+    }
+    let grpc = exchange.log.borrow().grpc;
+    let sent = own.status;
+    own.complete(grpc);
+    exchange.log.borrow_mut().status = own.status.as_u16();
+    let Own { status, mut headers, body, .. } = own;
+    filters::on_response(&exchange, &mut headers, sent);
+    finish(&exchange, &mut headers, false);
+    let bodiless = body.is_empty() || exchange.bodiless();
+    let body = if bodiless {
         guard.finish(End::Complete);
-        let mut response = Response::new(ResponseBody::bytes(bytes::Bytes::new(), None));
-        *response.status_mut() = status;
-        *response.headers_mut() = headers;
-        return response;
-    }
-    let mut response = Response::new(ResponseBody::bytes(body, Some(guard)));
+        ResponseBody::bytes(bytes::Bytes::new(), None)
+    } else {
+        ResponseBody::bytes(body, Some(guard))
+    };
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response

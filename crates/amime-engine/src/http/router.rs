@@ -8,7 +8,7 @@ use amime_telemetry::ResponseFlags;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use super::body::{DownstreamBody, ResponseBody};
-use super::error::{LocalReply, ProxyError};
+use super::error::ProxyError;
 use super::exchange::{Exchange, ExchangeGuard};
 use super::request::Admitted;
 use super::response::{self, Own};
@@ -27,12 +27,7 @@ pub(super) async fn route(
 ) -> Response<ResponseBody> {
     let exchange = guard.exchange().clone();
     exchange.connection.stats.rq_total.inc();
-    if let Some(peer) = &admitted.peer_metadata {
-        let peer = exchange.connection.worker.telemetry.peer(peer.as_bytes());
-        let mut log = exchange.log.borrow_mut();
-        log.downstream_peer = peer;
-        log.answer_peer = exchange.connection.config.peer_exchange.to_client;
-    }
+    note_peer(&exchange, &admitted);
     let route = match find(&exchange, admitted.internal) {
         Ok(route) => route,
         Err(redirect) => return answer(guard, *redirect, None),
@@ -46,15 +41,20 @@ pub(super) async fn route(
         Ok(upgrade) => upgrade,
         Err(error) => return response::local(guard, &error),
     };
-    let passed = match filters::run(&exchange, route.as_ref(), admitted.remote).await {
-        Ok(passed) => passed,
-        Err(error) => return response::local(guard, &error),
+    let weighted = match route.as_deref().map(|route| &route.action) {
+        Some(Action::Forward(action)) => action.cluster.draw(),
+        _ => None,
     };
-    if passed.preflight {
-        let headers = passed.cors.unwrap_or_default();
-        return answer(guard, simple(StatusCode::OK, headers, "cors_response"), None);
+    let scope = filters::Scope { route: route.as_deref(), weighted, admitted: &admitted };
+    match filters::run(&exchange, &scope).await {
+        Ok(()) => {}
+        Err(filters::Stop::Preflight) => {
+            let own = simple(StatusCode::OK, HeaderMap::new(), "cors_response");
+            return response::own(guard, own);
+        }
+        Err(filters::Stop::Error(error)) => return response::local(guard, &error),
     }
-    let Some(route) = route else {
+    let Some(route) = &route else {
         exchange.connection.stats.no_route.inc();
         return response::local(guard, &ProxyError::NoRoute);
     };
@@ -62,10 +62,10 @@ pub(super) async fn route(
         Action::Forward(action) => {
             let plan = forward::Plan {
                 exchange: &exchange,
-                route: &route,
+                route,
                 action,
                 admitted: &admitted,
-                cors: passed.cors,
+                weighted,
                 upgrade,
             };
             match forward::forward(plan, body, on_upgrade).await {
@@ -76,39 +76,35 @@ pub(super) async fn route(
         Action::Redirect(redirect) => {
             // Envoy counts both as one kind.
             exchange.connection.stats.rq_direct_response.inc();
-            let own = redirected(&exchange, &route, redirect);
-            answer(guard, own, Some(&route))
+            let own = redirected(&exchange, route, redirect);
+            answer(guard, own, Some(route))
         }
         Action::Direct { status, body } => {
             exchange.connection.stats.rq_direct_response.inc();
             let own = direct(&exchange, *status, body);
-            answer(guard, own, Some(&route))
+            answer(guard, own, Some(route))
         }
         Action::NonForwarding => response::local(guard, &ProxyError::NoRoute),
     }
 }
 
-/// A response that the route holds ready; gRPC clients get it as a status.
-fn direct(exchange: &Exchange, status: StatusCode, body: &bytes::Bytes) -> Own {
-    if exchange.head.borrow().is_grpc() {
-        let reply = LocalReply {
-            status,
-            flags: ResponseFlags::NONE,
-            details: "direct_response".into(),
-            body: String::from_utf8_lossy(body).into_owned().into(),
-            grpc: None,
-        };
-        return Own::new(reply, true);
+/// Keeps what the client told of itself.
+fn note_peer(exchange: &Exchange, admitted: &Admitted) {
+    if let Some(peer) = &admitted.peer_metadata {
+        let peer = exchange.connection.worker.telemetry.peer(peer.as_bytes());
+        let mut log = exchange.log.borrow_mut();
+        log.downstream_peer = peer;
+        log.answer_peer = exchange.connection.config.peer_exchange.to_client;
     }
+}
+
+/// A response that the route holds ready.
+fn direct(exchange: &Exchange, status: StatusCode, body: &bytes::Bytes) -> Own {
     let mut headers = HeaderMap::with_capacity(6);
     if status == StatusCode::CREATED || status.is_redirection() {
         let head = exchange.head.borrow();
         let location = format!("{}://{}{}", head.scheme.as_str(), head.authority(), head.path);
         headers.extend(HeaderValue::from_str(&location).ok().map(|url| (header::LOCATION, url)));
-    }
-    if !body.is_empty() {
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     }
     Own { body: body.clone(), ..simple(status, headers, "direct_response") }
 }
@@ -150,6 +146,7 @@ fn simple(status: StatusCode, headers: HeaderMap, details: &'static str) -> Own 
         body: bytes::Bytes::new(),
         flags: ResponseFlags::NONE,
         details: details.into(),
+        grpc: None,
     }
 }
 

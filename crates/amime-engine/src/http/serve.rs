@@ -17,6 +17,7 @@ use super::body::{BodyError, DownstreamBody, ResponseBody};
 use super::error::ProxyError;
 use super::exchange::{Exchange, ExchangeGuard, Log};
 use super::parsed::{self, Parsed};
+use super::rate_limit::OwnBuckets;
 use super::upgrade::OnUpgrade;
 use super::{h1, request, response, router};
 use crate::listener::{Connection, DownstreamIo, LiveListener};
@@ -35,6 +36,8 @@ pub(crate) struct HttpConnection {
     requests: Cell<u32>,
     active: Cell<u32>,
     last_used: Cell<Instant>,
+    /// Buckets that belong to this connection alone.
+    pub(super) buckets: OwnBuckets,
     opened: Instant,
 }
 
@@ -61,6 +64,7 @@ impl HttpConnection {
             requests: Cell::new(0),
             active: Cell::new(0),
             last_used: Cell::new(now),
+            buckets: OwnBuckets::default(),
             opened: now,
         })
     }

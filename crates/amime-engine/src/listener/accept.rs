@@ -16,17 +16,20 @@ use tokio_rustls::TlsAcceptor;
 use super::io::{DownstreamIo, Prefixed, Transport};
 use super::proxy_protocol::{self, Header};
 use super::sniff;
-use crate::http::{HttpConnection, serve};
+use crate::http::{HttpConnection, admitted_by_service, serve};
 use crate::tcp::{self, Dialed};
 use crate::tls::{Counted, NOT_READY, TlsFailure};
 use crate::upstream::connect::keepalive_options;
 use crate::worker::Worker;
 use amime_config::chain_match::{ChainInput, choose};
 use amime_config::connection::Connection;
-use amime_config::listener::{FilterChain, ListenerConfig, ProxyProtocolMode, Terminal};
+use amime_config::listener::{
+    FilterChain, ListenerConfig, NetworkLimit, ProxyProtocolMode, Terminal,
+};
 use amime_config::rbac::Subject;
 use amime_config::tls::DownstreamTls;
 use amime_config::tls_facts::TlsFacts;
+use amime_config::token_bucket;
 
 /// A listener as one worker serves it.
 pub(crate) struct LiveListener {
@@ -469,7 +472,9 @@ async fn dispatch(
 ) {
     let mut end = ConnectionEnd::default();
     let logged = listener.config.log.is_some().then(|| facts.clone());
-    if admitted(&worker, &facts, &chain) {
+    if !admitted(&worker, &facts, &chain) {
+        end.details = Some("rbac_access_denied");
+    } else if within_limits(&worker, &chain).await {
         match &chain.terminal {
             Terminal::Http(config) => {
                 let (worker, listener) = (worker.clone(), listener.clone());
@@ -482,12 +487,24 @@ async fn dispatch(
             }
             Terminal::Close => {}
         }
-    } else {
-        end.details = Some("rbac_access_denied");
     }
     if let Some(facts) = logged {
         end.log(&worker, &listener, None, &facts);
     }
+}
+
+/// True if the limits of new connections let one more in.
+async fn within_limits(worker: &Rc<Worker>, chain: &FilterChain) -> bool {
+    for limit in &chain.limits {
+        let within = match limit {
+            NetworkLimit::Local(limit) => limit.admits(token_bucket::now()),
+            NetworkLimit::Global(limit) => admitted_by_service(worker, limit).await,
+        };
+        if !within {
+            return false;
+        }
+    }
+    true
 }
 
 /// Runs the network access-control filters.

@@ -48,6 +48,8 @@ pub struct RuntimeOptions {
     /// Name that peers know this node by in metadata exchange; empty: none is
     /// told.
     pub node_id: String,
+    /// Cluster of this node, by which rate limits know where requests are from.
+    pub service_cluster: String,
 }
 
 /// The running data path.
@@ -99,6 +101,7 @@ impl Runtime {
                 telemetry: options.telemetry.worker(),
                 mark: options.mark,
                 own_metadata: own_metadata.clone(),
+                service_cluster: options.service_cluster.as_str().into(),
                 shared: shared.clone(),
                 config: config.clone(),
                 draining: drain.clone(),

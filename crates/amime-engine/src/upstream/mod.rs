@@ -6,6 +6,7 @@
 
 pub(crate) mod cluster;
 pub(crate) mod connect;
+pub(crate) mod grpc;
 pub(crate) mod h1;
 pub(crate) mod lb;
 pub(crate) mod pool;

@@ -50,6 +50,8 @@ pub(crate) struct Worker {
     pub(crate) mark: Option<u32>,
     /// Values of the headers that tell peers who we are.
     pub(crate) own_metadata: Option<(HeaderValue, HeaderValue)>,
+    /// The cluster that this node counts itself to.
+    pub(crate) service_cluster: Arc<str>,
     shared: Arc<Shared>,
     snapshot: RefCell<Rc<Snapshot>>,
     draining: Cell<bool>,
@@ -62,6 +64,7 @@ pub(crate) struct WorkerOptions {
     pub(crate) telemetry: WorkerTelemetry,
     pub(crate) mark: Option<u32>,
     pub(crate) own_metadata: Option<(HeaderValue, HeaderValue)>,
+    pub(crate) service_cluster: Arc<str>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) config: watch::Receiver<Arc<Published>>,
     pub(crate) draining: watch::Receiver<bool>,
@@ -78,6 +81,7 @@ pub(crate) async fn run(options: WorkerOptions) {
         telemetry: options.telemetry,
         mark: options.mark,
         own_metadata: options.own_metadata,
+        service_cluster: options.service_cluster,
         shared: options.shared,
         snapshot: RefCell::default(),
         draining: Cell::new(false),

@@ -130,6 +130,7 @@ impl Proxy {
             mark: None,
             gateway: false,
             node_id: node_id.to_owned(),
+            service_cluster: "tests".to_owned(),
         });
         Self { runtime: runtime.expect("threads start"), telemetry }
     }

@@ -12,6 +12,7 @@ mod pki;
 #[cfg(feature = "oracle")]
 mod placement;
 mod proxy_protocol;
+mod rate_limits;
 mod retries;
 mod routing;
 mod tls;

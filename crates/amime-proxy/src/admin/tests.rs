@@ -29,6 +29,7 @@ fn context() -> Arc<Context> {
         mark: None,
         gateway: false,
         node_id: String::new(),
+        service_cluster: String::new(),
     });
     Arc::new(Context {
         telemetry,

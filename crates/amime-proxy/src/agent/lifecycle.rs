@@ -140,6 +140,7 @@ impl Agent {
             mark: config.mark,
             gateway: config.kind == ProxyKind::Router,
             node_id: node::id(&config),
+            service_cluster: node::node(&config).cluster,
         })
         .map_err(AgentError::Runtime)?;
         let dns = start_dns(&config, &upstreams, &resolv_conf).await?;

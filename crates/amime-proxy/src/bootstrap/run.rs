@@ -57,6 +57,7 @@ pub(crate) async fn run(mut run: BootstrapRun) -> Result<(), AgentError> {
         mark: None,
         gateway: true,
         node_id: String::new(),
+        service_cluster: run.bootstrap.node.clone().unwrap_or_default().cluster,
     })
     .map_err(AgentError::Runtime)?;
     let resources = plan.resources.iter().map(|one| one.resource.clone());

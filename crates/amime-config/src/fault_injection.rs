@@ -1,0 +1,75 @@
+//! Fault injection: delays and aborts.
+
+use std::time::Duration;
+
+use envoy_types::pb::envoy::extensions::filters::common::fault::v3 as common_fault;
+use envoy_types::pb::envoy::extensions::filters::http::fault::v3 as fault;
+
+use super::faults::Faults;
+use super::matcher::{HeaderMatcher, header_matchers};
+use super::values::{self, Fraction};
+
+/// A compiled `HTTPFault`.
+#[derive(Debug)]
+pub struct Fault {
+    pub delay: Option<(Fraction, Duration)>,
+    pub abort: Option<(Fraction, Abort)>,
+    pub headers: Vec<HeaderMatcher>,
+    pub upstream_cluster: String,
+    pub max_active: u32,
+}
+
+/// What an aborted request gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abort {
+    Http(http::StatusCode),
+    Grpc(u32),
+}
+
+impl Fault {
+    pub fn compile(value: &fault::HttpFault, faults: &mut Faults) -> Self {
+        faults.ignore_if(value.response_rate_limit.is_some(), "response_rate_limit");
+        faults.ignore_if(!value.downstream_nodes.is_empty(), "downstream_nodes");
+        let delay = value.delay.as_ref().and_then(|delay| {
+            let fraction = delay.percentage.as_ref().map_or(Fraction::NEVER, Fraction::new);
+            match delay.fault_delay_secifier.as_ref() {
+                Some(common_fault::fault_delay::FaultDelaySecifier::FixedDelay(fixed)) => {
+                    Some((fraction, values::duration(fixed)))
+                }
+                _ => {
+                    faults.ignore("delay.header_delay", "not supported");
+                    None
+                }
+            }
+        });
+        let abort = value.abort.as_ref().and_then(|abort| {
+            let fraction = abort.percentage.as_ref().map_or(Fraction::NEVER, Fraction::new);
+            match abort.error_type.as_ref() {
+                Some(fault::fault_abort::ErrorType::HttpStatus(status)) => {
+                    let code = u16::try_from(*status).ok();
+                    match code.and_then(|code| http::StatusCode::from_u16(code).ok()) {
+                        Some(status) => Some((fraction, Abort::Http(status))),
+                        None => {
+                            faults.reject("abort.http_status", format!("{status} is not a status"));
+                            None
+                        }
+                    }
+                }
+                Some(fault::fault_abort::ErrorType::GrpcStatus(status)) => {
+                    Some((fraction, Abort::Grpc(*status)))
+                }
+                _ => {
+                    faults.ignore("abort.header_abort", "not supported");
+                    None
+                }
+            }
+        });
+        Self {
+            delay,
+            abort,
+            headers: header_matchers(&value.headers, "headers", faults),
+            upstream_cluster: value.upstream_cluster.clone(),
+            max_active: values::u32_or(value.max_active_faults.as_ref(), u32::MAX),
+        }
+    }
+}
