@@ -10,6 +10,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http_options;
 use envoy_types::pb::google::protobuf as wkt;
 
+use super::discovery::Discovery;
 use super::endpoint::metadata_contains;
 use super::faults::Faults;
 use super::h2::H2Settings;
@@ -41,37 +42,6 @@ pub struct ClusterConfig {
     pub bind: Option<SocketAddr>,
     pub keepalive: Option<Keepalive>,
     transports: Vec<TransportChoice>,
-}
-
-/// Where endpoints come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Discovery {
-    Static,
-    /// By EDS under this name.
-    Eds(String),
-    /// All addresses of each name are endpoints.
-    StrictDns {
-        refresh: Duration,
-        family: Family,
-    },
-    /// The first address of the name is the endpoint.
-    LogicalDns {
-        refresh: Duration,
-        family: Family,
-    },
-    /// The address that the client dialed, or that a header names.
-    OriginalDst {
-        header: Option<http::HeaderName>,
-        port: Option<u16>,
-    },
-}
-
-/// Address families wanted of a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    V4,
-    V6,
-    Both,
 }
 
 /// HTTP towards the cluster.
@@ -132,7 +102,6 @@ struct TransportChoice {
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
-const DNS_REFRESH: Duration = Duration::from_secs(5);
 /// Envoy's default thresholds.
 const DEFAULT_LIMITS: Limits =
     Limits { connections: 1024, pending: 1024, requests: 1024, retries: 3, retry_budget: None };
@@ -152,7 +121,7 @@ impl ClusterConfig {
             id,
             info: ClusterInfo { name: name.clone(), service: service_of(metadata) },
             name,
-            discovery: discovery(value, faults)?,
+            discovery: Discovery::compile(value, faults)?,
             fetch_timeout: values::fetch_timeout(
                 value.eds_cluster_config.as_ref().and_then(|eds| eds.eds_config.as_ref()),
             ),
@@ -221,52 +190,6 @@ fn service_of(metadata: Option<&core::Metadata>) -> Option<ServiceIdentity> {
         }
     };
     Some(ServiceIdentity { host: text("host"), name: text("name"), namespace: text("namespace") })
-}
-
-fn discovery(value: &pb::Cluster, faults: &mut Faults) -> Option<Discovery> {
-    use pb::cluster::{ClusterDiscoveryType, DiscoveryType, DnsLookupFamily};
-    let family = match value.dns_lookup_family() {
-        DnsLookupFamily::V4Only => Family::V4,
-        DnsLookupFamily::V6Only => Family::V6,
-        _ => Family::Both,
-    };
-    let refresh = value.dns_refresh_rate.as_ref().map_or(DNS_REFRESH, values::duration);
-    let refresh = refresh.max(Duration::from_millis(100));
-    let kind = match value.cluster_discovery_type.as_ref() {
-        Some(ClusterDiscoveryType::ClusterType(custom)) => {
-            faults.reject("cluster_type", format!("`{}` is not supported", custom.name));
-            return None;
-        }
-        Some(ClusterDiscoveryType::Type(kind)) => DiscoveryType::try_from(*kind).ok(),
-        None => Some(DiscoveryType::Static),
-    };
-    Some(match kind {
-        Some(DiscoveryType::Static) => Discovery::Static,
-        Some(DiscoveryType::Eds) => {
-            let name = value.eds_cluster_config.as_ref().map_or("", |eds| &eds.service_name);
-            Discovery::Eds(if name.is_empty() { value.name.clone() } else { name.to_owned() })
-        }
-        Some(DiscoveryType::StrictDns) => Discovery::StrictDns { refresh, family },
-        Some(DiscoveryType::LogicalDns) => Discovery::LogicalDns { refresh, family },
-        Some(DiscoveryType::OriginalDst) => original_dst(value),
-        None => {
-            faults.reject("type", "unknown discovery type");
-            return None;
-        }
-    })
-}
-
-fn original_dst(value: &pb::Cluster) -> Discovery {
-    let Some(pb::cluster::LbConfig::OriginalDstLbConfig(config)) = &value.lb_config else {
-        return Discovery::OriginalDst { header: None, port: None };
-    };
-    let header = match (config.use_http_header, config.http_header_name.as_str()) {
-        (false, _) => None,
-        (true, "") => Some(http::HeaderName::from_static("x-envoy-original-dst-host")),
-        (true, name) => name.parse().ok(),
-    };
-    let port = config.upstream_port_override.as_ref();
-    Discovery::OriginalDst { header, port: port.and_then(|port| u16::try_from(port.value).ok()) }
 }
 
 fn limits(value: Option<&pb::CircuitBreakers>) -> [Limits; 2] {

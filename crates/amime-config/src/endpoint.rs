@@ -24,6 +24,8 @@ use crate::endpoint_state::EndpointState;
 #[derive(Clone, Debug)]
 pub struct EndpointSpec {
     pub address: HostAddress,
+    /// Further addresses of the same endpoint.
+    pub more: Vec<SocketAddr>,
     pub hostname: Arc<str>,
     pub weight: u32,
     pub status: HealthStatus,
@@ -57,6 +59,8 @@ pub struct AssignmentSpec {
 #[derive(Debug)]
 pub struct Endpoint {
     pub address: SocketAddr,
+    /// Further addresses, tried when the first one is slow or fails.
+    pub more: Vec<SocketAddr>,
     pub hostname: Arc<str>,
     pub weight: u32,
     /// Health by configuration.
@@ -152,6 +156,17 @@ pub struct EndpointSet {
 /// Addresses that names resolved to.
 pub type Resolved = HashMap<(String, u16), Vec<SocketAddr>>;
 
+/// What becomes of the addresses of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spread {
+    /// Each is an endpoint.
+    Each,
+    /// The first is the endpoint.
+    First,
+    /// All are one endpoint.
+    Together,
+}
+
 impl AssignmentSpec {
     pub fn compile(
         value: &pb::ClusterLoadAssignment,
@@ -200,19 +215,22 @@ impl AssignmentSpec {
     pub fn resolve(
         &self,
         resolved: &Resolved,
-        first_address_only: bool,
+        spread: Spread,
         previous: Option<&EndpointSet>,
         workers: usize,
     ) -> EndpointSet {
-        let mut states: HashMap<(SocketAddr, usize), Arc<EndpointState>> = HashMap::new();
+        let mut states: HashMap<(Option<SocketAddr>, usize), Arc<EndpointState>> = HashMap::new();
         for endpoint in previous.iter().flat_map(|set| set.endpoints()) {
-            states.insert((endpoint.address, endpoint.transport_index), endpoint.state.clone());
+            let key = (spread.key(endpoint.address), endpoint.transport_index);
+            states.insert(key, endpoint.state.clone());
         }
-        let mut build = |spec: &EndpointSpec, address: SocketAddr, priority: u32| {
-            let key = (address, spec.transport_index);
+        let mut build = |spec: &EndpointSpec, addresses: &[SocketAddr], priority: u32| {
+            let (address, more) = (addresses[0], addresses[1..].to_vec());
+            let key = (spread.key(address), spec.transport_index);
             let new = || Arc::new(EndpointState::new(workers));
             Arc::new(Endpoint {
                 address,
+                more,
                 hostname: spec.hostname.clone(),
                 weight: spec.weight,
                 status: spec.status,
@@ -234,16 +252,8 @@ impl AssignmentSpec {
             for group in groups {
                 let mut endpoints = Vec::with_capacity(group.endpoints.len());
                 for spec in &group.endpoints {
-                    match &spec.address {
-                        HostAddress::Ip(address) => endpoints.push(build(spec, *address, priority)),
-                        HostAddress::Name(name, port) => {
-                            let found = resolved.get(&(name.clone(), *port));
-                            let take = if first_address_only { 1 } else { usize::MAX };
-                            for address in found.into_iter().flatten().take(take) {
-                                endpoints.push(build(spec, *address, priority));
-                            }
-                        }
-                        HostAddress::Pipe(_) => {}
+                    for addresses in spec.addresses(resolved, spread) {
+                        endpoints.push(build(spec, &addresses, priority));
                     }
                 }
                 localities.push(LocalityGroup {
@@ -255,6 +265,35 @@ impl AssignmentSpec {
             set.priorities.push(localities);
         }
         set
+    }
+}
+
+impl EndpointSpec {
+    /// The addresses of each endpoint that it stands for.
+    fn addresses(&self, resolved: &Resolved, spread: Spread) -> Vec<Vec<SocketAddr>> {
+        match &self.address {
+            HostAddress::Ip(address) => vec![[&[*address], self.more.as_slice()].concat()],
+            HostAddress::Name(name, port) => {
+                let found = resolved.get(&(name.clone(), *port));
+                let found = found.map(Vec::as_slice).unwrap_or_default();
+                match spread {
+                    Spread::Each => found.chunks(1).map(<[_]>::to_vec).collect(),
+                    Spread::First => found.first().map(|first| vec![*first]).into_iter().collect(),
+                    Spread::Together => {
+                        found.chunks(found.len().max(1)).map(<[_]>::to_vec).collect()
+                    }
+                }
+            }
+            HostAddress::Pipe(_) => Vec::new(),
+        }
+    }
+}
+
+impl Spread {
+    /// What an endpoint is known by across updates: its address, unless it
+    /// is the same endpoint at whichever address.
+    pub fn key(self, address: SocketAddr) -> Option<SocketAddr> {
+        (self == Self::Each).then_some(address)
     }
 }
 
@@ -314,7 +353,18 @@ impl EndpointSpec {
         let (transport_index, transport) = cluster.transport_of(value.metadata.as_ref());
         let metadata = value.metadata.as_ref();
         let lb = metadata.and_then(|metadata| metadata.filter_metadata.get(NAMESPACE));
+        let mut more = Vec::new();
+        for (index, one) in endpoint.additional_addresses.iter().enumerate() {
+            faults.enter(format!("endpoint.additional_addresses[{index}]"));
+            match values::address(one.address.as_ref(), faults) {
+                Some(HostAddress::Ip(address)) => more.push(address),
+                Some(_) => faults.reject("address", "not an IP address"),
+                None => {}
+            }
+            faults.leave();
+        }
         Some(Self {
+            more,
             hostname: hostname.into(),
             weight: values::u32_or(value.load_balancing_weight.as_ref(), 1).max(1),
             status: value.health_status(),

@@ -25,6 +25,7 @@ pub mod cluster;
 pub mod connection;
 pub mod cors;
 pub mod criteria;
+pub mod discovery;
 pub mod endpoint;
 pub mod endpoint_state;
 pub mod fault_injection;

@@ -125,6 +125,15 @@ pub fn address(value: Option<&core::Address>, faults: &mut Faults) -> Option<Hos
     }
 }
 
+/// Reads the address of a DNS server, which may be one for UDP.
+pub(crate) fn dns_server(value: &core::Address, faults: &mut Faults) -> Option<HostAddress> {
+    let mut value = value.clone();
+    if let Some(core::address::Address::SocketAddress(socket)) = &mut value.address {
+        socket.protocol = core::socket_address::Protocol::Tcp as i32;
+    }
+    address(Some(&value), faults)
+}
+
 fn socket_address(socket: &core::SocketAddress, faults: &mut Faults) -> Option<HostAddress> {
     let port = match &socket.port_specifier {
         Some(core::socket_address::PortSpecifier::PortValue(port)) => u16::try_from(*port).ok(),

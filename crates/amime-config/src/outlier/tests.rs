@@ -26,6 +26,7 @@ fn cluster(endpoints: u16, change: impl FnOnce(&mut pb::OutlierDetection)) -> Cl
     let endpoint = |port| {
         Arc::new(Endpoint {
             address: SocketAddr::from(([127, 0, 0, 1], port)),
+            more: Vec::new(),
             hostname: "".into(),
             weight: 1,
             status: HealthStatus::Healthy,

@@ -12,7 +12,7 @@ use xxhash_rust::xxh64::xxh64;
 use super::exchange::Exchange;
 use super::forward::Plan;
 use crate::upstream::{ClusterRuntime, Host, LbInput};
-use amime_config::cluster::Discovery;
+use amime_config::discovery::Discovery;
 use amime_config::hash_policy::{HashPolicy, HashSource};
 use amime_config::head::RequestHead;
 use amime_config::matcher::{HeaderSource, query_value};

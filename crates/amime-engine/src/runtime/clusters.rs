@@ -6,17 +6,19 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use amime_telemetry::Telemetry;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 
 use super::Fault;
 use super::awaited::{Awaited, Need};
+use super::names::{Answer, NamePort, Names};
 use super::state::{Refusal, finish};
 use crate::upstream::{ClusterSpec, SharedLb};
-use amime_config::cluster::{ClusterConfig, Discovery, Family};
-use amime_config::endpoint::{AssignmentSpec, Resolved};
+use amime_config::cluster::ClusterConfig;
+use amime_config::discovery::{Discovery, Dns};
+use amime_config::endpoint::AssignmentSpec;
 use amime_config::names::ClusterId;
 use amime_config::outlier::Ejector;
 use amime_config::{Faults, Required};
@@ -25,11 +27,7 @@ use amime_config::{Faults, Required};
 pub(super) struct ClusterEntry {
     required: Required,
     assignment: AssignmentSpec,
-    resolved: Resolved,
-    /// When names are to be resolved again.
-    due: Option<Instant>,
-    /// All names were looked up once, with or without success.
-    looked_up: bool,
+    names: Names,
     awaited: Awaited,
     /// When endpoints are next compared by passive checks.
     sweep: Option<Instant>,
@@ -47,11 +45,11 @@ pub(super) struct Clusters {
     telemetry: Arc<Telemetry>,
 }
 
-/// Names of one cluster to resolve.
+/// A name to look up.
 pub(super) struct DnsJob {
     pub(super) cluster: ClusterId,
-    pub(super) names: Vec<(String, u16)>,
-    pub(super) family: Family,
+    pub(super) name: NamePort,
+    pub(super) dns: Dns,
 }
 
 impl Clusters {
@@ -83,30 +81,28 @@ impl Clusters {
         let assignment =
             message.map(|message| AssignmentSpec::compile(&message, &config, &mut faults));
         let (assignment, ignored) = finish(Some(assignment.unwrap_or_default()), faults)?;
+        check_names(&config, &assignment)?;
         let id = config.id;
         let previous = self.active.get(&id);
-        let names = assignment.names();
-        let mut resolved = previous.map(|old| old.resolved.clone()).unwrap_or_default();
-        resolved.retain(|name, _| names.contains(name));
+        let mut names = previous.map(|old| old.names.for_successor()).unwrap_or_default();
+        names.follow(assignment.names(), now);
         let state = previous.map_or_else(Default::default, |old| old.spec.state.clone());
         let endpoints = assignment.resolve(
-            &resolved,
-            is_logical(&config),
+            &names.resolved(),
+            config.discovery.spread(),
             previous.map(|old| &*old.spec.endpoints),
             self.workers,
         );
-        let looked_up = names.iter().all(|name| resolved.contains_key(name));
         let mut awaited = Awaited::default();
         if let Discovery::Eds(name) = &config.discovery {
             awaited.add(Need::Endpoints(name.clone()), config.fetch_timeout, now);
         }
-        if config.wait_for_names && dns_settings(&config).is_some() {
+        if config.wait_for_names {
             awaited.add(Need::Addresses, None, now);
         }
         for (name, timeout) in &required.secrets {
             awaited.add(Need::Secret(name.clone()), *timeout, now);
         }
-        let due = (!names.is_empty()).then_some(now);
         let spec = Arc::new(ClusterSpec {
             endpoints: Arc::new(endpoints),
             config,
@@ -114,8 +110,7 @@ impl Clusters {
             lb: SharedLb::default(),
         });
         let sweep = spec.config.outlier.as_ref().map(|outlier| now + outlier.interval);
-        let entry =
-            ClusterEntry { required, assignment, resolved, due, looked_up, awaited, sweep, spec };
+        let entry = ClusterEntry { required, assignment, names, awaited, sweep, spec };
         self.warming.insert(id, entry);
         Ok(ignored)
     }
@@ -129,7 +124,7 @@ impl Clusters {
         let Self { warming, assignments, .. } = self;
         let mut ready = Vec::new();
         for (id, entry) in warming.iter_mut() {
-            let looked_up = entry.looked_up;
+            let looked_up = entry.names.all_answered();
             let met = |need: &Need| match need {
                 Need::Endpoints(name) => assignments.contains_key(name),
                 Need::Secret(name) => has_secret(name),
@@ -175,12 +170,13 @@ impl Clusters {
         for (warming, id, assignment) in compiled {
             let entries = if warming { &mut self.warming } else { &mut self.active };
             let Some(entry) = entries.get_mut(&id) else { continue };
-            entry.due = (!assignment.names().is_empty()).then(Instant::now);
+            entry.names.follow(assignment.names(), Instant::now());
             entry.assignment = assignment;
             entry.rebuild(self.workers);
             if !warming {
                 changed = true;
                 let entry = &self.active[&id];
+                self.telemetry.shared_cluster(&entry.spec.config.name).update_success.inc();
                 self.report_members(entry);
             }
         }
@@ -272,17 +268,15 @@ impl Clusters {
             .membership_healthy
             .set(count(endpoints().filter(|one| one.configured_healthy()).count()));
         stats.membership_change.inc();
-        stats.update_success.inc();
     }
 
-    /// Names that are due for resolving, by cluster.
+    /// Names that are due to be looked up.
     pub(super) fn names_due(&mut self, now: Instant) -> Vec<DnsJob> {
         let mut jobs = Vec::new();
         for (id, entry) in self.active.iter_mut().chain(&mut self.warming) {
-            let Some((refresh, family)) = dns_settings(&entry.spec.config) else { continue };
-            if entry.due.is_some_and(|due| due <= now) {
-                entry.due = Some(now + refresh);
-                jobs.push(DnsJob { cluster: *id, names: entry.assignment.names(), family });
+            for name in entry.names.take_due(now) {
+                let dns = dns_settings(&entry.spec.config);
+                jobs.push(DnsJob { cluster: *id, name, dns });
             }
         }
         jobs
@@ -307,24 +301,29 @@ impl Clusters {
 
     /// When something is next to be done unasked.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        let due = self.all().filter_map(|entry| entry.due);
+        let due = self.all().filter_map(|entry| entry.names.next_due());
         let deadlines = self.warming.values().filter_map(|entry| entry.awaited.deadline());
         let sweeps = self.active.values().filter_map(|entry| entry.sweep);
         due.chain(deadlines).chain(sweeps).min()
     }
 
-    /// Takes over addresses that names resolved to; true if a cluster in
-    /// force changes. A name that did not resolve keeps the addresses it had.
-    pub(super) fn resolved(&mut self, cluster: ClusterId, found: &Resolved) -> bool {
+    /// Takes over what a name resolved to; true if a cluster in force changes.
+    pub(super) fn resolved(&mut self, job: &DnsJob, answer: &Answer, now: Instant) -> bool {
         let workers = self.workers;
-        if let Some(entry) = self.warming.get_mut(&cluster) {
-            entry.take_addresses(found, workers);
-            entry.looked_up = true;
+        if let Some(entry) = self.warming.get_mut(&job.cluster) {
+            entry.take_answer(job, answer, workers, now);
         }
-        let Some(entry) = self.active.get_mut(&cluster) else { return false };
-        let changed = entry.take_addresses(found, workers);
+        let Some(entry) = self.active.get_mut(&job.cluster) else { return false };
+        let stats = self.telemetry.shared_cluster(&entry.spec.config.name);
+        stats.update_attempt.inc();
+        match answer {
+            None => stats.update_failure.inc(),
+            Some((addresses, _)) if addresses.is_empty() => stats.update_empty.inc(),
+            Some(_) => stats.update_success.inc(),
+        }
+        let changed = entry.take_answer(job, answer, workers, now);
         if changed {
-            let entry = &self.active[&cluster];
+            let entry = &self.active[&job.cluster];
             self.report_members(entry);
         }
         changed
@@ -336,12 +335,9 @@ impl ClusterEntry {
         matches!(&self.spec.config.discovery, Discovery::Eds(name) if name == assignment)
     }
 
-    fn take_addresses(&mut self, found: &Resolved, workers: usize) -> bool {
-        let mut changed = false;
-        for (name, addresses) in found {
-            changed |= self.resolved.get(name) != Some(addresses);
-            self.resolved.insert(name.clone(), addresses.clone());
-        }
+    fn take_answer(&mut self, job: &DnsJob, answer: &Answer, workers: usize, now: Instant) -> bool {
+        let logical = matches!(self.spec.config.discovery, Discovery::LogicalDns(_));
+        let changed = self.names.answer(&job.name, answer, (&job.dns, logical), now);
         if changed {
             self.rebuild(workers);
         }
@@ -350,9 +346,9 @@ impl ClusterEntry {
 
     fn rebuild(&mut self, workers: usize) {
         let old = &self.spec;
-        let first = is_logical(&old.config);
-        let endpoints =
-            self.assignment.resolve(&self.resolved, first, Some(&old.endpoints), workers);
+        let spread = old.config.discovery.spread();
+        let resolved = self.names.resolved();
+        let endpoints = self.assignment.resolve(&resolved, spread, Some(&old.endpoints), workers);
         self.spec = Arc::new(ClusterSpec {
             config: old.config.clone(),
             endpoints: Arc::new(endpoints),
@@ -362,17 +358,24 @@ impl ClusterEntry {
     }
 }
 
-fn dns_settings(config: &ClusterConfig) -> Option<(Duration, Family)> {
-    match config.discovery {
-        Discovery::StrictDns { refresh, family } | Discovery::LogicalDns { refresh, family } => {
-            Some((refresh, family))
-        }
-        // A name in EDS is resolved as strict DNS would.
-        Discovery::Eds(_) => Some((Duration::from_secs(5), Family::Both)),
-        Discovery::Static | Discovery::OriginalDst { .. } => None,
-    }
+/// A name in EDS is resolved as strict DNS would by default.
+fn dns_settings(config: &ClusterConfig) -> Dns {
+    config.discovery.dns().cloned().unwrap_or_default()
 }
 
-fn is_logical(config: &ClusterConfig) -> bool {
-    matches!(config.discovery, Discovery::LogicalDns { .. })
+/// Refuses names where nothing resolves them.
+fn check_names(config: &ClusterConfig, assignment: &AssignmentSpec) -> Result<(), Refusal> {
+    let endpoints = || assignment.priorities.iter().flatten().flat_map(|group| &group.endpoints);
+    match &config.discovery {
+        Discovery::Static => match assignment.names().first() {
+            Some((name, _)) => Err(format!(
+                "load_assignment: `{name}` is not an IP address; names need a type of STRICT_DNS or LOGICAL_DNS"
+            )),
+            None => Ok(()),
+        },
+        Discovery::LogicalDns(_) if endpoints().count() != 1 => {
+            Err("load_assignment: LOGICAL_DNS needs exactly one endpoint".to_owned())
+        }
+        _ => Ok(()),
+    }
 }

@@ -7,10 +7,12 @@
 
 mod awaited;
 mod clusters;
-mod dns;
 mod dump;
 mod held;
+mod keeper;
 mod listeners;
+mod names;
+mod resolver;
 mod routes;
 mod state;
 
@@ -109,7 +111,7 @@ impl Runtime {
             let name = format!("worker-{index}");
             std::thread::Builder::new().name(name).spawn(move || run_worker(worker))?;
         }
-        dns::start(&runtime)?;
+        keeper::start(&runtime)?;
         Ok(runtime)
     }
 

@@ -25,13 +25,13 @@ use super::clusters::{ClusterEntry, Clusters, DnsJob};
 use super::dump::{ClusterDump, RuntimeDump};
 use super::held::Held;
 use super::listeners::Listeners;
+use super::names::Answer;
 use super::routes::Routes;
 use super::{Fault, RuntimeOptions};
 use crate::worker::Published;
 use amime_config::cluster::ClusterConfig;
-use amime_config::endpoint::Resolved;
 use amime_config::listener::ListenerConfig;
-use amime_config::names::{ClusterId, Names};
+use amime_config::names::Names;
 use amime_config::route::RouteTable;
 use amime_config::secrets::SecretStore;
 use amime_config::{Compiler, Faults, Required};
@@ -320,7 +320,7 @@ impl State {
         all
     }
 
-    /// Names that are due for resolving, by cluster.
+    /// Names that are due to be looked up.
     pub(super) fn names_due(&mut self, now: Instant) -> Vec<DnsJob> {
         self.clusters.names_due(now)
     }
@@ -335,10 +335,11 @@ impl State {
         self.clusters.next_due().into_iter().chain(self.listeners.deadline()).min()
     }
 
-    /// Takes over addresses that names resolved to.
-    pub(super) fn resolved(&mut self, cluster: ClusterId, found: &Resolved) {
-        self.changed |= self.clusters.resolved(cluster, found);
-        self.tick(Instant::now());
+    /// Takes over what a name resolved to.
+    pub(super) fn resolved(&mut self, job: &DnsJob, answer: &Answer) {
+        let now = Instant::now();
+        self.changed |= self.clusters.resolved(job, answer, now);
+        self.tick(now);
     }
 
     pub(super) fn dump(&self) -> RuntimeDump {

@@ -17,8 +17,8 @@ use crate::upstream::connect::{ConnectError, ConnectionFacts, Target, connect};
 use crate::upstream::pool::{Acquire, OpenGuard, count_failure};
 use crate::upstream::{ClusterRuntime, Host, LbInput, Outcome, Resource};
 use crate::worker::Worker;
-use amime_config::cluster::Discovery;
 use amime_config::criteria::MetadataMatch;
+use amime_config::discovery::Discovery;
 use amime_config::listener::FilterChain;
 use amime_config::tcp::TcpConfig;
 use amime_config::tls::Alpn;
@@ -200,6 +200,7 @@ pub(crate) async fn open(
     let open = OpenGuard::new(Acquire { cluster, host, priority: 0, mark: worker.mark });
     let target = Target {
         address: host.endpoint.address,
+        more: &host.endpoint.more,
         hostname: &host.endpoint.hostname,
         transport: &host.endpoint.transport,
         alpn: Alpn::Configured,

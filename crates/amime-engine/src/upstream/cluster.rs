@@ -14,7 +14,8 @@ use amime_telemetry::{ClusterStats, WorkerTelemetry};
 
 use super::lb::{LbInput, SharedLb, WorkerLb};
 use super::pool::HostPool;
-use amime_config::cluster::{ClusterConfig, Discovery};
+use amime_config::cluster::ClusterConfig;
+use amime_config::discovery::Discovery;
 use amime_config::endpoint::{Endpoint, EndpointSet, HealthStatus};
 use amime_config::endpoint_state::{ClusterState, EndpointShard, EndpointState, Outcome, Resource};
 use amime_config::outlier::Ejector;
@@ -85,13 +86,13 @@ impl ClusterRuntime {
     ) -> Rc<Self> {
         // Pools depend on the cluster's own settings; new ones start afresh.
         let keep = previous.filter(|old| Arc::ptr_eq(&old.spec.config, &spec.config));
-        let mut old: HashMap<(SocketAddr, usize), &Rc<Host>> = HashMap::new();
+        let spread = spec.config.discovery.spread();
+        let key = |endpoint: &Endpoint| (spread.key(endpoint.address), endpoint.transport_index);
+        let mut old: HashMap<(Option<SocketAddr>, usize), &Rc<Host>> = HashMap::new();
         for host in keep.iter().flat_map(|old| &old.hosts) {
-            old.insert((host.endpoint.address, host.endpoint.transport_index), host);
+            old.insert(key(&host.endpoint), host);
         }
-        let mut build = |endpoint: &Arc<Endpoint>| match old
-            .remove(&(endpoint.address, endpoint.transport_index))
-        {
+        let mut build = |endpoint: &Arc<Endpoint>| match old.remove(&key(endpoint)) {
             Some(host) if Arc::ptr_eq(&host.endpoint, endpoint) => host.clone(),
             Some(host) => {
                 let moved = Host::new(endpoint.clone(), host.pool.take(), worker);
@@ -156,6 +157,7 @@ impl ClusterRuntime {
         let (transport_index, transport) = self.config().transport_of(None);
         let endpoint = Arc::new(Endpoint {
             address,
+            more: Vec::new(),
             hostname: "".into(),
             weight: 1,
             status: HealthStatus::Healthy,

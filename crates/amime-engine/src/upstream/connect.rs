@@ -56,6 +56,8 @@ impl fmt::Display for ConnectError {
 /// What to connect to and how.
 pub(crate) struct Target<'a> {
     pub(crate) address: SocketAddr,
+    /// Further addresses of the same endpoint.
+    pub(crate) more: &'a [SocketAddr],
     pub(crate) hostname: &'a str,
     pub(crate) transport: &'a UpstreamTransport,
     pub(crate) alpn: Alpn,
@@ -83,8 +85,13 @@ async fn open(
     target: Target<'_>,
 ) -> Result<(UpstreamIo, ConnectionFacts), ConnectError> {
     let failed = |error: io::Error| ConnectError::Failed(os_reason(&error).into());
-    let socket = socket(cluster, &target).map_err(failed)?;
-    let mut stream = socket.connect(target.address).await.map_err(failed)?;
+    let stream = match target.more {
+        [] => {
+            socket(cluster, &target, target.address).map_err(failed)?.connect(target.address).await
+        }
+        _ => race(cluster, &target).await,
+    };
+    let mut stream = stream.map_err(failed)?;
     // Requests are written whole; waiting for more would only add delay.
     let _ = stream.set_nodelay(true);
     let local = stream.local_addr().ok();
@@ -100,6 +107,54 @@ async fn open(
             let facts = ConnectionFacts { local, tls: Some(facts) };
             Ok((UpstreamIo::Tls(Box::new(stream)), facts))
         }
+    }
+}
+
+/// Delay before the next address is tried beside those under way.
+const NEXT_ADDRESS: Duration = Duration::from_millis(300);
+
+/// Tries several addresses, families in turn; the first connection wins.
+async fn race(cluster: &ClusterConfig, target: &Target<'_>) -> io::Result<TcpStream> {
+    let mut waiting = in_turn(target).into_iter();
+    let mut attempts = tokio::task::JoinSet::new();
+    let mut last = io::Error::other("no address");
+    loop {
+        match waiting.next().map(|address| (address, socket(cluster, target, address))) {
+            Some((address, Ok(socket))) => {
+                attempts.spawn_local(socket.connect(address));
+            }
+            Some((_, Err(error))) => {
+                last = error;
+                continue;
+            }
+            None if attempts.is_empty() => return Err(last),
+            None => {}
+        }
+        tokio::select! {
+            Some(done) = attempts.join_next() => match done {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => last = error,
+                Err(error) => last = io::Error::other(error),
+            },
+            () = tokio::time::sleep(NEXT_ADDRESS), if waiting.len() > 0 => {}
+        }
+    }
+}
+
+/// The addresses, the family of the first one and the other in turn.
+fn in_turn(target: &Target<'_>) -> Vec<SocketAddr> {
+    let all = || std::iter::once(&target.address).chain(target.more).copied();
+    let first = |address: &SocketAddr| address.is_ipv4() == target.address.is_ipv4();
+    let mut ones = all().filter(first);
+    let mut others = all().filter(|address| !first(address));
+    let mut turn = Vec::with_capacity(target.more.len() + 1);
+    loop {
+        let (one, other) = (ones.next(), others.next());
+        if one.is_none() && other.is_none() {
+            return turn;
+        }
+        turn.extend(one);
+        turn.extend(other);
     }
 }
 
@@ -128,8 +183,12 @@ async fn handshake(
     Ok((stream, facts))
 }
 
-fn socket(cluster: &ClusterConfig, target: &Target<'_>) -> io::Result<TcpSocket> {
-    let socket = match target.address {
+fn socket(
+    cluster: &ClusterConfig,
+    target: &Target<'_>,
+    address: SocketAddr,
+) -> io::Result<TcpSocket> {
+    let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
@@ -141,7 +200,7 @@ fn socket(cluster: &ClusterConfig, target: &Target<'_>) -> io::Result<TcpSocket>
         SockRef::from(&socket).set_tcp_keepalive(&keepalive_options(keepalive))?;
     }
     if let Some(bind) = cluster.bind
-        && bind.is_ipv4() == target.address.is_ipv4()
+        && bind.is_ipv4() == address.is_ipv4()
     {
         socket.set_reuseaddr(true)?;
         socket.bind(bind)?;

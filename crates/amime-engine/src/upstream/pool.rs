@@ -390,6 +390,7 @@ async fn dial(
     let Acquire { cluster, host, mark, .. } = request;
     let target = Target {
         address: host.endpoint.address,
+        more: &host.endpoint.more,
         hostname: &host.endpoint.hostname,
         transport: &host.endpoint.transport,
         alpn: key.alpn,

@@ -59,7 +59,17 @@ impl Backend {
     where
         F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
     {
-        let socket = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        Self::on(TcpListener::bind("127.0.0.1:0").await.expect("a free port"), answer)
+    }
+
+    /// Answers what comes to `socket`.
+    pub(crate) fn on<F>(
+        socket: TcpListener,
+        answer: impl Fn(Seen) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    {
         let address = socket.local_addr().expect("an address");
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let connections: Arc<Mutex<usize>> = Arc::default();

@@ -3,6 +3,7 @@
 
 mod balancing;
 mod credentials;
+mod dns;
 mod filters;
 mod forwarding;
 mod harness;

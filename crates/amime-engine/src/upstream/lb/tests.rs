@@ -7,7 +7,7 @@ use std::sync::Arc;
 use amime_config::Compiler;
 use amime_config::cluster::ClusterConfig;
 use amime_config::criteria::Criteria;
-use amime_config::endpoint::{AssignmentSpec, EndpointSet, Resolved};
+use amime_config::endpoint::{AssignmentSpec, EndpointSet, Resolved, Spread};
 use amime_config::endpoint_state::ClusterState;
 use amime_config::names::Names;
 use amime_config::retry::Reselect;
@@ -56,7 +56,7 @@ impl Fixture {
         let assignment = message.load_assignment.expect("given");
         let assignment = AssignmentSpec::compile(&assignment, &config, &mut compiler.faults);
         assert_eq!(compiler.faults.into_list(), vec![]);
-        let endpoints = assignment.resolve(&Resolved::default(), false, None, 1);
+        let endpoints = assignment.resolve(&Resolved::default(), Spread::Each, None, 1);
         let cluster = Self::runtime(&telemetry, config, endpoints);
         Self { telemetry, cluster }
     }

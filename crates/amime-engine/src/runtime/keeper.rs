@@ -1,0 +1,67 @@
+//! The thread that does what time asks for: names are looked up, waiting
+//! ends, endpoints that were taken out come back.
+
+use std::io;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use super::Runtime;
+use super::clusters::DnsJob;
+use super::resolver::{Resolvers, look_up};
+
+/// Longest sleep between two looks for something to do.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Starts the thread; it ends with the runtime.
+pub(super) fn start(runtime: &Arc<Runtime>) -> io::Result<()> {
+    let weak = Arc::downgrade(runtime);
+    std::thread::Builder::new().name("keeper".to_owned()).spawn(move || {
+        let built = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(tokio::runtime::LocalOptions::default());
+        match built {
+            Ok(keeper) => keeper.block_on(keep(weak)),
+            Err(error) => tracing::error!(%error, "keeper cannot start"),
+        }
+    })?;
+    Ok(())
+}
+
+async fn keep(runtime: Weak<Runtime>) {
+    let mut resolvers = Resolvers::default();
+    let mut files_due = Instant::now();
+    loop {
+        let Some(strong) = runtime.upgrade() else { return };
+        let now = Instant::now();
+        let (jobs, due) = {
+            let mut state = strong.state();
+            if files_due <= now {
+                state.look_at_secret_files();
+                files_due = now + LOOK;
+            }
+            state.tick(now);
+            state.sweep(now);
+            strong.publish_changes(&mut state);
+            (state.names_due(now), state.next_due())
+        };
+        for job in jobs {
+            let resolver = resolvers.get(&job.dns.servers, job.dns.family);
+            let runtime = runtime.clone();
+            tokio::task::spawn_local(async move {
+                let answer = look_up(resolver, &job.name.0).await;
+                tell(&runtime, &job, answer);
+            });
+        }
+        let wake = strong.wake.clone();
+        drop(strong);
+        let wait = due.map_or(LOOK, |due| due.saturating_duration_since(Instant::now()).min(LOOK));
+        let _ = tokio::time::timeout(wait, wake.notified()).await;
+    }
+}
+
+fn tell(runtime: &Weak<Runtime>, job: &DnsJob, answer: super::names::Answer) {
+    let Some(runtime) = runtime.upgrade() else { return };
+    let mut state = runtime.state();
+    state.resolved(job, &answer);
+    runtime.publish(&mut state);
+}
