@@ -202,6 +202,7 @@ fn open_cluster(config: &SupervisorConfig) -> Result<Arc<Cluster>, SupervisorErr
         WorkloadTokens::open(&state.ca()).map_err(part("open the key of workload tokens"))?;
     let store = Store::open(StoreOptions {
         dir: Some(state.objects()),
+        pods_end_gracefully: true,
         namespaces: ["default", "kube-system", "istio-system"].map(str::to_owned).to_vec(),
         ..StoreOptions::default()
     })

@@ -177,7 +177,7 @@ impl<'a> Overlay<'a> {
         let applied_labels: BTreeSet<String> = resource.metadata().labels.keys().cloned().collect();
         let old = self.current(&key);
         let (action, entry) = match old {
-            None => (Action::Created, Entry { resource: Arc::new(resource), applied_labels }),
+            None => (Action::Created, Entry { applied_labels, ..Entry::new(Arc::new(resource)) }),
             Some(old) => {
                 let merged = merge(resource, old);
                 let action = if same(&merged, &old.resource) {
@@ -185,7 +185,7 @@ impl<'a> Overlay<'a> {
                 } else {
                     Action::Configured
                 };
-                (action, Entry { resource: Arc::new(merged), applied_labels })
+                (action, Entry { applied_labels, ..Entry::new(Arc::new(merged)) })
             }
         };
         let kept_labels_differ = old.is_some_and(|old| old.applied_labels != entry.applied_labels);

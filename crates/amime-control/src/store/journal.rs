@@ -197,7 +197,7 @@ fn replay(kept: &mut Kept, text: &[u8]) -> Result<(), String> {
         let resource = decode::from_json(&put.file, &put.object).map_err(|errors| {
             errors.first().map_or_else(|| "not an object".to_owned(), ToString::to_string)
         })?;
-        let entry = Entry { resource: Arc::new(resource), applied_labels: put.applied_labels };
+        let entry = Entry { applied_labels: put.applied_labels, ..Entry::new(Arc::new(resource)) };
         kept.entries.insert(entry.resource.key(), entry);
     }
     for gone in line.delete {

@@ -44,6 +44,9 @@ pub struct StoreOptions {
     pub namespaces: Vec<String>,
     /// Tells creation times. Default: the system's clock.
     pub clock: fn() -> SystemTime,
+    /// A deleted pod stays, marked, until [`Store::finish_delete`]: somebody
+    /// runs it and has to stop it first. Default: no.
+    pub pods_end_gracefully: bool,
 }
 
 impl Default for StoreOptions {
@@ -53,6 +56,7 @@ impl Default for StoreOptions {
             service_range: SERVICE_RANGE,
             namespaces: vec!["default".to_owned(), "istio-system".to_owned()],
             clock: SystemTime::now,
+            pods_end_gracefully: false,
         }
     }
 }
@@ -99,6 +103,14 @@ struct Entry {
     /// Labels of the last apply: a later apply that lacks one removes it, while
     /// labels set in another way stay.
     applied_labels: BTreeSet<String>,
+    /// When it was deleted, if it is still coming to its end.
+    deleted_at: Option<String>,
+}
+
+impl Entry {
+    fn new(resource: Arc<Resource>) -> Self {
+        Self { resource, applied_labels: BTreeSet::new(), deleted_at: None }
+    }
 }
 
 /// What one commit changes, in order; `None` deletes.
@@ -117,6 +129,7 @@ pub struct Store {
     state: Mutex<State>,
     namespaces: Vec<String>,
     clock: fn() -> SystemTime,
+    pods_end_gracefully: bool,
     /// Pods are not kept, so that another run counts some revisions again.
     instance: String,
 }
@@ -146,6 +159,7 @@ impl Store {
             state: Mutex::new(state),
             namespaces: options.namespaces,
             clock: options.clock,
+            pods_end_gracefully: options.pods_end_gracefully,
             instance: random_uid(),
         };
         store.create_namespaces()?;
@@ -188,7 +202,7 @@ impl Store {
         let mut state = self.state();
         let key = resource.key();
         require_namespace(&state.entries, &key)?;
-        let mut entry = Entry { resource: Arc::new(resource), applied_labels: BTreeSet::new() };
+        let mut entry = Entry::new(Arc::new(resource));
         if let Some(old) = state.entries.get(&key) {
             if old.resource == entry.resource {
                 return Ok(old.resource.clone());
@@ -219,13 +233,39 @@ impl Store {
             for (inner, entry) in &state.entries {
                 if inner.namespace == key.name {
                     deleted.push(entry.resource.clone());
-                    edits.push((inner.clone(), None));
+                    edits.extend(self.deletion(inner, entry));
                 }
             }
         }
-        edits.push((key.clone(), None));
+        edits.extend(state.entries.get(key).and_then(|entry| self.deletion(key, entry)));
         self.commit(&mut state, edits)?;
         Ok(deleted)
+    }
+
+    /// The edit that deletes `entry`; none if it is coming to its end already.
+    fn deletion(&self, key: &ObjectKey, entry: &Entry) -> Option<(ObjectKey, Option<Entry>)> {
+        if key.kind != Kind::Pod || !self.pods_end_gracefully {
+            return Some((key.clone(), None));
+        }
+        let deleted_at = Some(rfc3339((self.clock)()));
+        entry
+            .deleted_at
+            .is_none()
+            .then(|| (key.clone(), Some(Entry { deleted_at, ..entry.clone() })))
+    }
+
+    /// Removes a pod that has come to its end; nothing if another, with another
+    /// uid, has its name by now.
+    ///
+    /// # Errors
+    /// The change could not be kept.
+    pub fn finish_delete(&self, key: &ObjectKey, uid: &str) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let held = state.entries.get(key).map(|entry| entry.resource.metadata().uid.as_deref());
+        if held != Some(Some(uid)) {
+            return Ok(());
+        }
+        self.commit(&mut state, vec![(key.clone(), None)])
     }
 
     /// Sets labels, or removes those without a value. Returns the object and
@@ -299,6 +339,9 @@ impl Store {
                     let mut resource = (*entry.resource).clone();
                     addresses.assign(&mut resource, old)?;
                     self.stamp(&mut resource, old, revision);
+                    let deleted_at = || state.entries.get(key)?.deleted_at.clone();
+                    entry.deleted_at = entry.deleted_at.take().or_else(deleted_at);
+                    resource.metadata_mut().deletion_timestamp = entry.deleted_at.clone();
                     entry.resource = Arc::new(resource);
                 }
                 None => addresses.release(old),

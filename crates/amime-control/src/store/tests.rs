@@ -325,3 +325,29 @@ fn upstream_samples_of_all_releases_apply_and_reapply_unchanged() {
         assert!(store.list(Kind::Service, Some("default")).len() >= 4, "{release}");
     }
 }
+
+#[test]
+fn a_pod_that_somebody_runs_stays_until_it_has_ended() {
+    let options = StoreOptions { pods_end_gracefully: true, ..options() };
+    let store = Store::open(options).expect("opens");
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: default}\n\
+               spec: {containers: [{name: web, image: web}]}\n";
+    apply(&store, pod);
+    let stored = store.list(Kind::Pod, None).remove(0);
+    let (key, uid) = (stored.key(), stored.metadata().uid.clone().expect("has one"));
+
+    store.delete(&key).expect("is there");
+    let marked =
+        |store: &Store| store.get(&key).map(|pod| pod.metadata().deletion_timestamp.clone());
+    let since = marked(&store).expect("stays");
+    assert!(since.is_some());
+    // Neither a status of the one who runs it nor a second deletion changes that.
+    store.put((*stored).clone()).expect("stored");
+    store.delete(&key).expect("is there");
+    assert_eq!(marked(&store).expect("stays"), since);
+
+    store.finish_delete(&key, "another").expect("nothing to do");
+    assert!(store.get(&key).is_ok());
+    store.finish_delete(&key, &uid).expect("removed");
+    assert!(store.get(&key).is_err());
+}

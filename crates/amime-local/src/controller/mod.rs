@@ -54,6 +54,14 @@ pub(crate) fn plan(objects: &[Arc<Resource>], mut suffix: impl FnMut() -> String
             plan.delete.push(key_of(pod.object));
         }
     }
+    // A name is free again once the pod that had it has ended.
+    plan.create.retain(|new| {
+        let same = |pod: &PodView<'_>| {
+            pod.object.metadata.name == new.metadata.name
+                && pod.object.metadata.namespace == new.metadata.namespace
+        };
+        !pods.iter().any(same)
+    });
     plan
 }
 

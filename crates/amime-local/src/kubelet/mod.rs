@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use amime_api::k8s::PodSpec;
-use amime_api::{Kind, Object, Resource};
+use amime_api::{Kind, Object, ObjectKey, Resource};
 use amime_ca::TokenSubject;
 use amime_core::NamespacedName;
 use amime_net::namespace::{Sandbox, SandboxSpec};
@@ -108,12 +108,16 @@ impl Kubelet {
             let Some(uid) = pod.metadata.uid.clone() else { continue };
             if self.retired.contains(&uid) {
                 // A status written while the pod was being deleted.
-                let _ = self.cluster.store.delete(&object.key());
+                finish(&self.cluster, &object.key(), &uid);
                 continue;
             }
             wanted.insert(uid.clone());
-            if !self.running.contains_key(&uid) {
-                self.start(uid, pod.clone(), objects);
+            let terminating = pod.metadata.deletion_timestamp.is_some();
+            match self.running.get(&uid) {
+                Some(stop) if terminating => stop.cancel(),
+                Some(_) => {}
+                None if terminating => finish(&self.cluster, &object.key(), &uid),
+                None => self.start(uid, pod.clone(), objects),
             }
         }
         let gone: Vec<_> =
@@ -140,25 +144,44 @@ impl Kubelet {
     }
 }
 
-/// The whole life of a pod.
+/// Takes the object of a pod that has ended out of the store.
+fn finish(cluster: &Cluster, key: &ObjectKey, uid: &str) {
+    if let Err(error) = cluster.store.finish_delete(key, uid) {
+        tracing::warn!(pod = %key, error = chain(&error), "the object of a pod that ended stays");
+    }
+}
+
+/// The whole life of a pod, to the removal of its object.
 async fn run(cluster: Arc<Cluster>, object: Object<PodSpec>, stop: CancellationToken) {
-    let setting_up = (Arc::clone(&cluster), object.clone());
+    let key = Resource::Pod(object.clone()).key();
+    let uid = object.metadata.uid.clone().unwrap_or_default();
+    live(&cluster, object, &stop).await;
+    tokio::select! {
+        // One that could not be set up stays, for its user to see.
+        () = stop.cancelled() => finish(&cluster, &key, &uid),
+        () = cluster.shutdown.cancelled() => {}
+    }
+}
+
+/// Sets a pod up, runs it until it has to stop, and tears it down.
+async fn live(cluster: &Arc<Cluster>, object: Object<PodSpec>, stop: &CancellationToken) {
+    let setting_up = (Arc::clone(cluster), object.clone());
     let set_up = tokio::task::spawn_blocking(move || set_up(&setting_up.0, setting_up.1));
     let pod = match set_up.await {
         Ok(Ok(pod)) => Arc::new(pod),
         Ok(Err(error)) => {
             tracing::warn!(pod = %object.metadata.name, error = chain(&error), "pod not started");
-            return status::publish_failure(&cluster, object, &chain(&error));
+            return status::publish_failure(cluster, object, &chain(&error));
         }
         Err(panic) => {
             let message = panic.to_string();
-            return status::publish_failure(&cluster, object, &message);
+            return status::publish_failure(cluster, object, &message);
         }
     };
     cluster.add_pod(Arc::clone(&pod));
-    let mut containers = container::Group::start(&cluster, &pod);
+    let mut containers = container::Group::start(cluster, &pod);
     loop {
-        status::publish(&cluster, &pod);
+        status::publish(cluster, &pod);
         containers.advance();
         tokio::select! {
             () = pod.changed.notified() => {}
@@ -180,7 +203,7 @@ async fn run(cluster: Arc<Cluster>, object: Object<PodSpec>, stop: CancellationT
     }
     containers.stop(grace).await;
     cluster.remove_pod(&pod);
-    tear_down(&cluster, &pod);
+    tear_down(cluster, &pod);
 }
 
 fn tear_down(cluster: &Cluster, pod: &Pod) {

@@ -67,8 +67,8 @@ impl LastGood {
         file.write_all(MAGIC)?;
         file.write_all(&xxh64(&body, 0).to_le_bytes())?;
         file.write_all(&body)?;
-        // Without this the rename could reach the disk before the content.
-        file.sync_all()?;
+        // Not synced: the sum tells if a power failure cut it short, and a slow
+        // disk must not keep the file behind what is in force.
         fs::rename(&temporary, &self.path)
     }
 
