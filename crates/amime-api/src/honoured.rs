@@ -89,7 +89,7 @@ const UNHONOURED: &[(Kind, &str, &str)] = &[
     (
         Kind::ServiceEntry,
         "spec.resolution=DYNAMIC_DNS",
-        "names are not resolved per request yet, so nothing is reachable through it",
+        "our own proxy does not resolve names per request yet; a stock Envoy does",
     ),
     // EnvoyFilter.
     (
@@ -140,7 +140,7 @@ const UNHONOURED_MESH: &[(&str, &str)] = &[
     ("hboneIdleTimeout", AMBIENT),
     ("zoneAwareLbSetting", ZONES),
     ("serviceEntryVisibility", "exportTo alone decides who sees a service entry"),
-    ("outboundTrafficPolicy.tls", "unknown hosts are reached in plaintext"),
+    ("outboundTrafficPolicy.tls", "our own proxy does not resolve unknown hosts itself yet"),
     ("certificates", "certificates are for workloads only"),
     ("authPolicy", "PeerAuthentication decides about mutual TLS"),
     ("rdsRefreshDelay", "configuration is pushed, not polled"),

@@ -31,6 +31,9 @@ pub(super) fn apply(
     service: Option<&Service>,
 ) {
     let cluster = &mut draft.cluster;
+    if cluster.lb_policy == i32::from(LbPolicy::ClusterProvided) {
+        return;
+    }
     // Endpoints that are not ready are sent along, so that proxies know them;
     // in a panic Envoy would use them.
     let common = cluster.common_lb_config.get_or_insert_default();

@@ -89,12 +89,15 @@ struct Draft {
     http: Option<HttpProtocolOptions>,
     istio: IstioFields,
     header_case: Option<HeaderKeyFormat>,
+    /// Hosts are those of the requests, and so are the names of servers.
+    dynamic: bool,
 }
 
 impl Draft {
     fn new(context: &Context<'_>, cluster: Cluster) -> Self {
         let header_case = context.settings.header_case();
-        Self { cluster, http: None, istio: IstioFields::new(), header_case }
+        let (http, istio, dynamic) = (None, IstioFields::new(), false);
+        Self { cluster, http, istio, header_case, dynamic }
     }
 
     fn http(&mut self) -> &mut HttpProtocolOptions {
@@ -129,6 +132,12 @@ impl Draft {
             }) => Some(options),
             _ => None,
         }
+    }
+
+    /// True if servers have to prove the names that requests are for.
+    fn checks_names(&self) -> bool {
+        let upstream = self.http.as_ref().and_then(|o| o.upstream_http_protocol_options.as_ref());
+        upstream.is_some_and(|options| options.auto_sni && options.auto_san_validation)
     }
 
     fn is_http2(&mut self) -> bool {

@@ -10,7 +10,7 @@ use amime_model::{MergedRule, MtlsMode, Port, Resolution, Service};
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, CommonLbConfig, DiscoveryType, DnsLookupFamily, EdsClusterConfig,
-    LbConfig, OriginalDstLbConfig,
+    LbConfig, LbPolicy, OriginalDstLbConfig,
 };
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::extensions::network::dns_resolver::cares::v3::CaresDnsResolverConfig;
@@ -19,6 +19,7 @@ use envoy_types::pb::google::protobuf::Value;
 use super::Draft;
 use super::policy::{self, ClusterPolicy};
 use crate::context::{Context, Direction};
+use crate::dynamic_dns;
 use crate::endpoint::{Source, Subset};
 use crate::filters::cluster_metadata_exchange;
 use crate::names::{self, outbound_cluster, outbound_sni, stat_prefix};
@@ -59,9 +60,8 @@ pub(super) fn sni_clusters(context: &Context<'_>) -> Vec<Cluster> {
 }
 
 fn of_service(context: &Context<'_>, service: &Arc<Service>, mode: Mode) -> Vec<Cluster> {
-    // An alias has no endpoints; routes to it lead to what it stands for. Hosts
-    // that are resolved request by request have no cluster of their own yet.
-    if matches!(service.resolution, Resolution::Alias | Resolution::DynamicDns) {
+    // An alias has no endpoints; routes to it lead to what it stands for.
+    if service.resolution == Resolution::Alias {
         return Vec::new();
     }
     let rule = context.destination_rule(&service.hostname, Direction::Outbound);
@@ -69,6 +69,10 @@ fn of_service(context: &Context<'_>, service: &Arc<Service>, mode: Mode) -> Vec<
     let mut clusters = Vec::new();
     for port in ports {
         let builder = Builder { context, service, port, rule, mode };
+        if service.resolution == Resolution::DynamicDns {
+            clusters.extend(builder.dynamic());
+            continue;
+        }
         let Some(whole) = builder.whole() else { continue };
         clusters.push(whole);
         let subsets = rule.map_or(&[][..], |rule| rule.spec().subsets.as_slice());
@@ -106,6 +110,38 @@ impl Builder<'_, '_> {
         Some(draft.finish())
     }
 
+    /// The cluster of hosts that are resolved request by request, which has no
+    /// subsets.
+    fn dynamic(&self) -> Option<Cluster> {
+        let able = dynamic_dns::resolves(self.context, self.service);
+        if self.mode == Mode::Sni || !able || !dynamic_dns::serves(self.port.protocol) {
+            return None;
+        }
+        let own = self.rule.and_then(|rule| rule.spec().traffic_policy.as_ref());
+        let policy = own.map(|policy| amime_model::port_policy(policy, self.port.number).0);
+        let name = self.name("");
+        let host = &self.service.hostname;
+        let cluster = Cluster {
+            alt_stat_name: stat_prefix(&name),
+            name,
+            cluster_discovery_type: Some(dynamic_dns::discovery_of(self.context, host, false)),
+            lb_policy: LbPolicy::ClusterProvided.into(),
+            ..Default::default()
+        };
+        let mut draft = Draft::new(self.context, cluster);
+        draft.dynamic = true;
+        policy::choose_protocol(self.context, &mut draft, self.port);
+        self.apply(&mut draft, "", policy, self.assumed_mtls(own));
+        // Envoy wants to be told that nobody checks whom it talks to.
+        let insecure = !draft.checks_names();
+        let discovery = dynamic_dns::discovery_of(self.context, host, insecure);
+        draft.cluster.cluster_discovery_type = Some(discovery);
+        if self.service.mesh_external {
+            draft.istio.insert("external".to_owned(), bool_json(true));
+        }
+        Some(draft.finish())
+    }
+
     fn subset(&self, subset: &RuleSubset) -> Option<Cluster> {
         let own = self.rule.and_then(|rule| rule.spec().traffic_policy.as_ref());
         let subset_policy = subset.traffic_policy.as_ref();
@@ -135,7 +171,11 @@ impl Builder<'_, '_> {
         mtls: Option<MtlsMode>,
     ) {
         let policy = policy::with_mesh_default(self.context, policy);
-        let sni = outbound_sni(self.port.number, subset, &self.service.hostname);
+        // Where hosts are those of the requests, so are the names of servers.
+        let sni = match draft.dynamic {
+            true => String::new(),
+            false => outbound_sni(self.port.number, subset, &self.service.hostname),
+        };
         let cluster_policy = ClusterPolicy {
             policy: policy.as_ref(),
             port: Some(self.port),

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use amime_api::networking::ConnectionPoolSettings;
+use amime_api::networking::{ClientTlsMode, ConnectionPoolSettings};
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, LbPolicy,
 };
 use envoy_types::pb::envoy::config::core::v3::{BindConfig, ExtraSourceAddress};
 
-use super::{Draft, downstream, policy};
+use super::{Draft, downstream, policy, tls};
 use crate::context::Context;
 use crate::dynamic_dns;
 use crate::filters::cluster_metadata_exchange;
@@ -44,9 +44,19 @@ pub(super) fn passthrough(context: &Context<'_>) -> Cluster {
 
 /// The cluster that goes to the host that a request names.
 pub(super) fn dynamic_dns(context: &Context<'_>) -> Cluster {
-    let kind = dynamic_dns::discovery(context);
+    let settings = context.mesh.outbound_traffic_policy.tls.as_ref();
+    let settings = settings.filter(|tls| tls.mode != ClientTlsMode::Disable);
+    // Without TLS there is no name to verify.
+    let kind = dynamic_dns::discovery(context, settings.is_none());
     let mut draft = to_downstream(context, DYNAMIC_DNS_CLUSTER, kind);
     draft.cluster.connect_timeout = policy::connect_timeout(context);
+    if let Some(settings) = settings {
+        draft.dynamic = true;
+        tls::originate(context, &mut draft, settings);
+        if !draft.checks_names() {
+            draft.cluster.cluster_discovery_type = Some(dynamic_dns::discovery(context, true));
+        }
+    }
     draft.cluster.filters.extend(cluster_metadata_exchange(context.proxy));
     draft.finish()
 }

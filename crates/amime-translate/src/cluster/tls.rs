@@ -58,6 +58,21 @@ pub(super) fn apply(context: &Context<'_>, draft: &mut Draft, policy: &ClusterPo
     ];
 }
 
+/// TLS that the mesh wants for a cluster of no service.
+pub(super) fn originate(context: &Context<'_>, draft: &mut Draft, settings: &ClientTlsSettings) {
+    let policy = ClusterPolicy {
+        policy: None,
+        port: None,
+        service: None,
+        sni: String::new(),
+        terminates: true,
+        assumed_mtls: None,
+        selects_workloads: false,
+    };
+    let tls = upstream_context(context, draft, &policy, settings);
+    draft.cluster.transport_socket = tls.map(|tls| transport_socket(TLS_SOCKET, &tls));
+}
+
 /// The settings that hold, and whether nobody asked for them.
 fn effective(
     context: &Context<'_>,
@@ -99,7 +114,12 @@ fn upstream_context(
 ) -> Option<UpstreamTlsContext> {
     let common = match settings.mode {
         ClientTlsMode::Disable => return None,
-        ClientTlsMode::IstioMutual => mesh_context(draft, settings),
+        ClientTlsMode::IstioMutual => {
+            if draft.dynamic {
+                name_by_request(draft, settings);
+            }
+            mesh_context(draft, settings)
+        }
         ClientTlsMode::Simple | ClientTlsMode::Mutual => {
             // A credential that every sidecar would have to be allowed to read
             // is used by selected workloads only.
@@ -148,6 +168,19 @@ fn subject_names(settings: &ClientTlsSettings) -> CertificateValidationContext {
     }
 }
 
+/// Takes the server's name from the request, where none is given, and has the
+/// server prove it.
+fn name_by_request(draft: &mut Draft, settings: &ClientTlsSettings) {
+    let by_request = settings.sni.is_empty();
+    if by_request {
+        draft.upstream().auto_sni = true;
+    }
+    let unnamed = by_request && settings.subject_alt_names.is_empty();
+    if (draft.dynamic || unnamed) && settings.insecure_skip_verify != Some(true) {
+        draft.upstream().auto_san_validation = true;
+    }
+}
+
 /// TLS with a server that is none of the mesh's.
 fn foreign_context(
     context: &Context<'_>,
@@ -156,12 +189,7 @@ fn foreign_context(
     settings: &ClientTlsSettings,
 ) -> Option<CommonTlsContext> {
     let skip = settings.insecure_skip_verify == Some(true);
-    if settings.sni.is_empty() {
-        draft.upstream().auto_sni = true;
-        if settings.subject_alt_names.is_empty() && !skip {
-            draft.upstream().auto_san_validation = true;
-        }
-    }
+    name_by_request(draft, settings);
     let mut settings = settings.clone();
     let external = policy.service.filter(|service| service.registry == Registry::External);
     if let Some(service) = external.filter(|_| settings.subject_alt_names.is_empty()) {

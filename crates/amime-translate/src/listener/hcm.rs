@@ -12,7 +12,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
     ServerHeaderTransformation, SetCurrentClientCertDetails, UpgradeConfig,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, Rds, RequestIdExtension,
+    HttpConnectionManager, HttpFilter, Rds, RequestIdExtension,
 };
 use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 
@@ -42,11 +42,14 @@ pub(crate) struct HttpOptions {
     pub(crate) stat_prefix: String,
     /// Requests come in absolute form, as to a proxy.
     pub(crate) explicit_proxy: bool,
+    /// Filters that resolve hosts of requests.
+    pub(crate) resolvers: Vec<HttpFilter>,
 }
 
 impl HttpOptions {
     pub(crate) fn new(class: ListenerClass, protocol: Protocol, routes: Routes) -> Self {
-        Self { class, protocol, routes, stat_prefix: String::new(), explicit_proxy: false }
+        let (stat_prefix, explicit_proxy, resolvers) = (String::new(), false, Vec::new());
+        Self { class, protocol, routes, stat_prefix, explicit_proxy, resolvers }
     }
 }
 
@@ -55,7 +58,7 @@ pub(crate) fn filter(context: &Context<'_>, options: HttpOptions, name: &str) ->
     network(HTTP_CONNECTION_MANAGER, &manager(context, options, name))
 }
 
-fn manager(context: &Context<'_>, options: HttpOptions, name: &str) -> HttpConnectionManager {
+fn manager(context: &Context<'_>, mut options: HttpOptions, name: &str) -> HttpConnectionManager {
     let prefix = match options.stat_prefix.as_str() {
         "" => format!("outbound_{name}"),
         own => own.to_owned(),
@@ -80,12 +83,13 @@ fn manager(context: &Context<'_>, options: HttpOptions, name: &str) -> HttpConne
             .map(|idle| HttpProtocolOptions { idle_timeout: Some(idle), ..Default::default() }),
         ..Default::default()
     };
+    // The router, which is last, needs the host resolved.
+    let router = manager.http_filters.pop();
+    manager.http_filters.append(&mut options.resolvers);
     if outbound && dynamic_dns::is_on(context) {
-        // The router, which is last, needs the host resolved.
-        let router = manager.http_filters.pop();
         manager.http_filters.push(dynamic_dns::filter(context));
-        manager.http_filters.extend(router);
     }
+    manager.http_filters.extend(router);
     set_server_header(context, options.class, &mut manager);
     set_codec_options(context, &options, &mut manager);
     set_client_certificate(context, options.class, &mut manager);

@@ -18,6 +18,7 @@ use super::tcp_rules::{self, TcpTarget};
 use super::virtual_outbound::unknown_destinations;
 use super::{accept_one_at_a_time, bare, filter_chain};
 use crate::context::Context;
+use crate::dynamic_dns;
 use crate::filters::{ListenerClass, http_inspector, tls_inspector};
 use crate::names::{self, HTTP_PROXY_ROUTE};
 use crate::origin::{mesh_path, origin, service_path};
@@ -243,7 +244,7 @@ impl Builder<'_, '_> {
         if protocol == Protocol::HttpProxy {
             return match current {
                 Some(current) if !current.is_tcp() => None,
-                _ => Some((vec![self.http(want)], protocol)),
+                _ => Some((vec![self.http(want, egress)], protocol)),
             };
         }
         if protocol.is_http() {
@@ -251,7 +252,7 @@ impl Builder<'_, '_> {
             if current.is_some_and(|current| !current.is_tcp()) {
                 return None;
             }
-            let http = self.http(want);
+            let http = self.http(want, egress);
             if want.bind.primary() != self.context.wildcard() {
                 return Some((vec![http], protocol));
             }
@@ -270,12 +271,12 @@ impl Builder<'_, '_> {
         );
         // A second detected service adds its addresses; HTTP is there already.
         if protocol.is_auto() && current != Some(Protocol::Auto) {
-            chains.push(self.http(want).for_plaintext_http());
+            chains.push(self.http(want, egress).for_plaintext_http());
         }
         Some((chains, protocol))
     }
 
-    fn http(&self, want: &Want<'_>) -> ChainOptions {
+    fn http(&self, want: &Want<'_>, egress: &EgressListener) -> ChainOptions {
         let number = want.port.number;
         let own = want.bind.primary();
         let name = if number == 0 {
@@ -285,8 +286,9 @@ impl Builder<'_, '_> {
         } else {
             number.to_string()
         };
-        let options =
+        let mut options =
             HttpOptions::new(ListenerClass::Outbound, want.port.protocol, Routes::Named(name));
+        options.resolvers = dynamic_dns::filters_of(self.context, egress, number);
         ChainOptions::new(ChainBody::Http(Box::new(options)))
     }
 }

@@ -1,7 +1,8 @@
 //! Network filters for connections that are proxied as bytes.
 
 use amime_api::networking::{DestinationRule, RouteDestination, TunnelSettings};
-use amime_core::{Duration, Hostname};
+use amime_core::Duration;
+use amime_model::Service;
 use envoy_types::pb::envoy::config::listener::v3::Filter;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::weighted_cluster::ClusterWeight;
@@ -14,6 +15,7 @@ use envoy_types::pb::google::protobuf::Duration as EnvoyDuration;
 
 use super::access_log;
 use crate::context::{Context, Direction};
+use crate::dynamic_dns;
 use crate::filters::{ListenerClass, TCP_PROXY, network, tcp_metadata_exchange, tcp_stats};
 use crate::proto::duration;
 use crate::route::destination_cluster;
@@ -46,12 +48,32 @@ pub(crate) fn to_nowhere(
 }
 
 /// Filters for the cluster of a service, with the policy of its rule.
-pub(crate) fn to_service(context: &Context<'_>, cluster: &str, hostname: &Hostname) -> Vec<Filter> {
-    let rule = context.destination_rule(hostname, Direction::Outbound);
+pub(crate) fn to_service(
+    context: &Context<'_>,
+    cluster: &str,
+    service: &Service,
+    port: u32,
+) -> Vec<Filter> {
+    let rule = context.destination_rule(&service.hostname, Direction::Outbound);
     let rule = rule.map(|rule| rule.spec());
     let mut proxy = bare(context, cluster, cluster);
     apply_rule(context, &mut proxy, rule, "");
-    stack(context, ListenerClass::outbound_of(context.proxy), &proxy)
+    let filters = stack(context, ListenerClass::outbound_of(context.proxy), &proxy);
+    resolved(context, filters, service, port)
+}
+
+/// The filters with one before the last that resolves server names, if the
+/// service wants them resolved.
+fn resolved(
+    context: &Context<'_>,
+    mut filters: Vec<Filter>,
+    service: &Service,
+    port: u32,
+) -> Vec<Filter> {
+    let resolver = dynamic_dns::sni_filter(context, service, port);
+    let at = filters.len().saturating_sub(1);
+    filters.splice(at..at, resolver);
+    filters
 }
 
 /// Filters for the destinations of a TCP or TLS rule.
@@ -92,7 +114,10 @@ pub(crate) fn to_destinations(
         proxy
     };
     let exchange = tcp_metadata_exchange(context.proxy).filter(|_| exchanges_metadata);
-    let own = stack(context, ListenerClass::outbound_of(context.proxy), &proxy);
+    let mut own = stack(context, ListenerClass::outbound_of(context.proxy), &proxy);
+    if let (true, Some(service)) = (routes.len() == 1, context.service(&first.destination.host)) {
+        own = resolved(context, own, service, port);
+    }
     exchange.into_iter().chain(own).collect()
 }
 

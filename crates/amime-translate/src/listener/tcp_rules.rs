@@ -114,7 +114,7 @@ impl Builder<'_, '_> {
             _ => port.number,
         };
         let cluster = outbound_cluster(port, "", &service.hostname);
-        let filters = tcp::to_service(self.context, &cluster, &service.hostname);
+        let filters = tcp::to_service(self.context, &cluster, service, port);
         let mut chain = ChainOptions::new(ChainBody::Network(filters));
         chain.destination_cidrs = cidrs.to_vec();
         chain.metadata = origin(service_path(service), None);

@@ -41,8 +41,8 @@ fn manager(dump: &Dump, listener: &str) -> Value {
     let found = dump.listeners.iter().find(|own| own.name == listener).expect("a listener");
     let listener = json_of(found);
     let filters = list(&listener, "filter_chains").iter().flat_map(|chain| list(chain, "filters"));
-    let managers = filters.filter(|f| text(f, "name").ends_with("http_connection_manager"));
-    managers.last().expect("a connection manager")["typed_config"].clone()
+    let mut managers = filters.filter(|f| text(f, "name").ends_with("http_connection_manager"));
+    managers.next_back().expect("a connection manager")["typed_config"].clone()
 }
 
 #[test]

@@ -345,3 +345,86 @@ spec: {clusterIP: 10.1.0.1, ports: [{name: http, port: 80}]}
         assert!(routes.contains(&format!("{value:?}")), "{value}: {routes}");
     }
 }
+
+/// Hosts below a wildcard that the proxy is to resolve, and how to reach them.
+fn wildcard(policy: &str) -> String {
+    format!(
+        r"
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: wild, namespace: default}}
+spec:
+  hosts: ['*.wild.example.com']
+  location: MESH_EXTERNAL
+  resolution: DYNAMIC_DNS
+  ports: [{{number: 80, name: http, protocol: HTTP}}, {{number: 443, name: tls, protocol: TLS}}, {{number: 90, name: tcp, protocol: TCP}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: wild, namespace: default}}
+spec: {{host: '*.wild.example.com', trafficPolicy: {policy}}}
+"
+    )
+}
+
+fn resolving() -> Value {
+    let mut proxy = sidecar("10.0.0.1", "a");
+    proxy["extensions"] = json!([
+        "envoy.clusters.dynamic_forward_proxy",
+        "envoy.filters.http.dynamic_forward_proxy",
+        "envoy.filters.network.sni_dynamic_forward_proxy"
+    ]);
+    proxy
+}
+
+#[test]
+fn hosts_below_a_wildcard_are_resolved_by_host_or_server_name() {
+    let calls = [
+        Call::http(80, "a.wild.example.com"),
+        Call { tls: Tls::Own, http: false, ..Call::http(443, "a.wild.example.com") },
+        Call { tls: Tls::Own, http: false, ..Call::http(443, "a.example.com") },
+    ];
+    check(
+        &wildcard("{}"),
+        &resolving(),
+        &calls,
+        expect![[r#"
+            http Plaintext a.wild.example.com:80/ -> 0.0.0.0_80 80 *.wild.example.com:80 default outbound|80||*.wild.example.com
+            tcp Own a.wild.example.com:443/ -> 0.0.0.0_443 outbound|443||*.wild.example.com
+            tcp Own a.example.com:443/ -> 0.0.0.0_443 PassthroughFilterChain PassthroughCluster
+        "#]],
+    );
+    let dump = dump(&wildcard("{}"), &resolving());
+    let names: Vec<&str> = dump.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+    assert!(!names.contains(&"outbound|90||*.wild.example.com"), "bytes name no host");
+    let listener = dump.listeners.iter().find(|l| l.name == "0.0.0.0_443").expect("a listener");
+    let filters = listener.filter_chains[0].filters.iter().map(|filter| filter.name.as_str());
+    assert_eq!(
+        filters.collect::<Vec<_>>(),
+        ["envoy.filters.network.sni_dynamic_forward_proxy", "envoy.filters.network.tcp_proxy"]
+    );
+}
+
+#[test]
+fn names_of_resolved_servers_are_checked_unless_told_otherwise() {
+    let insecure = |policy: &str| {
+        let dump = dump(&wildcard(policy), &resolving());
+        let cluster = crate::support::cluster(&dump, "outbound|80||*.wild.example.com");
+        let config = &cluster["cluster_type"]["typed_config"];
+        config["allow_insecure_cluster_options"].as_bool().unwrap_or(false)
+    };
+    assert!(insecure("{}"), "there is nothing to check in plaintext");
+    assert!(!insecure("{tls: {mode: SIMPLE}}"));
+    assert!(insecure("{tls: {mode: SIMPLE, sni: a.example.com}}"));
+    assert!(insecure("{tls: {mode: SIMPLE, insecureSkipVerify: true}}"));
+}
+
+#[test]
+fn unknown_hosts_are_reached_over_tls_if_the_mesh_wants_it() {
+    let mesh = "outboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS, tls: {mode: SIMPLE}}";
+    let dump = dump_in_mesh("", mesh, &resolving());
+    let cluster = crate::support::cluster(&dump, "AllowAnyDynamicDNSCluster");
+    assert_eq!(cluster["transport_socket"]["name"], "envoy.transport_sockets.tls");
+    let config = &cluster["cluster_type"]["typed_config"];
+    assert_eq!(config.get("allow_insecure_cluster_options"), None);
+}
