@@ -159,7 +159,7 @@ pub fn files_of(secret: &pb::Secret) -> Vec<PathBuf> {
 }
 
 /// Reads a certificate with its key, from wherever they stand.
-pub(crate) fn compile_certificate(
+pub fn compile_certificate(
     value: &pb::TlsCertificate,
     faults: &mut Faults,
 ) -> Option<WorkloadCert> {

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use amime_config::Faults;
-use amime_config::secrets::load_certificate;
-use amime_config::values::data_source;
+use amime_config::secrets::compile_certificate;
 use amime_identity::LiveCert;
 use amime_xds::client::Variant;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
@@ -173,18 +172,7 @@ fn client_certificate(common: &CommonTlsContext, faults: &mut Faults) -> Option<
     }
     let Some(certificate) = common.tls_certificates.first() else { return Some(LiveCert::empty()) };
     faults.within("tls_certificates[0]", |faults| {
-        let read = |source: Option<&_>| data_source(source.ok_or("missing")?);
-        let chain = read(certificate.certificate_chain.as_ref());
-        let key = read(certificate.private_key.as_ref());
-        match (chain, key) {
-            (Ok(chain), Ok(key)) => match load_certificate(&chain, &key) {
-                Ok(cert) => return Some(LiveCert::new(cert)),
-                Err(error) => faults.reject("", error),
-            },
-            (Err(error), _) => faults.reject("certificate_chain", error),
-            (_, Err(error)) => faults.reject("private_key", error),
-        }
-        None
+        compile_certificate(certificate, faults).map(LiveCert::new)
     })
 }
 
