@@ -36,3 +36,7 @@ bench *ARGS:
 # Send the same requests to Envoy and to our proxy (AMIME_ENVOY names the Envoy binary).
 conformance *ARGS:
     cargo run -p amime-conformance -- cases {{ARGS}}
+
+# Count the rules of HTTP/2 that Envoy and our proxy keep.
+h2spec *ARGS:
+    cargo run -p amime-conformance -- h2spec {{ARGS}}

@@ -24,6 +24,7 @@ mod bootstrap;
 mod case;
 mod certs;
 mod client;
+mod h2spec;
 mod lists;
 mod outcome;
 mod product;
@@ -33,6 +34,7 @@ mod wire;
 
 use std::path::{Path, PathBuf};
 
+pub use h2spec::{H2Report, h2spec};
 pub use product::Product;
 pub use report::Report;
 pub use suite::cases;

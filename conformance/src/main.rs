@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use amime_conformance::{Options, Product, cases};
+use amime_conformance::{Options, Product, cases, h2spec};
 use amime_proxy::ProxyArgs;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
@@ -19,6 +19,8 @@ struct Arguments {
 enum Suite {
     /// Written cases: all that can be seen from outside is compared.
     Cases(Cases),
+    /// The rules of HTTP/2 that each keeps.
+    H2spec(H2spec),
     /// Our proxy, as the suites start it.
     #[command(hide = true)]
     Proxy(Box<ProxyArgs>),
@@ -46,6 +48,15 @@ struct Cases {
 }
 
 #[derive(Args, Debug)]
+struct H2spec {
+    #[command(flatten)]
+    proxies: Proxies,
+    /// Only rules whose section or name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+}
+
+#[derive(Args, Debug)]
 struct Proxies {
     /// Envoy's binary; default: `envoy` on PATH.
     #[arg(long, env = "AMIME_ENVOY", default_value = "envoy")]
@@ -68,6 +79,12 @@ impl Proxies {
 fn main() -> Result<ExitCode> {
     match Arguments::parse().suite {
         Suite::Cases(arguments) => run_cases(arguments),
+        Suite::H2spec(arguments) => {
+            let (envoy, ours) = arguments.proxies.products()?;
+            let report = h2spec(&envoy, &ours, &arguments.only)?;
+            print!("{report}");
+            Ok(exit_code(report.passed()))
+        }
         Suite::Proxy(arguments) => {
             amime_proxy::run(*arguments)?;
             Ok(ExitCode::SUCCESS)
@@ -90,5 +107,9 @@ fn run_cases(arguments: Cases) -> Result<ExitCode> {
         report = report.with_envoy();
     }
     print!("{report}");
-    Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(exit_code(report.passed()))
+}
+
+fn exit_code(passed: bool) -> ExitCode {
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

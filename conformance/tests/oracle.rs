@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use amime_conformance::{Options, Product, cases};
+use amime_conformance::{Options, Product, cases, h2spec};
 
 fn products() -> (Product, Product) {
     let envoy = std::env::var_os("AMIME_ENVOY").expect("AMIME_ENVOY names an Envoy binary");
@@ -14,6 +14,14 @@ fn products() -> (Product, Product) {
 fn both_proxies_answer_the_written_cases_alike() {
     let (envoy, ours) = products();
     let report = cases(&envoy, &ours, &Options::default()).expect("the cases run");
+    println!("{report}");
+    assert!(report.passed());
+}
+
+#[test]
+fn we_keep_as_many_rules_of_http2_as_envoy() {
+    let (envoy, ours) = products();
+    let report = h2spec(&envoy, &ours, "").expect("the rules can be checked");
     println!("{report}");
     assert!(report.passed());
 }
