@@ -6,6 +6,7 @@
 //!
 //! Spec: <https://www.envoyproxy.io/docs/envoy/latest/api-v3/config/listener/v3/listener_components.proto>
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -31,7 +32,7 @@ pub struct ChainMatch {
     source_ports: Vec<u16>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 enum SourceType {
     #[default]
     Any,
@@ -56,6 +57,12 @@ impl ChainMatch {
     pub fn compile(value: Option<&pb::FilterChainMatch>, faults: &mut Faults) -> Option<Self> {
         let Some(value) = value else { return Some(Self::default()) };
         faults.reject_if(!value.address_suffix.is_empty(), "address_suffix");
+        for name in &value.server_names {
+            let rest = name.strip_prefix("*.").unwrap_or(name);
+            if rest.contains('*') || rest.is_empty() {
+                faults.reject("server_names", format!("`{name}` is no name and no whole wildcard"));
+            }
+        }
         let mut nets = |list: &[_], field: &str| -> Vec<IpNet> {
             faults.within(field, |faults| {
                 list.iter().filter_map(|range| cidr(range, faults)).collect()
@@ -107,6 +114,64 @@ impl ChainMatch {
                     .then(|| self.source_ports.contains(&input.source.port())),
             ),
         }
+    }
+}
+
+/// Refuses chains that would be chosen for the same connections: which of them
+/// is meant cannot be told.
+pub(crate) fn distinct(chains: &[Arc<FilterChain>], faults: &mut Faults) {
+    let mut seen: HashMap<Criteria<'_>, usize> = HashMap::new();
+    for (index, chain) in chains.iter().enumerate() {
+        for criteria in chain.matcher.each() {
+            let first = *seen.entry(criteria).or_insert(index);
+            if first != index {
+                let reason = format!("matches what filter_chains[{first}] matches");
+                faults.reject(&format!("filter_chains[{index}].filter_chain_match"), reason);
+                break;
+            }
+        }
+    }
+}
+
+/// One combination of a chain's alternatives.
+type Criteria<'a> = (
+    Option<u16>,
+    Option<&'a IpNet>,
+    Option<&'a str>,
+    (&'a str, Option<&'a [u8]>),
+    (Option<&'a IpNet>, SourceType),
+    (Option<&'a IpNet>, Option<u16>),
+);
+
+/// The alternatives of one criterion; one that is absent counts as one.
+fn alternatives<T>(list: &[T]) -> impl Iterator<Item = Option<&T>> {
+    let none = list.is_empty().then_some(None);
+    list.iter().map(Some).chain(none)
+}
+
+impl ChainMatch {
+    fn each(&self) -> impl Iterator<Item = Criteria<'_>> {
+        let networks = alternatives(&self.prefixes).flat_map(move |prefix| {
+            alternatives(&self.direct_source).flat_map(move |direct| {
+                alternatives(&self.source).map(move |source| (prefix, direct, source))
+            })
+        });
+        networks.flat_map(move |(prefix, direct, source)| {
+            alternatives(&self.server_names).flat_map(move |name| {
+                alternatives(&self.application).flat_map(move |protocol| {
+                    alternatives(&self.source_ports).map(move |port| {
+                        (
+                            self.destination_port,
+                            prefix,
+                            name.map(String::as_str),
+                            (self.transport.as_str(), protocol.map(Vec::as_slice)),
+                            (direct, self.source_type),
+                            (source, port.copied()),
+                        )
+                    })
+                })
+            })
+        })
     }
 }
 
@@ -185,6 +250,7 @@ mod tests {
             limits: Vec::new(),
             terminal: Terminal::Close,
             origin: None,
+            identity: 0,
         })
     }
 
@@ -220,6 +286,21 @@ mod tests {
         assert_eq!(chosen(chains(), "a.example.com", "tls", &[]), Some(2));
         assert_eq!(chosen(chains(), "b.example.com", "tls", &[]), Some(1));
         assert_eq!(chosen(chains(), "example.com", "tls", &[]), Some(0));
+    }
+
+    #[test]
+    fn chains_that_match_the_same_are_refused() {
+        let refused = |list: Vec<ChainMatch>| {
+            let chains: Vec<_> = list.into_iter().map(chain).collect();
+            let mut faults = Faults::default();
+            distinct(&chains, &mut faults);
+            faults.fatal()
+        };
+        assert!(!refused(vec![names(&["a"]), names(&["b"]), names(&[])]));
+        assert!(refused(vec![names(&["a", "b"]), names(&["c", "b"])]));
+        assert!(refused(vec![names(&[]), names(&[])]));
+        let tls = ChainMatch { transport: "tls".to_owned(), ..names(&["a"]) };
+        assert!(!refused(vec![names(&["a"]), tls]));
     }
 
     #[test]

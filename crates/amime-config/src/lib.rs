@@ -20,6 +20,7 @@
     reason = "control planes of today still send some fields that Envoy's API deprecates"
 )]
 
+pub mod binding;
 pub mod chain_match;
 pub mod cluster;
 pub mod connection;

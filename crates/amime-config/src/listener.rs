@@ -1,5 +1,6 @@
 //! Listeners and their filter chains.
 
+use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,8 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProx
 use envoy_types::pb::google::protobuf::Any;
 
 use super::Compiler;
-use super::chain_match::ChainMatch;
+use super::binding::{Binding, bindings};
+use super::chain_match::{ChainMatch, distinct};
 use super::cluster::{Keepalive, keepalive};
 use super::filters::config_type;
 use super::global_limit::GlobalConnectionLimit;
@@ -28,16 +30,16 @@ use super::local_limit::ConnectionLimit;
 use super::rbac::{Rbac, Rules};
 use super::tcp::TcpConfig;
 use super::tls::{DownstreamTls, downstream_transport};
-use super::values::{self, HostAddress, bool_or, is, metadata_string, type_name, unpack};
+use super::values::{self, bool_or, is, metadata_string, type_name, unpack};
 
 /// A compiled `Listener`.
 #[derive(Debug)]
 pub struct ListenerConfig {
     pub name: Arc<str>,
-    pub address: SocketAddr,
+    /// Where it accepts; never empty.
+    pub bindings: Vec<Binding>,
     pub bind: bool,
     pub backlog: u32,
-    pub transparent: bool,
     pub keepalive: Option<Keepalive>,
     /// Hand connections to the listener of the address they were sent to.
     pub hand_off: bool,
@@ -90,6 +92,9 @@ pub struct FilterChain {
     pub terminal: Terminal,
     /// The object that the chain or its listener came from.
     pub origin: Option<Arc<str>>,
+    /// Equal for chains that do the same to a connection: one that outlives an
+    /// update keeps its connections.
+    pub identity: u64,
 }
 
 /// A limit of new connections.
@@ -111,20 +116,19 @@ pub enum Terminal {
 impl ListenerConfig {
     pub fn compile(value: &pb::Listener, compiler: &mut Compiler<'_>) -> Option<Self> {
         let faults = &mut compiler.faults;
-        faults.ignore_if(!value.additional_addresses.is_empty(), "additional_addresses");
         faults.reject_if(value.udp_listener_config.is_some(), "udp_listener_config");
         faults.reject_if(value.api_listener.is_some(), "api_listener");
         faults.reject_if(value.listener_specifier.is_some(), "internal_listener");
         faults.reject_if(value.filter_chain_matcher.is_some(), "filter_chain_matcher");
-        faults.ignore_if(!value.socket_options.is_empty(), "socket_options");
-        faults.ignore_if(bool_or(value.freebind.as_ref(), false), "freebind");
-        let address = match values::address(value.address.as_ref(), faults)? {
-            HostAddress::Ip(address) => address,
-            HostAddress::Name(..) | HostAddress::Pipe(_) => {
-                faults.reject("address", "not an IP address");
-                return None;
-            }
-        };
+        faults.reject_if(value.fcds_config.is_some(), "fcds_config");
+        faults.ignore_if(value.connection_balance_config.is_some(), "connection_balance_config");
+        faults.ignore_if(value.tcp_fast_open_queue_length.is_some(), "tcp_fast_open_queue_length");
+        faults.ignore_if(value.enable_mptcp, "enable_mptcp");
+        faults.ignore_if(
+            value.max_connections_to_accept_per_socket_event.is_some(),
+            "max_connections_to_accept_per_socket_event",
+        );
+        let bindings = bindings(value, faults)?;
         let filters = listener_filters(&value.listener_filters, compiler);
         let origin: Option<Arc<str>> =
             metadata_string(value.metadata.as_ref(), "istio", "config").map(Into::into);
@@ -140,6 +144,7 @@ impl ListenerConfig {
         if value.filter_chains.is_empty() && default.is_none() {
             parent.compiler.faults.reject("filter_chains", "none");
         }
+        distinct(&chains, &mut parent.compiler.faults);
         let name = parent.name.clone();
         let access_logs = parent.compiler.access_logs(&value.access_log);
         let log = (!access_logs.is_empty()).then(|| ListenerTelemetry {
@@ -150,10 +155,9 @@ impl ListenerConfig {
         let deprecated = value.deprecated_v1.as_ref().and_then(|v1| v1.bind_to_port.as_ref());
         Some(Self {
             name,
-            address,
+            bindings,
             bind: bool_or(value.bind_to_port.as_ref().or(deprecated), true),
             backlog: values::u32_or(value.tcp_backlog_size.as_ref(), 4096),
-            transparent: bool_or(value.transparent.as_ref(), false),
             keepalive: keepalive(value.tcp_keepalive.as_ref()),
             hand_off: bool_or(value.use_original_dst.as_ref(), false),
             filters,
@@ -166,6 +170,16 @@ impl ListenerConfig {
             default_chain: default_chain.map(Arc::new),
             log,
         })
+    }
+
+    /// The first address.
+    pub fn address(&self) -> SocketAddr {
+        self.bindings[0].address
+    }
+
+    /// All chains, the default one last.
+    pub fn all_chains(&self) -> impl Iterator<Item = &Arc<FilterChain>> {
+        self.chains.iter().chain(&self.default_chain)
     }
 
     /// True if some chain can only be chosen with the client's first bytes.
@@ -202,6 +216,7 @@ impl Parent<'_, '_> {
         let origin = metadata_string(value.metadata.as_ref(), "istio", "config");
         let origin = origin.map(Into::into).or_else(|| self.origin.clone());
         let faults = &mut self.compiler.faults;
+        faults.reject_if(bool_or(value.use_proxy_proto.as_ref(), false), "use_proxy_proto");
         let matcher = value.filter_chain_match.as_ref();
         let matcher =
             faults.within("filter_chain_match", |faults| ChainMatch::compile(matcher, faults));
@@ -219,8 +234,27 @@ impl Parent<'_, '_> {
             rbac,
             limits,
             terminal: terminal?,
+            identity: self.identity(value, origin.as_deref()),
             origin,
         })
+    }
+
+    /// Metadata is left out: it is a map, which has no order to compare by.
+    fn identity(&self, value: &pb::FilterChain, origin: Option<&str>) -> u64 {
+        use prost::Message;
+        let mut hasher = std::hash::DefaultHasher::new();
+        (&value.name, origin, self.value.traffic_direction).hash(&mut hasher);
+        value.transport_socket.as_ref().map(Message::encode_to_vec).hash(&mut hasher);
+        value.filter_chain_match.as_ref().map(Message::encode_to_vec).hash(&mut hasher);
+        let timeout = value.transport_socket_connect_timeout.as_ref();
+        timeout.map(Message::encode_to_vec).hash(&mut hasher);
+        for filter in &value.filters {
+            filter.encode_to_vec().hash(&mut hasher);
+        }
+        for log in &self.value.access_log {
+            log.encode_to_vec().hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     fn filters(&mut self, chain: &pb::FilterChain) -> Found {
@@ -339,14 +373,23 @@ fn listener_filters(list: &[pb::ListenerFilter], compiler: &mut Compiler<'_>) ->
         }
         if let Some(pb::listener_filter::ConfigType::TypedConfig(any)) = &filter.config_type {
             if is::<TlsInspector>(any) {
+                let config: TlsInspector = unpack(any, faults).unwrap_or_default();
+                let on = |value: &Option<_>| bool_or(value.as_ref(), false);
+                faults
+                    .ignore_if(on(&config.enable_ja3_fingerprinting), "enable_ja3_fingerprinting");
+                faults
+                    .ignore_if(on(&config.enable_ja4_fingerprinting), "enable_ja4_fingerprinting");
                 filters.tls_inspector = Some(off);
             } else if is::<HttpInspector>(any) {
                 filters.http_inspector = Some(off);
             } else if is::<OriginalDst>(any) {
                 filters.original_dst = true;
             } else if is::<ProxyProtocol>(any) {
-                let config: Option<ProxyProtocol> = unpack(any, faults);
-                let optional = config.is_some_and(|c| c.allow_requests_without_proxy_protocol);
+                let config: ProxyProtocol = unpack(any, faults).unwrap_or_default();
+                faults.ignore_if(!config.rules.is_empty(), "rules");
+                faults.ignore_if(config.pass_through_tlvs.is_some(), "pass_through_tlvs");
+                faults.reject_if(!config.disallowed_versions.is_empty(), "disallowed_versions");
+                let optional = config.allow_requests_without_proxy_protocol;
                 filters.proxy_protocol = Some(if optional {
                     ProxyProtocolMode::Optional
                 } else {

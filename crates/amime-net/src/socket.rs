@@ -84,6 +84,54 @@ pub struct ListenerBuilder {
     transparent: bool,
     mark: Option<u32>,
     v6_only: bool,
+    free_bind: bool,
+    options: Vec<RawOption>,
+}
+
+/// A socket option as a configuration gives it: numbers that only the kernel
+/// knows the meaning of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawOption {
+    /// Such as `SOL_SOCKET`.
+    pub level: i32,
+    /// Such as `SO_RCVBUF`.
+    pub name: i32,
+    /// The option's value in memory.
+    pub value: Vec<u8>,
+    /// When it is set.
+    pub when: OptionStage,
+}
+
+/// Moments in a listening socket's making.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OptionStage {
+    /// Before `bind`.
+    BeforeBind,
+    /// Between `bind` and `listen`.
+    Bound,
+    /// After `listen`.
+    Listening,
+}
+
+/// Sets an option by its numbers.
+///
+/// # Errors
+/// What `setsockopt` reported.
+pub fn set_raw_option(socket: &impl AsFd, option: &RawOption) -> io::Result<()> {
+    let length = nix::libc::socklen_t::try_from(option.value.len())
+        .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // SAFETY: the descriptor is open while it is borrowed, and the kernel reads
+    // `length` bytes of the value and keeps no pointer to it.
+    let outcome = unsafe {
+        nix::libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            option.level,
+            option.name,
+            option.value.as_ptr().cast(),
+            length,
+        )
+    };
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 impl ListenerBuilder {
@@ -96,6 +144,8 @@ impl ListenerBuilder {
             transparent: false,
             mark: None,
             v6_only: false,
+            free_bind: false,
+            options: Vec::new(),
         }
     }
 
@@ -134,6 +184,20 @@ impl ListenerBuilder {
         self
     }
 
+    /// `IP_FREEBIND`: the address need not be the machine's yet.
+    #[must_use]
+    pub fn free_bind(mut self, on: bool) -> Self {
+        self.free_bind = on;
+        self
+    }
+
+    /// Options by number.
+    #[must_use]
+    pub fn options(mut self, options: Vec<RawOption>) -> Self {
+        self.options = options;
+        self
+    }
+
     /// Binds and listens: non-blocking, close-on-exec, `SO_REUSEADDR`.
     ///
     /// # Errors
@@ -159,9 +223,24 @@ impl ListenerBuilder {
         if let Some(mark) = self.mark {
             socket.set_mark(mark)?;
         }
+        match (self.free_bind, family) {
+            (false, _) => {}
+            (true, Family::V4) => socket.set_freebind_v4(true)?,
+            (true, Family::V6) => socket.set_freebind_v6(true)?,
+        }
+        self.set_options(&socket, OptionStage::BeforeBind)?;
         socket.bind(&SockAddr::from(self.addr))?;
+        self.set_options(&socket, OptionStage::Bound)?;
         socket.listen(self.backlog)?;
+        self.set_options(&socket, OptionStage::Listening)?;
         Ok(socket.into())
+    }
+
+    fn set_options(&self, socket: &Socket, stage: OptionStage) -> io::Result<()> {
+        self.options
+            .iter()
+            .filter(|option| option.when == stage)
+            .try_for_each(|option| set_raw_option(socket, option))
     }
 }
 
@@ -261,6 +340,21 @@ mod tests {
         assert!(second.is_ok());
         let third = ListenerBuilder::new(addr).listen();
         assert_eq!(third.expect_err("not shared").kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn options_by_number_are_set_and_refused_by_the_kernel() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let option = |name, value: i32| RawOption {
+            level: nix::libc::SOL_SOCKET,
+            name,
+            value: value.to_ne_bytes().to_vec(),
+            when: OptionStage::BeforeBind,
+        };
+        let priority = vec![option(nix::libc::SO_PRIORITY, 3)];
+        ListenerBuilder::new(any).options(priority).listen().expect("a known option");
+        let unknown = vec![option(-7, 1)];
+        assert!(ListenerBuilder::new(any).options(unknown).listen().is_err());
     }
 
     #[test]

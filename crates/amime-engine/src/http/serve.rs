@@ -20,7 +20,7 @@ use super::parsed::{self, Parsed};
 use super::rate_limit::OwnBuckets;
 use super::upgrade::OnUpgrade;
 use super::{h1, request, response, router};
-use crate::listener::{Connection, DownstreamIo, LiveListener};
+use crate::listener::{ChainLife, Connection, DownstreamIo};
 use crate::worker::{LocalExecutor, Worker};
 use amime_config::hcm::{Codec, HttpConfig, RouteSource};
 use amime_config::route::LocalTable;
@@ -31,7 +31,7 @@ pub(crate) struct HttpConnection {
     pub(crate) downstream: Connection,
     pub(crate) config: Arc<HttpConfig>,
     pub(crate) stats: Arc<HttpStats>,
-    listener: Rc<LiveListener>,
+    chain: Rc<ChainLife>,
     inline_routes: Option<Rc<LocalTable>>,
     requests: Cell<u32>,
     active: Cell<u32>,
@@ -46,7 +46,7 @@ impl HttpConnection {
         worker: Rc<Worker>,
         downstream: Connection,
         config: Arc<HttpConfig>,
-        listener: Rc<LiveListener>,
+        chain: Rc<ChainLife>,
     ) -> Rc<Self> {
         let inline_routes = match &config.routes {
             RouteSource::Inline(table) => Some(Rc::new(LocalTable(table.clone()))),
@@ -59,7 +59,7 @@ impl HttpConnection {
             downstream,
             config,
             stats,
-            listener,
+            chain,
             inline_routes,
             requests: Cell::new(0),
             active: Cell::new(0),
@@ -81,7 +81,7 @@ impl HttpConnection {
     /// True if the client is to be told to come back on a new connection.
     pub(crate) fn closing(&self) -> bool {
         self.worker.draining()
-            || self.listener.retired()
+            || self.chain.retired()
             || self.config.max_requests_per_connection.is_some_and(|max| self.requests.get() >= max)
             || self.config.timeouts.max_connection.is_some_and(|max| self.opened.elapsed() >= max)
     }
@@ -194,7 +194,7 @@ pub(super) async fn close_requested(connection: &HttpConnection, http2: bool) {
     loop {
         let now = Instant::now();
         let drain_left =
-            connection.listener.drained_at().map(|end| end.saturating_duration_since(now));
+            connection.chain.drained_at().map(|end| end.saturating_duration_since(now));
         let drained = drain_left.is_some_and(|left| http2 || left.is_zero());
         if connection.worker.draining() || drained {
             connection.stats.downstream_cx_drain_close.inc();

@@ -1,6 +1,7 @@
 //! From an accepted socket to the filter chain that serves it.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -35,33 +36,60 @@ use amime_config::token_bucket;
 pub(crate) struct LiveListener {
     pub(crate) config: Arc<ListenerConfig>,
     stats: Arc<ListenerStats>,
-    retired: Cell<Option<Instant>>,
+    /// By the chain's identity.
+    chains: HashMap<u64, Rc<ChainLife>>,
 }
 
-/// How long connections of a listener that was replaced may stay idle before
-/// they are closed; Envoy's drain time.
+/// Whether the filter chain of a connection is still in force.
+#[derive(Default)]
+pub(crate) struct ChainLife(Cell<Option<Instant>>);
+
+/// How long connections of a filter chain that was replaced may stay idle
+/// before they are closed; Envoy's drain time.
 const DRAIN: Duration = Duration::from_secs(600);
 
-impl LiveListener {
-    pub(crate) fn new(config: Arc<ListenerConfig>, worker: &Worker) -> Rc<Self> {
-        let address = config.address;
-        let stats = worker.telemetry.listener(&format!("{}_{}", address.ip(), address.port()));
-        Rc::new(Self { config, stats, retired: Cell::new(None) })
-    }
-
-    /// True once another version has taken its place: connections are asked
-    /// to come back, none is cut.
+impl ChainLife {
+    /// True once the chain is gone: connections are asked to come back, none
+    /// is cut.
     pub(crate) fn retired(&self) -> bool {
-        self.retired.get().is_some()
+        self.0.get().is_some()
     }
 
     /// When connections are no longer waited for.
     pub(crate) fn drained_at(&self) -> Option<Instant> {
-        self.retired.get().map(|since| since + DRAIN)
+        self.0.get().map(|since| since + DRAIN)
+    }
+}
+
+impl LiveListener {
+    /// Takes over from `previous` the chains that have not changed.
+    pub(crate) fn new(
+        config: Arc<ListenerConfig>,
+        previous: Option<&Rc<Self>>,
+        worker: &Worker,
+    ) -> Rc<Self> {
+        let address = config.address();
+        let stats = worker.telemetry.listener(&format!("{}_{}", address.ip(), address.port()));
+        let life = |chain: &Arc<FilterChain>| {
+            let same = previous.and_then(|old| old.chains.get(&chain.identity));
+            (chain.identity, same.cloned().unwrap_or_default())
+        };
+        let chains = config.all_chains().map(life).collect();
+        Rc::new(Self { config, stats, chains })
     }
 
-    pub(crate) fn retire(&self) {
-        self.retired.set(Some(Instant::now()));
+    /// Ends the chains that `next` has not taken over.
+    pub(crate) fn retire_for(&self, next: Option<&Rc<Self>>) {
+        for (identity, life) in &self.chains {
+            if !next.is_some_and(|next| next.chains.contains_key(identity)) {
+                life.0.set(Some(Instant::now()));
+            }
+        }
+    }
+
+    /// The life of a chain of this listener.
+    fn life(&self, chain: &FilterChain) -> Rc<ChainLife> {
+        self.chains.get(&chain.identity).cloned().unwrap_or_default()
     }
 }
 
@@ -477,8 +505,8 @@ async fn dispatch(
     } else if within_limits(&worker, &chain).await {
         match &chain.terminal {
             Terminal::Http(config) => {
-                let (worker, listener) = (worker.clone(), listener.clone());
-                let connection = HttpConnection::new(worker, facts, config.clone(), listener);
+                let life = listener.life(&chain);
+                let connection = HttpConnection::new(worker.clone(), facts, config.clone(), life);
                 serve(connection, io).await;
             }
             Terminal::Tcp(config) => {

@@ -6,6 +6,6 @@ mod io;
 mod proxy_protocol;
 mod sniff;
 
-pub(crate) use accept::{LiveListener, accept_loop};
+pub(crate) use accept::{ChainLife, LiveListener, accept_loop};
 pub(crate) use amime_config::connection::Connection;
 pub(crate) use io::{DownstreamIo, Prefixed};

@@ -15,14 +15,16 @@ use super::dump::ListenerDump;
 use super::state::Refusal;
 use crate::worker::SocketSet;
 use amime_config::Required;
+use amime_config::binding::{Binding, SocketOption, SocketStage};
 use amime_config::listener::ListenerConfig;
+use amime_net::socket::{ListenerBuilder, OptionStage, RawOption};
 
 /// One version of a listener.
 pub(super) struct ListenerEntry {
     pub(super) config: Arc<ListenerConfig>,
     required: Required,
-    /// `None` for one that is reached only by hand-off.
-    pub(super) sockets: Option<Arc<SocketSet>>,
+    /// One of each address; none if it is reached only by hand-off.
+    pub(super) sockets: Vec<Arc<SocketSet>>,
     awaited: Awaited,
 }
 
@@ -32,7 +34,7 @@ pub(super) struct Listeners {
     warming: HashMap<Arc<str>, ListenerEntry>,
     /// Sockets of listeners that the present update removed: one that comes
     /// with the same update may take them over.
-    spare: Vec<(SocketAddr, Arc<SocketSet>)>,
+    spare: Vec<Arc<SocketSet>>,
     workers: usize,
 }
 
@@ -49,7 +51,10 @@ impl Listeners {
         now: Instant,
     ) -> Result<(), Refusal> {
         // Bound before it is in force, so that a busy port refuses the resource.
-        let sockets = if config.bind { Some(self.bind(&config)?) } else { None };
+        let mut sockets = Vec::new();
+        for binding in config.bindings.iter().filter(|_| config.bind) {
+            sockets.push(self.bind(&config, binding)?);
+        }
         let mut awaited = Awaited::default();
         for (name, timeout) in &required.routes {
             awaited.add(Need::Routes(name.clone()), *timeout, now);
@@ -63,24 +68,27 @@ impl Listeners {
         Ok(())
     }
 
-    fn bind(&mut self, config: &ListenerConfig) -> Result<Arc<SocketSet>, Refusal> {
-        let address = config.address;
+    fn bind(
+        &mut self,
+        config: &ListenerConfig,
+        binding: &Binding,
+    ) -> Result<Arc<SocketSet>, Refusal> {
+        let address = binding.address;
         for (name, entry) in self.active.iter().chain(&self.warming) {
-            let Some(sockets) = &entry.sockets else { continue };
-            if entry.config.address != address || entry.config.transparent != config.transparent {
-                continue;
-            }
-            if *name == config.name {
-                return Ok(sockets.clone());
-            }
-            if address.port() != 0 {
-                return Err(format!("address: {address} is the address of listener `{name}`"));
+            let mine = *name == config.name;
+            for sockets in &entry.sockets {
+                if mine && sockets.asked == *binding {
+                    return Ok(sockets.clone());
+                }
+                if !mine && sockets.asked.address == address && address.port() != 0 {
+                    return Err(format!("address: {address} is the address of listener `{name}`"));
+                }
             }
         }
-        if let Some(at) = self.spare.iter().position(|(spare, _)| *spare == address) {
-            return Ok(self.spare.swap_remove(at).1);
+        if let Some(at) = self.spare.iter().position(|spare| spare.asked == *binding) {
+            return Ok(self.spare.swap_remove(at));
         }
-        bind_all(config, self.workers)
+        bind_all(binding, config.backlog, self.workers)
             .map_err(|error| format!("address: cannot bind {address}: {error}"))
     }
 
@@ -105,10 +113,8 @@ impl Listeners {
     pub(super) fn remove(&mut self, name: &str) {
         let gone = [self.active.remove(name), self.warming.remove(name)];
         for entry in gone.into_iter().flatten() {
-            let address = entry.config.address;
-            if let Some(sockets) = entry.sockets.filter(|_| address.port() != 0) {
-                self.spare.push((address, sockets));
-            }
+            let known = entry.sockets.into_iter().filter(|set| set.asked.address.port() != 0);
+            self.spare.extend(known);
         }
     }
 
@@ -129,18 +135,23 @@ impl Listeners {
         self.warming.values().filter_map(|entry| entry.awaited.deadline()).min()
     }
 
-    /// The bound address of a listener in force, else of one that warms.
+    /// The first bound address of a listener in force, else of one that warms.
     pub(super) fn address(&self, name: &str) -> Option<SocketAddr> {
-        let entry = self.active.get(name).or_else(|| self.warming.get(name))?;
-        entry.sockets.as_ref().map(|set| set.address)
+        self.addresses(name).next()
+    }
+
+    /// All of them.
+    pub(super) fn addresses(&self, name: &str) -> impl Iterator<Item = SocketAddr> {
+        let entry = self.active.get(name).or_else(|| self.warming.get(name));
+        entry.into_iter().flat_map(|entry| &entry.sockets).map(|set| set.address)
     }
 
     pub(super) fn dump(&self) -> Vec<ListenerDump> {
         let dump = |(name, entry): (&Arc<str>, &ListenerEntry)| {
-            let bound = entry.sockets.as_ref().map(|set| set.address);
+            let bound = entry.sockets.first().map(|set| set.address);
             ListenerDump {
                 name: name.to_string(),
-                address: bound.or(Some(entry.config.address)),
+                address: bound.or(Some(entry.config.address())),
                 bound: entry.config.bind,
             }
         };
@@ -150,19 +161,41 @@ impl Listeners {
     }
 }
 
-fn bind_all(config: &ListenerConfig, workers: usize) -> std::io::Result<Arc<SocketSet>> {
-    let mut address = config.address;
+fn bind_all(binding: &Binding, backlog: u32, workers: usize) -> std::io::Result<Arc<SocketSet>> {
+    let mut address = binding.address;
     let mut sockets: Vec<TcpListener> = Vec::with_capacity(workers);
+    let options: Vec<RawOption> = binding.options.iter().map(raw_option).collect();
     for _ in 0..workers {
-        let socket = amime_net::socket::ListenerBuilder::new(address)
-            .backlog(i32::try_from(config.backlog).unwrap_or(i32::MAX))
-            .reuse_port(true)
-            .transparent(config.transparent)
+        if let Some(first) = sockets.first().filter(|_| !binding.reuse_port) {
+            let shared = first.try_clone()?;
+            sockets.push(shared);
+            continue;
+        }
+        let socket = ListenerBuilder::new(address)
+            .backlog(i32::try_from(backlog).unwrap_or(i32::MAX))
+            .reuse_port(binding.reuse_port)
+            .transparent(binding.transparent)
+            .free_bind(binding.free_bind)
+            .v6_only(binding.v6_only)
+            .options(options.clone())
             .listen()?;
         socket.set_nonblocking(true)?;
         // Port 0 is decided by the first; the others share it.
         address = socket.local_addr()?;
         sockets.push(socket);
     }
-    Ok(SocketSet::new(address, sockets))
+    Ok(SocketSet::new(binding.clone(), address, sockets))
+}
+
+fn raw_option(option: &SocketOption) -> RawOption {
+    RawOption {
+        level: option.level,
+        name: option.name,
+        value: option.value.clone(),
+        when: match option.stage {
+            SocketStage::BeforeBind => OptionStage::BeforeBind,
+            SocketStage::Bound => OptionStage::Bound,
+            SocketStage::Listening => OptionStage::Listening,
+        },
+    }
 }

@@ -159,6 +159,11 @@ impl Runtime {
         self.state().dump()
     }
 
+    /// All bound addresses of a listener, with their real ports.
+    pub fn listener_addresses(&self, name: &str) -> Vec<SocketAddr> {
+        self.state().listener_addresses(name)
+    }
+
     /// The bound address of a listener, with its real port.
     pub fn listener_address(&self, name: &str) -> Option<SocketAddr> {
         self.state().listener_address(name)

@@ -275,9 +275,7 @@ impl State {
         };
         for (name, entry) in &self.listeners.active {
             published.listeners.insert(name.clone(), entry.config.clone());
-            if let Some(sockets) = &entry.sockets {
-                published.sockets.insert(name.clone(), sockets.clone());
-            }
+            published.sockets.insert(name.clone(), entry.sockets.clone());
         }
         Some(published)
     }
@@ -308,6 +306,10 @@ impl State {
 
     pub(super) fn listener_address(&self, name: &str) -> Option<std::net::SocketAddr> {
         self.listeners.address(name)
+    }
+
+    pub(super) fn listener_addresses(&self, name: &str) -> Vec<std::net::SocketAddr> {
+        self.listeners.addresses(name).collect()
     }
 
     /// Fields of static resources that have no effect.

@@ -134,7 +134,8 @@ impl Accepting {
 
     /// Starts loops for new sockets, then stops those of old ones.
     fn follow(&mut self, worker: &Rc<Worker>, published: &Published) {
-        for (name, sockets) in &published.sockets {
+        let all = published.sockets.iter();
+        for (name, sockets) in all.flat_map(|(name, all)| all.iter().map(move |one| (name, one))) {
             if let Some(have) = self.0.get(&Arc::as_ptr(sockets)) {
                 have.listener.replace(name.clone());
                 continue;
@@ -151,7 +152,7 @@ impl Accepting {
                 Err(error) => tracing::error!(listener = %name, %error, "socket unusable"),
             }
         }
-        let wanted: HashSet<_> = published.sockets.values().map(Arc::as_ptr).collect();
+        let wanted: HashSet<_> = published.sockets.values().flatten().map(Arc::as_ptr).collect();
         self.0.retain(|sockets, _| wanted.contains(sockets));
     }
 }

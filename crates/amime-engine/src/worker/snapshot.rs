@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::Worker;
 use crate::listener::LiveListener;
 use crate::upstream::{ClusterRuntime, ClusterSpec};
+use amime_config::binding::Binding;
 use amime_config::listener::ListenerConfig;
 use amime_config::names::{ClusterId, RouteConfigId};
 use amime_config::route::{LocalTable, RouteTable};
@@ -19,7 +20,7 @@ use amime_config::route::{LocalTable, RouteTable};
 pub(crate) struct Published {
     pub(crate) listeners: HashMap<Arc<str>, Arc<ListenerConfig>>,
     /// Sockets of the listeners that bind.
-    pub(crate) sockets: HashMap<Arc<str>, Arc<SocketSet>>,
+    pub(crate) sockets: HashMap<Arc<str>, Vec<Arc<SocketSet>>>,
     /// By cluster id.
     pub(crate) clusters: Vec<Option<Arc<ClusterSpec>>>,
     pub(crate) cluster_names: Arc<HashMap<Arc<str>, ClusterId>>,
@@ -29,18 +30,20 @@ pub(crate) struct Published {
     pub(crate) adopted: AtomicUsize,
 }
 
-/// A listener's sockets, one a worker, until the workers take them.
+/// The sockets of a listener's address, one a worker, until the workers take them.
 #[derive(Debug)]
 pub(crate) struct SocketSet {
     /// Address bound, with the real port.
     pub(crate) address: SocketAddr,
+    /// What was asked for.
+    pub(crate) asked: Binding,
     sockets: Mutex<Vec<Option<TcpListener>>>,
 }
 
 impl SocketSet {
-    pub(crate) fn new(address: SocketAddr, sockets: Vec<TcpListener>) -> Arc<Self> {
+    pub(crate) fn new(asked: Binding, address: SocketAddr, sockets: Vec<TcpListener>) -> Arc<Self> {
         let sockets = Mutex::new(sockets.into_iter().map(Some).collect());
-        Arc::new(Self { address, sockets })
+        Arc::new(Self { address, asked, sockets })
     }
 
     /// The socket of worker number `index`, once.
@@ -84,9 +87,11 @@ impl Snapshot {
         for (name, config) in &published.listeners {
             let live = match previous.listeners.get(name) {
                 Some(old) if Arc::ptr_eq(&old.config, config) => old.clone(),
-                _ => LiveListener::new(config.clone(), worker),
+                old => LiveListener::new(config.clone(), old, worker),
             };
-            by_address.insert(config.address, live.clone());
+            for binding in &config.bindings {
+                by_address.insert(binding.address, live.clone());
+            }
             listeners.insert(name.clone(), live);
         }
         let cluster_names = published.cluster_names.clone();
@@ -96,9 +101,7 @@ impl Snapshot {
     /// Marks what `next` no longer has: its connections end in good order.
     pub(super) fn retire_replaced(&self, next: &Self) {
         for (name, old) in &self.listeners {
-            if !next.listeners.get(name).is_some_and(|new| Rc::ptr_eq(new, old)) {
-                old.retire();
-            }
+            old.retire_for(next.listeners.get(name));
         }
         for (index, old) in self.clusters.iter().enumerate() {
             let kept = next.clusters.get(index).and_then(Option::as_ref);

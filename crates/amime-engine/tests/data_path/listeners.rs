@@ -148,3 +148,77 @@ filter_chains:
         assert!(found, "{filter} in {:?}", held.ignored_fields);
     }
 }
+
+/// A listener on two addresses, each with a chain that answers its text.
+fn two_chains(first: &str, second: &str) -> amime_xds::Resource {
+    let chain = |text: &str| {
+        format!(
+            r#"filters: [{{name: hcm, typed_config: {{"@type": {HCM}, stat_prefix: two, route_config: {{name: r, virtual_hosts: [{{name: v, domains: ["*"], routes: [{{match: {{prefix: /}}, direct_response: {{status: 200, body: {{inline_string: {text}}}}}}}]}}]}}, http_filters: [{{name: router, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]}}}}]"#
+        )
+    };
+    let (first, second) = (chain(first), chain(second));
+    listener(&format!(
+        r#"name: http
+address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
+additional_addresses: [{{address: {{socket_address: {{address: 127.0.0.2, port_value: 0}}}}}}]
+socket_options: [{{level: 1, name: 12, int_value: 3, state: STATE_PREBIND}}]
+filter_chains:
+- {{filter_chain_match: {{prefix_ranges: [{{address_prefix: 127.0.0.2, prefix_len: 32}}]}}, {second}}}
+- {{{first}}}"#
+    ))
+}
+
+/// A connection that stays open, and one request on it.
+async fn ask(stream: &mut TcpStream) -> Reply {
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.expect("the proxy reads");
+    let mut text = String::new();
+    while !text.contains("body-") {
+        let mut buf = [0; 1024];
+        let count = stream.read(&mut buf).await.expect("a response");
+        assert!(count > 0, "the connection stays open: {text}");
+        text.push_str(&String::from_utf8_lossy(&buf[..count]));
+    }
+    Reply::parse(&text)
+}
+
+#[tokio::test]
+async fn a_changed_filter_chain_ends_its_own_connections_only() {
+    let proxy = Proxy::with(vec![two_chains("body-a", "body-b")]).await;
+    let addresses = proxy.runtime.listener_addresses("http");
+    let [first, second] = addresses.as_slice() else { panic!("two addresses: {addresses:?}") };
+    let mut kept = TcpStream::connect(first).await.expect("the proxy accepts");
+    let mut drained = TcpStream::connect(second).await.expect("the proxy accepts");
+    assert_eq!(ask(&mut kept).await.body, "body-a");
+    assert_eq!(ask(&mut drained).await.body, "body-b");
+
+    let mut changed = two_chains("body-a", "body-c");
+    changed.version = "2".into();
+    proxy.apply(vec![changed]).await;
+    assert_eq!(proxy.runtime.listener_addresses("http"), addresses, "the sockets are kept");
+    let (kept, drained) = (ask(&mut kept).await, ask(&mut drained).await);
+    assert_eq!((kept.body.as_str(), kept.header("connection")), ("body-a", None));
+    assert_eq!((drained.body.as_str(), drained.header("connection")), ("body-b", Some("close")));
+    let mut new = TcpStream::connect(second).await.expect("the proxy accepts");
+    assert_eq!(ask(&mut new).await.body, "body-c");
+}
+
+#[tokio::test]
+async fn contradictory_filter_chains_are_refused() {
+    let check = |chains: &str, want: &str| {
+        let yaml = format!(
+            "name: http\naddress: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}\nfilter_chains: {chains}"
+        );
+        let update = amime_xds::client::Update {
+            type_url: amime_xds::TypeUrl::Listener,
+            added: vec![listener(&yaml)],
+            removed: Vec::new(),
+        };
+        let refused = Proxy::empty().runtime.apply(&update);
+        assert!(refused.len() == 1 && refused[0].error.contains(want), "{want}: {refused:?}");
+    };
+    check(
+        "[{filter_chain_match: {server_names: [a.b, c.d]}}, {filter_chain_match: {server_names: [c.d]}}]",
+        "filter_chains[1].filter_chain_match: matches what filter_chains[0] matches",
+    );
+    check("[{filter_chain_match: {server_names: ['a.*.b']}}]", "filter_chain_match.server_names");
+}
