@@ -2,6 +2,8 @@
 //! Istio rely on, whatever resources it is made of.
 
 mod call;
+mod clients;
+mod edge;
 
 use expect_test::{Expect, expect};
 use serde_json::{Value, json};

@@ -143,7 +143,7 @@ fn chain<'l>(listener: &'l Value, call: &Call<'_>) -> Result<&'l Value, &'static
         let net: ipnet::IpNet = text.parse().expect("a range");
         net.contains(&address).then(|| usize::from(net.prefix_len()) + 1)
     };
-    let sni = if call.tls == Tls::Own { call.host } else { "" };
+    let sni = if call.tls == Tls::Plaintext { "" } else { call.host };
     let mut chains: Vec<&Value> = list(listener, "filter_chains").iter().collect();
     keep(&mut chains, "destination_port", |port| usize::from(port.as_u64() == Some(call.port)));
     keep(&mut chains, "prefix_ranges", |ranges| best(ranges, covers));
