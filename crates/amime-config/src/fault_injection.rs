@@ -12,7 +12,8 @@ use super::values::{self, Fraction};
 /// A compiled `HTTPFault`.
 #[derive(Debug)]
 pub struct Fault {
-    pub delay: Option<(Fraction, Duration)>,
+    /// `None` for the duration: a header of the request gives it.
+    pub delay: Option<(Fraction, Option<Duration>)>,
     pub abort: Option<(Fraction, Abort)>,
     pub headers: Vec<HeaderMatcher>,
     pub upstream_cluster: String,
@@ -24,6 +25,8 @@ pub struct Fault {
 pub enum Abort {
     Http(http::StatusCode),
     Grpc(u32),
+    /// What a header of the request says.
+    Header,
 }
 
 impl Fault {
@@ -34,12 +37,12 @@ impl Fault {
             let fraction = delay.percentage.as_ref().map_or(Fraction::NEVER, Fraction::new);
             match delay.fault_delay_secifier.as_ref() {
                 Some(common_fault::fault_delay::FaultDelaySecifier::FixedDelay(fixed)) => {
-                    Some((fraction, values::duration(fixed)))
+                    Some((fraction, Some(values::duration(fixed))))
                 }
-                _ => {
-                    faults.ignore("delay.header_delay", "not supported");
-                    None
+                Some(common_fault::fault_delay::FaultDelaySecifier::HeaderDelay(_)) => {
+                    Some((fraction, None))
                 }
+                None => None,
             }
         });
         let abort = value.abort.as_ref().and_then(|abort| {
@@ -58,10 +61,10 @@ impl Fault {
                 Some(fault::fault_abort::ErrorType::GrpcStatus(status)) => {
                     Some((fraction, Abort::Grpc(*status)))
                 }
-                _ => {
-                    faults.ignore("abort.header_abort", "not supported");
-                    None
+                Some(fault::fault_abort::ErrorType::HeaderAbort(_)) => {
+                    Some((fraction, Abort::Header))
                 }
+                None => None,
             }
         });
         Self {

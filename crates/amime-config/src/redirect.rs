@@ -2,11 +2,12 @@
 
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
-use http::StatusCode;
+use http::{HeaderName, StatusCode};
 use regex::bytes::Regex;
 
 use super::faults::Faults;
 use super::matcher::regex;
+use super::values::u32_or;
 
 /// A redirect answer.
 #[derive(Debug)]
@@ -26,6 +27,46 @@ pub enum RedirectPath {
     Replace(String),
     Prefix(String),
     Regex(Regex, String),
+}
+
+/// Redirects of an upstream that are followed here.
+#[derive(Debug)]
+pub struct InternalRedirect {
+    /// So many in a row.
+    pub max: u32,
+    pub status_codes: Vec<u16>,
+    /// From http to https and back.
+    pub cross_scheme: bool,
+    /// Headers of the redirecting response that the next request gets.
+    pub copy: Vec<HeaderName>,
+}
+
+impl InternalRedirect {
+    pub(crate) fn compile(value: &pb::InternalRedirectPolicy, faults: &mut Faults) -> Option<Self> {
+        faults.reject_if(!value.predicates.is_empty(), "predicates");
+        let codes =
+            value.redirect_response_codes.iter().filter_map(|code| u16::try_from(*code).ok());
+        let mut status_codes: Vec<u16> =
+            codes.filter(|code| matches!(code, 301 | 302 | 303 | 307 | 308)).collect();
+        if value.redirect_response_codes.is_empty() {
+            status_codes.push(302);
+        }
+        let mut copy = Vec::with_capacity(value.response_headers_to_copy.len());
+        for name in &value.response_headers_to_copy {
+            match name.to_ascii_lowercase().parse() {
+                Ok(name) => copy.push(name),
+                Err(_) => {
+                    faults.reject("response_headers_to_copy", format!("`{name}` is no header"));
+                }
+            }
+        }
+        Some(Self {
+            max: u32_or(value.max_internal_redirects.as_ref(), 1),
+            status_codes,
+            cross_scheme: value.allow_cross_scheme_redirect,
+            copy,
+        })
+    }
 }
 
 impl Redirect {

@@ -1,7 +1,7 @@
 //! Retry policies of routes.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::extensions::retry::host::{
@@ -11,6 +11,8 @@ use envoy_types::pb::envoy::extensions::retry::host::{
 use envoy_types::pb::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 
 use super::criteria::{Criteria, NAMESPACE};
+use http::{HeaderMap, HeaderName};
+
 use super::faults::Faults;
 use super::matcher::{HeaderMatcher, header_matchers};
 use super::values::{self, is, unpack};
@@ -82,11 +84,14 @@ pub struct RetryPolicy {
     /// Attempts beyond the first.
     pub limit: u32,
     pub per_try_timeout: Option<Duration>,
+    /// Longest silence of an attempt.
+    pub per_try_idle_timeout: Option<Duration>,
     pub status_codes: Vec<u16>,
     pub response_headers: Vec<HeaderMatcher>,
     pub request_headers: Vec<HeaderMatcher>,
     pub(crate) back_off_base: Duration,
     pub(crate) back_off_max: Duration,
+    reset: Option<ResetBackOff>,
     pub reselect: Reselect,
 }
 
@@ -103,6 +108,45 @@ pub struct Reselect {
     pub limit: u32,
     /// After so many attempts the priorities tried are left out.
     pub priorities_after: Option<u32>,
+}
+
+/// Waits that a response asks for.
+#[derive(Debug)]
+struct ResetBackOff {
+    /// Headers that tell the time, and whether it is a point in time.
+    headers: Vec<(HeaderName, bool)>,
+    max: Duration,
+}
+
+impl ResetBackOff {
+    fn compile(value: &pb::retry_policy::RateLimitedRetryBackOff, faults: &mut Faults) -> Self {
+        use pb::retry_policy::ResetHeaderFormat;
+        let mut headers = Vec::with_capacity(value.reset_headers.len());
+        for header in &value.reset_headers {
+            match header.name.to_ascii_lowercase().parse() {
+                Ok(name) => {
+                    headers.push((name, header.format() == ResetHeaderFormat::UnixTimestamp));
+                }
+                Err(_) => {
+                    faults.reject("reset_headers", format!("`{}` is no header", header.name));
+                }
+            }
+        }
+        let max = value.max_interval.as_ref();
+        Self { headers, max: max.map_or(Duration::from_secs(300), values::duration) }
+    }
+
+    fn wait(&self, headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+        self.headers.iter().find_map(|(name, point)| {
+            let seconds: u64 = headers.get(name)?.to_str().ok()?.trim().parse().ok()?;
+            let seconds = match point {
+                false => seconds,
+                true => seconds.checked_sub(now.duration_since(UNIX_EPOCH).ok()?.as_secs())?,
+            };
+            let wait = Duration::from_secs(seconds);
+            (!wait.is_zero() && wait <= self.max).then_some(wait)
+        })
+    }
 }
 
 /// Envoy's default base interval.
@@ -152,10 +196,11 @@ impl Reselect {
 
 impl RetryPolicy {
     pub fn compile(value: &pb::RetryPolicy, faults: &mut Faults) -> Option<Arc<Self>> {
-        faults.ignore_if(value.per_try_idle_timeout.is_some(), "per_try_idle_timeout");
         faults.ignore_if(!value.retry_options_predicates.is_empty(), "retry_options_predicates");
-        faults
-            .ignore_if(value.rate_limited_retry_back_off.is_some(), "rate_limited_retry_back_off");
+        let reset = value.rate_limited_retry_back_off.as_ref().map(|value| {
+            let field = "rate_limited_retry_back_off";
+            faults.within(field, |faults| ResetBackOff::compile(value, faults))
+        });
         let reselect = Reselect::compile(value, faults);
         let back_off = value.retry_back_off.as_ref();
         let base = back_off
@@ -167,6 +212,7 @@ impl RetryPolicy {
             on: RetryOn::parse(&value.retry_on),
             limit: values::u32_or(value.num_retries.as_ref(), 1),
             per_try_timeout: values::timeout(value.per_try_timeout.as_ref(), None),
+            per_try_idle_timeout: values::timeout(value.per_try_idle_timeout.as_ref(), None),
             status_codes: value
                 .retriable_status_codes
                 .iter()
@@ -184,8 +230,16 @@ impl RetryPolicy {
             ),
             back_off_base: base,
             back_off_max: max.map_or(base * 10, values::duration).max(base),
+            reset,
             reselect,
         }))
+    }
+
+    /// How long a response asks to wait, and up to half as long again, so that
+    /// clients do not come back all at once.
+    pub fn asked_back_off(&self, headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+        let wait = self.reset.as_ref()?.wait(headers, now)?;
+        Some(wait.mul_f64(1.0 + fastrand::f64() / 2.0))
     }
 
     /// How long to wait before retry number `retry` (from 1): a random part
@@ -193,9 +247,38 @@ impl RetryPolicy {
     pub fn back_off(&self, retry: u32) -> Duration {
         let ceiling = self
             .back_off_base
-            .saturating_mul(1_u32.checked_shl(retry.min(20)).unwrap_or(u32::MAX) - 1)
+            .saturating_mul(1 << retry.saturating_sub(1).min(20))
             .min(self.back_off_max);
         let millis = u64::try_from(ceiling.as_millis()).unwrap_or(u64::MAX).max(1);
         Duration::from_millis(fastrand::u64(0..millis))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The wait that a response with this header asks for at second 1000.
+    fn asked(name: &'static str, value: &str) -> Option<u64> {
+        let reset = ResetBackOff {
+            headers: vec![
+                (HeaderName::from_static("retry-after"), false),
+                (HeaderName::from_static("x-reset"), true),
+            ],
+            max: Duration::from_secs(300),
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(name, value.parse().expect("a value"));
+        let now = UNIX_EPOCH + Duration::from_secs(1000);
+        reset.wait(&headers, now).map(|wait| wait.as_secs())
+    }
+
+    #[test]
+    fn a_response_may_say_how_long_to_wait() {
+        assert_eq!(asked("retry-after", "7"), Some(7));
+        assert_eq!(asked("x-reset", "1012"), Some(12));
+        assert_eq!(asked("x-reset", "990"), None);
+        assert_eq!(asked("retry-after", "301"), None);
+        assert_eq!(asked("retry-after", "soon"), None);
     }
 }

@@ -75,9 +75,13 @@ impl std::ops::Deref for RouteRef {
 
 impl RouteRef {
     /// The virtual host of a request and its route there, if it has them.
-    pub fn find(table: &Rc<LocalTable>, head: &RequestHead) -> Option<(RequireTls, Option<Self>)> {
+    pub fn find(
+        table: &Rc<LocalTable>,
+        head: &RequestHead,
+        certificate: bool,
+    ) -> Option<(RequireTls, Option<Self>)> {
         let (vhost, host) = table.vhost(head.authority())?;
-        let route = host.routes.iter().position(|route| route.matcher.matches(head));
+        let route = host.routes.iter().position(|route| route.matcher.matches(head, certificate));
         let found = route.map(|route| Self { table: table.clone(), vhost, route });
         Some((host.require_tls, found))
     }
@@ -133,7 +137,6 @@ impl RouteTable {
         faults.reject_if(value.vhds.is_some(), "vhds");
         faults.reject_if(!value.cluster_specifier_plugins.is_empty(), "cluster_specifier_plugins");
         faults.reject_if(!value.vhost_header.is_empty(), "vhost_header");
-        faults.ignore_if(!value.request_mirror_policies.is_empty(), "request_mirror_policies");
         for name in &value.internal_only_headers {
             match name.parse() {
                 Ok(name) => table.internal_only.push(name),
@@ -143,7 +146,7 @@ impl RouteTable {
         let own = Layer::of_table(value, compiler);
         for (index, vhost) in value.virtual_hosts.iter().enumerate() {
             compiler.faults.enter(format!("virtual_hosts[{index}]({})", vhost.name));
-            table.add(vhost, &own, value.most_specific_header_mutations_wins, compiler);
+            table.add(vhost, value, &own, compiler);
             compiler.faults.leave();
         }
         table.suffix.sort_by_key(|(domain, _)| std::cmp::Reverse(domain.len()));
@@ -154,8 +157,8 @@ impl RouteTable {
     fn add(
         &mut self,
         value: &pb::VirtualHost,
+        table_pb: &pb::RouteConfiguration,
         table: &Layer,
-        specific_wins: bool,
         compiler: &mut Compiler<'_>,
     ) {
         let index = self.vhosts.len();
@@ -181,12 +184,13 @@ impl RouteTable {
         let layers = Layers {
             table,
             vhost: &Layer::of_vhost(value, compiler),
-            specific_wins,
+            table_pb,
             vhost_pb: value,
             limits: Arc::new(policies(&value.rate_limits, "rate_limits", &mut compiler.faults)),
         };
         compiler.faults.reject_if(value.matcher.is_some(), "matcher");
         compiler.faults.ignore_if(value.hedge_policy.is_some(), "hedge_policy");
+        compiler.faults.ignore_if(!value.virtual_clusters.is_empty(), "virtual_clusters");
         let require_tls = match value.require_tls() {
             pb::virtual_host::TlsRequirementType::None => RequireTls::No,
             pb::virtual_host::TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
@@ -310,7 +314,7 @@ struct EditFields<'a> {
 pub(crate) struct Layers<'a> {
     table: &'a Layer,
     vhost: &'a Layer,
-    specific_wins: bool,
+    table_pb: &'a pb::RouteConfiguration,
     pub(crate) vhost_pb: &'a pb::VirtualHost,
     limits: Arc<Vec<LimitPolicy>>,
 }
@@ -320,12 +324,27 @@ impl Layers<'_> {
     /// most specific comes first unless the table says otherwise.
     fn merge(&self, own: &HeaderEdits, pick: impl Fn(&Layer) -> &HeaderEdits) -> HeaderEdits {
         let mut order = [own, pick(self.vhost), pick(self.table)];
-        if self.specific_wins {
+        if self.table_pb.most_specific_header_mutations_wins {
             order.reverse();
         }
         let mut merged = HeaderEdits::default();
         order.into_iter().for_each(|edits| merged.then(edits));
         merged
+    }
+}
+
+impl<'a> Layers<'a> {
+    /// Mirrors of a route, else of the nearest level that has some.
+    pub(crate) fn mirrors<'b>(
+        &self,
+        own: &'b [pb::route_action::RequestMirrorPolicy],
+    ) -> &'b [pb::route_action::RequestMirrorPolicy]
+    where
+        'a: 'b,
+    {
+        let levels =
+            [own, &self.vhost_pb.request_mirror_policies, &self.table_pb.request_mirror_policies];
+        levels.into_iter().find(|level| !level.is_empty()).unwrap_or(own)
     }
 }
 

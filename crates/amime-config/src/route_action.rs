@@ -12,7 +12,7 @@ use super::Compiler;
 use super::criteria::MetadataMatch;
 use super::faults::Faults;
 use super::hash_policy::HashPolicy;
-use super::redirect::{Redirect, substitution};
+use super::redirect::{InternalRedirect, Redirect, substitution};
 use super::retry::RetryPolicy;
 use super::route::Layers;
 use super::route_cluster::{ClusterChoice, Mirror};
@@ -56,6 +56,7 @@ pub struct Forward {
     pub mirrors: Vec<Mirror>,
     pub upgrades: Vec<RouteUpgrade>,
     pub high_priority: bool,
+    pub internal_redirect: Option<InternalRedirect>,
 }
 
 #[derive(Debug)]
@@ -158,10 +159,14 @@ impl Forward {
         let retry = retry.and_then(|policy| {
             compiler.faults.within("retry_policy", |faults| RetryPolicy::compile(policy, faults))
         });
-        let mirrors = Mirror::compile_all(&value.request_mirror_policies, compiler);
+        let mirrors = layers.mirrors(&value.request_mirror_policies);
+        let mirrors = Mirror::compile_all(mirrors, compiler);
         let faults = &mut compiler.faults;
         faults.reject_if(value.path_rewrite_policy.is_some(), "path_rewrite_policy");
-        faults.ignore_if(value.internal_redirect_policy.is_some(), "internal_redirect_policy");
+        let internal_redirect = value.internal_redirect_policy.as_ref().and_then(|policy| {
+            let field = "internal_redirect_policy";
+            faults.within(field, |faults| InternalRedirect::compile(policy, faults))
+        });
         faults.ignore_if(value.hedge_policy.is_some(), "hedge_policy");
         let stream = value.max_stream_duration.as_ref();
         let duration = |value: Option<&_>| value.map(values::duration);
@@ -201,6 +206,7 @@ impl Forward {
                 .map(|upgrade| RouteUpgrade::compile(upgrade, faults))
                 .collect(),
             high_priority: value.priority == 1,
+            internal_redirect,
         })
     }
 }

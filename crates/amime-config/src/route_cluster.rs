@@ -1,7 +1,7 @@
 //! Which cluster a route sends a request to, and where copies go.
 
 use envoy_types::pb::envoy::config::route::v3 as pb;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::Compiler;
 use super::criteria::MetadataMatch;
@@ -14,14 +14,39 @@ use super::values::{self, Fraction};
 #[derive(Debug)]
 pub enum ClusterChoice {
     One(ClusterId),
-    Weighted { entries: Vec<WeightedCluster>, total: u64 },
+    Weighted {
+        entries: Vec<WeightedCluster>,
+        total: u64,
+        /// Header whose number decides, instead of chance.
+        by: Option<HeaderName>,
+    },
     Header(HeaderName),
+}
+
+/// A cluster, or the header that names it.
+#[derive(Clone, Debug)]
+pub enum Destination {
+    Cluster(ClusterId),
+    Header(HeaderName),
+}
+
+impl Destination {
+    fn compile(name: &str, header: &str, compiler: &mut Compiler<'_>) -> Option<Self> {
+        if header.is_empty() {
+            return Some(Self::Cluster(compiler.names.cluster(name)));
+        }
+        let parsed = header.to_ascii_lowercase().parse();
+        if parsed.is_err() {
+            compiler.faults.reject("cluster_header", format!("`{header}` is not a header"));
+        }
+        parsed.map(Self::Header).ok()
+    }
 }
 
 /// One destination of a weighted route.
 #[derive(Debug)]
 pub struct WeightedCluster {
-    pub cluster: ClusterId,
+    pub cluster: Destination,
     pub weight: u64,
     pub host_rewrite: Option<HeaderValue>,
     pub request_edits: HeaderEdits,
@@ -35,7 +60,7 @@ pub struct WeightedCluster {
 /// A copy of requests sent elsewhere, its response dropped.
 #[derive(Debug)]
 pub struct Mirror {
-    pub cluster: ClusterId,
+    pub cluster: Destination,
     pub fraction: Fraction,
     pub append_shadow: bool,
 }
@@ -79,9 +104,14 @@ impl ClusterChoice {
     }
 
     /// Draws one of several destinations.
-    pub fn draw(&self) -> Option<&WeightedCluster> {
-        let Self::Weighted { entries, total } = self else { return None };
-        let mut left = fastrand::u64(0..*total);
+    pub fn draw(&self, headers: &HeaderMap) -> Option<&WeightedCluster> {
+        let Self::Weighted { entries, total, by } = self else { return None };
+        let number = |name: &HeaderName| headers.get(name)?.to_str().ok()?.trim().parse().ok();
+        let number: Option<u64> = by.as_ref().and_then(number);
+        let mut left = match number {
+            Some(number) => number % total,
+            None => fastrand::u64(0..*total),
+        };
         let chosen = entries.iter().find(|entry| {
             let found = left < entry.weight;
             left = left.saturating_sub(entry.weight);
@@ -99,16 +129,29 @@ impl ClusterChoice {
         let mut entries = Vec::with_capacity(value.clusters.len());
         for (index, entry) in value.clusters.iter().enumerate() {
             compiler.faults.enter(format!("clusters[{index}]"));
-            compiler.faults.reject_if(!entry.cluster_header.is_empty(), "cluster_header");
-            entries.push(WeightedCluster::compile(entry, criteria, compiler));
+            entries.extend(WeightedCluster::compile(entry, criteria, compiler));
             compiler.faults.leave();
         }
         let total = entries.iter().map(|entry| entry.weight).sum();
         if total == 0 {
             compiler.faults.reject("", "the sum of weights is zero");
         }
+        let by = match value.random_value_specifier.as_ref() {
+            None => None,
+            Some(pb::weighted_cluster::RandomValueSpecifier::HeaderName(name)) => {
+                let parsed = name.to_ascii_lowercase().parse();
+                if parsed.is_err() {
+                    compiler.faults.reject("header_name", format!("`{name}` is not a header"));
+                }
+                parsed.ok()
+            }
+            Some(_) => {
+                compiler.faults.ignore("use_hash_policy", "not supported");
+                None
+            }
+        };
         compiler.faults.leave();
-        (total > 0).then_some(Self::Weighted { entries, total })
+        (total > 0).then_some(Self::Weighted { entries, total, by })
     }
 }
 
@@ -117,13 +160,13 @@ impl WeightedCluster {
         value: &pb::weighted_cluster::ClusterWeight,
         criteria: Option<&MetadataMatch>,
         compiler: &mut Compiler<'_>,
-    ) -> Self {
+    ) -> Option<Self> {
         use pb::weighted_cluster::cluster_weight::HostRewriteSpecifier;
-        let cluster = compiler.names.cluster(&value.name);
+        let cluster = Destination::compile(&value.name, &value.cluster_header, compiler)?;
         let filters = PerRoute::compile(&value.typed_per_filter_config, compiler);
         let faults = &mut compiler.faults;
         let host_rewrite = value.host_rewrite_specifier.as_ref();
-        Self {
+        Some(Self {
             cluster,
             weight: u64::from(values::u32_or(value.weight.as_ref(), 0)),
             host_rewrite: host_rewrite.and_then(
@@ -143,7 +186,7 @@ impl WeightedCluster {
             ),
             metadata_match: MetadataMatch::compile(value.metadata_match.as_ref(), criteria),
             filters,
-        }
+        })
     }
 }
 
@@ -154,14 +197,10 @@ impl Mirror {
     ) -> Vec<Self> {
         let mut mirrors = Vec::new();
         for policy in list {
-            if policy.cluster.is_empty() {
-                compiler
-                    .faults
-                    .ignore("request_mirror_policies", "cluster_header is not supported");
-                continue;
-            }
+            let cluster = Destination::compile(&policy.cluster, &policy.cluster_header, compiler);
+            let Some(cluster) = cluster else { continue };
             mirrors.push(Self {
-                cluster: compiler.names.cluster(&policy.cluster),
+                cluster,
                 fraction: policy
                     .runtime_fraction
                     .as_ref()

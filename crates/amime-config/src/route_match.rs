@@ -76,6 +76,8 @@ pub struct RouteMatch {
     cookies: Vec<CookieMatch>,
     fraction: Option<Fraction>,
     grpc_only: bool,
+    /// Whether the client must have shown a certificate, or must not have.
+    certificate: Option<bool>,
 }
 
 #[derive(Debug)]
@@ -88,7 +90,6 @@ struct CookieMatch {
 impl RouteMatch {
     pub fn compile(value: &pb::RouteMatch, faults: &mut Faults) -> Option<Self> {
         let path = path_match(value, faults);
-        faults.reject_if(value.tls_context.is_some(), "tls_context");
         faults.reject_if(!value.dynamic_metadata.is_empty(), "dynamic_metadata");
         faults.reject_if(!value.filter_state.is_empty(), "filter_state");
         let query = |(index, value)| {
@@ -107,16 +108,21 @@ impl RouteMatch {
                 .collect(),
             fraction: value.runtime_fraction.as_ref().map(Fraction::from_runtime),
             grpc_only: value.grpc.is_some(),
+            certificate: value.tls_context.as_ref().and_then(|tls| {
+                tls.presented.as_ref().or(tls.validated.as_ref()).map(|wanted| wanted.value)
+            }),
         })
     }
 
-    pub fn matches(&self, head: &RequestHead) -> bool {
+    /// `certificate`: the client has shown one that is valid.
+    pub fn matches(&self, head: &RequestHead, certificate: bool) -> bool {
         // The path first: it tells most routes apart and costs least.
         self.path.matches(head)
             && self.headers.iter().all(|header| header.matches(head))
             && self.query.iter().all(|query| query.matches(head.path.query().unwrap_or_default()))
             && self.cookies.iter().all(|cookie| cookie.matches(head))
             && (!self.grpc_only || head.is_grpc())
+            && self.certificate.is_none_or(|wanted| wanted == certificate)
             && self.fraction.is_none_or(Fraction::draw)
     }
 }

@@ -86,6 +86,11 @@ impl Fraction {
         value.default_value.as_ref().map_or(Self::ALWAYS, Self::new)
     }
 
+    /// The lesser of this and `percent` of a hundred.
+    pub fn at_most_percent(self, percent: u32) -> Self {
+        Self(self.0.min(percent.saturating_mul(10_000)))
+    }
+
     /// Draws; certain outcomes cost no randomness.
     pub fn draw(self) -> bool {
         match self.0 {

@@ -65,6 +65,8 @@ pub(super) struct Request<'a> {
     pub(super) endpoint_host: bool,
     /// The request wants to leave HTTP.
     pub(super) upgrade: bool,
+    /// Takes the place of the timeout that the upstream is told.
+    pub(super) timeout_left: Option<HeaderValue>,
 }
 
 /// An attempt in flight: holds its connection and its place in the counters.
@@ -238,6 +240,9 @@ impl Request<'_> {
         if self.attempt_count {
             let count = self.exchange.log.borrow().attempts;
             headers.insert(names::ATTEMPT_COUNT, HeaderValue::from(count));
+        }
+        if let Some(left) = &self.timeout_left {
+            headers.insert(names::EXPECTED_TIMEOUT, left.clone());
         }
         if self.endpoint_host
             && let Ok(name) = HeaderValue::from_str(&self.host.endpoint.hostname)

@@ -3,21 +3,23 @@
 use std::rc::Rc;
 
 use amime_telemetry::ResponseFlags;
+use http::HeaderValue;
 
 use super::attempt::{self, Attempt, Failure};
 use super::body::UpstreamBody;
 use super::error::ProxyError;
 use super::forward::{Plan, PreparedBody};
-use super::hash;
-use super::retry::{Decision, RetryState};
+use super::retry::{Decision, RetrySettings, RetryState};
 use super::timeouts::{Timeouts, route_timeout};
+use super::{hash, names};
 use crate::upstream::{ClusterRuntime, Host, LbInput, Outcome, Resource, RetryInput};
-use amime_config::route_action::HostRewrite;
+use amime_config::route_action::{HostRewrite, millis_value};
 
 pub(super) struct Attempts<'a> {
     pub(super) plan: &'a Plan<'a>,
     pub(super) cluster: &'a Rc<ClusterRuntime>,
     pub(super) timeouts: Timeouts,
+    pub(super) retry: RetrySettings,
     /// What a first attempt's endpoint depends on.
     pub(super) input: LbInput<'a>,
 }
@@ -50,13 +52,13 @@ impl Attempts<'_> {
 
     async fn all(&self, body: &PreparedBody) -> Result<Answer, ProxyError> {
         let exchange = self.plan.exchange;
-        let mut retry = RetryState::new(self.plan, self.cluster);
+        let mut retry = RetryState::new(&self.retry, self.cluster, self.priority());
         let mut tried: Vec<Rc<Host>> = Vec::new();
         loop {
             exchange.log.borrow_mut().attempts += 1;
             let result = self.one(body, &tried).await;
             if let Some(host) = exchange.log.borrow().host.as_ref()
-                && retry.active()
+                && self.retry.active()
             {
                 tried.push(host.clone());
             }
@@ -99,9 +101,10 @@ impl Attempts<'_> {
             priority: self.priority(),
             attempt_count: self.plan.route.attempt_count.in_request,
             upgrade: self.plan.upgrade.is_some(),
+            timeout_left: self.timeout_left(),
             endpoint_host: matches!(self.plan.action.host_rewrite, HostRewrite::Endpoint),
         };
-        match self.timeouts.per_try {
+        match self.timeouts.attempt() {
             None => attempt.send(body).await,
             Some(limit) => match tokio::time::timeout(limit, attempt.send(body)).await {
                 Ok(answer) => answer,
@@ -112,6 +115,15 @@ impl Attempts<'_> {
                 }
             },
         }
+    }
+
+    /// What later attempts tell their upstream of the time that is left.
+    fn timeout_left(&self) -> Option<HeaderValue> {
+        let exchange = self.plan.exchange;
+        let later = exchange.log.borrow().attempts > 1;
+        let told = || exchange.head.borrow().headers.contains_key(names::EXPECTED_TIMEOUT);
+        let since = exchange.completed_at().filter(|_| later && told())?;
+        self.timeouts.left(since.elapsed()).map(millis_value)
     }
 
     pub(super) fn priority(&self) -> usize {

@@ -47,6 +47,8 @@ pub(crate) struct Exchange {
     pub(crate) log: RefCell<Log>,
     /// What filters do to the response, in the order in which they ran.
     pub(crate) on_response: RefCell<Vec<OnResponse>>,
+    /// Redirects followed.
+    pub(crate) redirects: Cell<u32>,
     /// Told when the request has been read.
     pub(crate) complete: Notify,
     /// Reading the request's body failed.
@@ -89,6 +91,7 @@ impl Exchange {
             head: RefCell::new(head),
             log: RefCell::default(),
             on_response: RefCell::default(),
+            redirects: Cell::new(0),
             complete: Notify::new(),
             body_failed: Cell::new(None),
             received: Cell::new(0),

@@ -7,14 +7,15 @@
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use amime_telemetry::ResponseFlags;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::error::ProxyError;
 use super::exchange::Exchange;
 use super::request::Admitted;
-use super::{prepare, rate_limit, response};
+use super::{names, prepare, rate_limit, response};
 use amime_config::cors::Cors;
 use amime_config::fault_injection::{Abort, Fault};
 use amime_config::filters::{FilterKind, HttpFilter, PerFilter, PerRoute, Settings};
@@ -23,6 +24,7 @@ use amime_config::rbac::{Rbac, Subject};
 use amime_config::route::Route;
 use amime_config::route_cluster::WeightedCluster;
 use amime_config::token_bucket::TokenBucket;
+use amime_config::values::Fraction;
 
 /// What a request's filters go by beside the request.
 pub(super) struct Scope<'a> {
@@ -174,7 +176,7 @@ async fn inject(
         return Ok(());
     }
     let stats = &exchange.connection.stats;
-    if let Some((fraction, delay)) = fault.delay
+    if let Some((fraction, delay)) = delay_of(exchange, fault)
         && fraction.draw()
         && !delay.is_zero()
     {
@@ -187,7 +189,7 @@ async fn inject(
             tokio::time::sleep(delay).await;
         }
     }
-    if let Some((fraction, abort)) = fault.abort
+    if let Some((fraction, abort)) = abort_of(exchange, fault)
         && fraction.draw()
     {
         stats.fault_aborts_injected.inc();
@@ -196,9 +198,41 @@ async fn inject(
             Abort::Grpc(code) => {
                 ProxyError::FaultAbort { status: http_of_grpc(code), grpc: Some(code) }
             }
+            Abort::Header => return Ok(()),
         });
     }
     Ok(())
+}
+
+/// A number in a header of the request.
+fn number(exchange: &Exchange, name: &HeaderName) -> Option<u32> {
+    exchange.head.borrow().headers.get(name)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// A fault's delay, with what the request's headers say of it.
+fn delay_of(exchange: &Exchange, fault: &Fault) -> Option<(Fraction, Duration)> {
+    let (fraction, fixed) = fault.delay?;
+    if let Some(fixed) = fixed {
+        return Some((fraction, fixed));
+    }
+    let millis = number(exchange, &names::FAULT_DELAY)?;
+    let percent = number(exchange, &names::FAULT_DELAY_PERCENT);
+    let fraction = percent.map_or(fraction, |percent| fraction.at_most_percent(percent));
+    Some((fraction, Duration::from_millis(millis.into())))
+}
+
+/// A fault's abort, with what the request's headers say of it.
+fn abort_of(exchange: &Exchange, fault: &Fault) -> Option<(Fraction, Abort)> {
+    let (fraction, abort) = fault.abort?;
+    if abort != Abort::Header {
+        return Some((fraction, abort));
+    }
+    let percent = number(exchange, &names::FAULT_ABORT_PERCENT);
+    let fraction = percent.map_or(fraction, |percent| fraction.at_most_percent(percent));
+    let http = number(exchange, &names::FAULT_ABORT).filter(|code| (200..600).contains(code));
+    let http = http.and_then(|code| StatusCode::from_u16(u16::try_from(code).ok()?).ok());
+    let abort = http.map(Abort::Http);
+    Some((fraction, abort.or(number(exchange, &names::FAULT_ABORT_GRPC).map(Abort::Grpc))?))
 }
 
 struct ActiveFault<'a>(&'a Exchange);

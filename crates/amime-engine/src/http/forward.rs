@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use http::{HeaderMap, Response, header};
+use http::{HeaderMap, HeaderName, Response, header};
 
 use super::attempt::Attempt;
 use super::attempts::Attempts;
@@ -16,14 +16,15 @@ use super::exchange::{Exchange, ExchangeGuard, answered};
 use super::pipe::Pipe;
 use super::prepare::prepare;
 use super::request::Admitted;
+use super::retry::RetrySettings;
 use super::timeouts::Timeouts;
 use super::upgrade::Upgrade;
-use super::{connect, hash, mirror, names, response, upgrade};
+use super::{connect, hash, mirror, names, redirect, response, upgrade};
 use crate::upstream::{ClusterRuntime, LbInput};
 use amime_config::headers::HeaderEdits;
 use amime_config::route::RouteRef;
 use amime_config::route_action::Forward;
-use amime_config::route_cluster::{ClusterChoice, WeightedCluster};
+use amime_config::route_cluster::{ClusterChoice, Destination, WeightedCluster};
 
 /// What is to be forwarded and how.
 pub(super) struct Plan<'a> {
@@ -80,12 +81,13 @@ impl Forwarded {
     }
 }
 
-/// Forwards the request and returns the response that the client is to get.
+/// Forwards the request and returns the response that the client is to get;
+/// none if the request has become another one.
 pub(super) async fn forward(
     plan: Plan<'_>,
     body: DownstreamBody,
     on_upgrade: Option<upgrade::OnUpgrade>,
-) -> Result<Forwarded, ProxyError> {
+) -> Result<Option<Forwarded>, ProxyError> {
     let exchange = plan.exchange;
     let weighted = plan.weighted;
     let Some(cluster) = cluster_of(exchange, plan.action, weighted) else {
@@ -94,6 +96,7 @@ pub(super) async fn forward(
     };
     exchange.log.borrow_mut().cluster = Some(cluster.clone());
     let timeouts = Timeouts::of(&plan);
+    let retry = RetrySettings::of(&plan);
     prepare(&plan, &timeouts);
     let hash = hash::of(&plan, &cluster);
     let metadata = match weighted {
@@ -101,7 +104,7 @@ pub(super) async fn forward(
         None => plan.action.metadata_match.as_ref(),
     };
     let input = LbInput { hash: hash.value, metadata, retry: None };
-    let attempts = Attempts { plan: &plan, cluster: &cluster, timeouts, input };
+    let attempts = Attempts { plan: &plan, cluster: &cluster, timeouts, retry, input };
     let own = weighted.map(|entry| &entry.response_edits);
     let edits: Vec<&HeaderEdits> = own.into_iter().chain([&plan.route.response_edits]).collect();
     if plan.upgrade == Some(Upgrade::Terminate) {
@@ -109,11 +112,15 @@ pub(super) async fn forward(
         let details = Cow::Borrowed("via_upstream");
         answered(&mut exchange.log.borrow_mut(), forwarded.parts.status, details);
         response::from_upstream(exchange, &mut forwarded.parts, &edits);
-        return Ok(forwarded);
+        return Ok(Some(forwarded));
     }
-    let body = PreparedBody::of(&plan, body);
+    let body = PreparedBody::of(&plan, body, attempts.retry.active());
     mirror::send_all(&plan, &body);
     let (mut parts, incoming, attempt) = attempts.run(&body).await?;
+    if redirect::follow(&plan, &body, &parts) {
+        attempt.discard(incoming);
+        return Ok(None);
+    }
     let upgraded = plan.upgrade.is_some() && upgrade::accepted(exchange, &mut parts);
     {
         let mut log = exchange.log.borrow_mut();
@@ -137,7 +144,7 @@ pub(super) async fn forward(
         }
         _ => ForwardedBody::Stream(Box::new((incoming, attempt, attempts.timeouts.body()))),
     };
-    Ok(Forwarded { parts, body })
+    Ok(Some(Forwarded { parts, body }))
 }
 
 /// The peer's metadata, which is not for the client.
@@ -159,16 +166,26 @@ pub(super) fn cluster_of(
     action: &Forward,
     weighted: Option<&WeightedCluster>,
 ) -> Option<Rc<ClusterRuntime>> {
-    let snapshot = exchange.connection.worker.snapshot();
     match (&action.cluster, weighted) {
-        (_, Some(entry)) => snapshot.cluster(entry.cluster),
-        (ClusterChoice::One(id), None) => snapshot.cluster(*id),
+        (_, Some(entry)) => find(exchange, &entry.cluster),
+        (ClusterChoice::One(id), None) => exchange.connection.worker.snapshot().cluster(*id),
         (ClusterChoice::Weighted { .. }, None) => None,
-        (ClusterChoice::Header(name), None) => {
-            let head = exchange.head.borrow();
-            snapshot.cluster_by_name(head.headers.get(name)?.to_str().ok()?)
-        }
+        (ClusterChoice::Header(name), None) => by_header(exchange, name),
     }
+}
+
+/// The cluster of one destination.
+pub(super) fn find(exchange: &Exchange, destination: &Destination) -> Option<Rc<ClusterRuntime>> {
+    match destination {
+        Destination::Cluster(id) => exchange.connection.worker.snapshot().cluster(*id),
+        Destination::Header(name) => by_header(exchange, name),
+    }
+}
+
+fn by_header(exchange: &Exchange, name: &HeaderName) -> Option<Rc<ClusterRuntime>> {
+    let head = exchange.head.borrow();
+    let name = head.headers.get(name)?.to_str().ok()?;
+    exchange.connection.worker.snapshot().cluster_by_name(name)
 }
 
 /// The request's body in the form that its attempts need.
@@ -180,7 +197,7 @@ pub(super) enum PreparedBody {
 }
 
 impl PreparedBody {
-    fn of(plan: &Plan<'_>, body: DownstreamBody) -> Self {
+    fn of(plan: &Plan<'_>, body: DownstreamBody, retries: bool) -> Self {
         if plan.upgrade.is_some() {
             // It has not ended: what follows is the tunnel.
             return Self::Empty;
@@ -189,7 +206,7 @@ impl PreparedBody {
             plan.exchange.request_is_bodiless();
             return Self::Empty;
         }
-        if plan.action.retry.is_none() && plan.action.mirrors.is_empty() {
+        if !retries && plan.action.mirrors.is_empty() {
             return Self::Once(RefCell::new(Some(body)));
         }
         Self::Repeatable(Replay::new(body, plan.exchange.clone(), plan.route.buffer_limit))

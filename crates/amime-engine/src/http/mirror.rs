@@ -6,7 +6,7 @@ use http::{HeaderValue, Version, header};
 
 use super::body::{ReplayBody, RequestBody};
 use super::exchange::Exchange;
-use super::forward::{Plan, PreparedBody};
+use super::forward::{self, Plan, PreparedBody};
 use crate::upstream::pool::{Acquire, ConnKey, Sender, acquire};
 use crate::upstream::{ClusterRuntime, LbInput};
 use amime_config::cluster::UpstreamProtocol;
@@ -18,8 +18,7 @@ pub(super) fn send_all(plan: &Plan<'_>, body: &PreparedBody) {
         if !mirror.fraction.draw() {
             continue;
         }
-        let snapshot = plan.exchange.connection.worker.snapshot();
-        if let Some(cluster) = snapshot.cluster(mirror.cluster) {
+        if let Some(cluster) = forward::find(plan.exchange, &mirror.cluster) {
             start(plan.exchange, mirror, cluster, body);
         }
     }

@@ -24,6 +24,7 @@ mod path;
 pub(crate) mod pipe;
 mod prepare;
 mod rate_limit;
+mod redirect;
 mod request;
 mod response;
 mod retry;

@@ -22,9 +22,14 @@ names! {
     RQ_PER_TRY_TIMEOUT = "x-envoy-upstream-rq-per-try-timeout-ms";
     RETRY_ON = "x-envoy-retry-on";
     RETRY_GRPC_ON = "x-envoy-retry-grpc-on";
+    RETRIABLE_STATUS_CODES = "x-envoy-retriable-status-codes";
+    RETRIABLE_HEADER_NAMES = "x-envoy-retriable-header-names";
+    HEDGE = "x-envoy-hedge-on-per-try-timeout";
+    ALT_RESPONSE = "x-envoy-upstream-rq-timeout-alt-response";
     MAX_RETRIES = "x-envoy-max-retries";
     ATTEMPT_COUNT = "x-envoy-attempt-count";
     ORIGINAL_HOST = "x-envoy-original-host";
+    ORIGINAL_URL = "x-envoy-original-url";
     ORIGINAL_PATH = "x-envoy-original-path";
     UPSTREAM_SERVICE_TIME = "x-envoy-upstream-service-time";
     PEER_METADATA = "x-envoy-peer-metadata";
@@ -36,8 +41,25 @@ names! {
     RATE_LIMIT = "x-ratelimit-limit";
     RATE_REMAINING = "x-ratelimit-remaining";
     RATE_RESET = "x-ratelimit-reset";
+    FAULT_DELAY = "x-envoy-fault-delay-request";
+    FAULT_DELAY_PERCENT = "x-envoy-fault-delay-request-percentage";
+    FAULT_ABORT = "x-envoy-fault-abort-request";
+    FAULT_ABORT_GRPC = "x-envoy-fault-abort-grpc-request";
+    FAULT_ABORT_PERCENT = "x-envoy-fault-abort-request-percentage";
     GRPC_TIMEOUT = "grpc-timeout";
 }
+
+/// Headers that are for the router alone.
+pub(super) const FOR_ROUTER: [HeaderName; 8] = [
+    RQ_TIMEOUT,
+    RQ_PER_TRY_TIMEOUT,
+    RETRY_ON,
+    RETRY_GRPC_ON,
+    RETRIABLE_STATUS_CODES,
+    RETRIABLE_HEADER_NAMES,
+    HEDGE,
+    MAX_RETRIES,
+];
 
 /// Headers that only internal clients may send.
 pub(super) const INTERNAL_ONLY: &[&str] = &[

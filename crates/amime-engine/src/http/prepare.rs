@@ -31,15 +31,15 @@ pub(super) fn prepare(plan: &Plan<'_>, timeouts: &Timeouts) {
     {
         head.headers.insert(names::ORIGINAL_PATH, value);
     }
-    if !config.suppress_envoy_headers {
-        if plan.admitted.internal {
-            for name in [names::RQ_TIMEOUT, names::RQ_PER_TRY_TIMEOUT] {
-                head.headers.remove(name);
-            }
+    if plan.admitted.internal {
+        for name in names::FOR_ROUTER {
+            head.headers.remove(name);
         }
-        if let Some(value) = timeouts.expected(plan.action) {
-            head.headers.insert(names::EXPECTED_TIMEOUT, value);
-        }
+    }
+    if !config.suppress_envoy_headers
+        && let Some(value) = timeouts.expected(plan.action)
+    {
+        head.headers.insert(names::EXPECTED_TIMEOUT, value);
     }
     if config.peer_exchange.to_upstream
         && let Some((metadata, id)) = &exchange.connection.worker.own_metadata

@@ -172,6 +172,12 @@ pub(super) fn local(guard: ExchangeGuard, error: &ProxyError) -> Response<Respon
             }
         }
         ProxyError::Filter(filter) => answer.headers.clone_from(&filter.headers),
+        ProxyError::ResponseTimeout | ProxyError::PerTryTimeout
+            if exchange.head.borrow().headers.contains_key(names::ALT_RESPONSE) =>
+        {
+            answer.status = StatusCode::NO_CONTENT;
+            answer.body = bytes::Bytes::new();
+        }
         ProxyError::Overflow if !exchange.connection.config.suppress_envoy_headers => {
             answer.headers.insert(names::OVERLOADED, HeaderValue::from_static("true"));
         }

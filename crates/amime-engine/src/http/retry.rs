@@ -4,7 +4,9 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, HeaderName};
 
 use super::attempt::{Attempt, Failure};
 use super::body::UpstreamBody;
@@ -26,11 +28,66 @@ pub(super) enum Decision {
     Retry(Duration),
 }
 
-/// Retries of one request.
-pub(super) struct RetryState<'a> {
+/// What a request's retries go by: the route's policy with what a trusted
+/// client adds to it by headers.
+pub(super) struct RetrySettings {
     policy: Option<Arc<RetryPolicy>>,
     on: RetryOn,
     limit: u32,
+    status_codes: Vec<u16>,
+    header_names: Vec<HeaderName>,
+}
+
+impl RetrySettings {
+    pub(super) fn of(plan: &Plan<'_>) -> Self {
+        let policy = plan.action.retry.clone();
+        let mut settings = Self {
+            on: policy.as_ref().map_or(RetryOn::default(), |policy| policy.on),
+            limit: policy.as_ref().map_or(1, |policy| policy.limit),
+            policy,
+            status_codes: Vec::new(),
+            header_names: Vec::new(),
+        };
+        let head = plan.exchange.head.borrow();
+        // Those of other clients were removed when the request came in.
+        if plan.admitted.internal {
+            settings.add(&head.headers);
+        }
+        let wanted = settings.policy.as_ref().is_none_or(|policy| {
+            policy.request_headers.is_empty()
+                || policy.request_headers.iter().any(|header| header.matches(&head))
+        });
+        if !wanted {
+            settings.on = RetryOn::default();
+        }
+        settings
+    }
+
+    fn add(&mut self, headers: &HeaderMap) {
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        for name in [names::RETRY_ON, names::RETRY_GRPC_ON] {
+            if let Some(list) = text(name) {
+                self.on = self.on.union(RetryOn::parse(list));
+            }
+        }
+        if let Some(max) = text(names::MAX_RETRIES).and_then(|text| text.parse().ok()) {
+            self.limit = max;
+        }
+        let codes = text(names::RETRIABLE_STATUS_CODES).unwrap_or_default().split(',');
+        self.status_codes.extend(codes.filter_map(|code| code.trim().parse::<u16>().ok()));
+        let list = text(names::RETRIABLE_HEADER_NAMES).unwrap_or_default().split(',');
+        self.header_names.extend(list.filter_map(|name| name.trim().parse::<HeaderName>().ok()));
+    }
+
+    /// True if some result may lead to a retry.
+    pub(super) fn active(&self) -> bool {
+        !self.on.is_empty()
+    }
+}
+
+/// Retries of one request.
+pub(super) struct RetryState<'a> {
+    settings: &'a RetrySettings,
     used: u32,
     cluster: &'a Rc<ClusterRuntime>,
     priority: usize,
@@ -39,45 +96,12 @@ pub(super) struct RetryState<'a> {
 }
 
 impl<'a> RetryState<'a> {
-    pub(super) fn new(plan: &Plan<'_>, cluster: &'a Rc<ClusterRuntime>) -> Self {
-        let policy = plan.action.retry.clone();
-        let mut on = policy.as_ref().map_or(RetryOn::default(), |policy| policy.on);
-        let mut limit = policy.as_ref().map_or(1, |policy| policy.limit);
-        let head = plan.exchange.head.borrow();
-        // By headers a trusted client adds to the route's policy; those of
-        // others were removed when the request came in.
-        if plan.admitted.internal {
-            for name in [names::RETRY_ON, names::RETRY_GRPC_ON] {
-                if let Some(list) = head.headers.get(name).and_then(|value| value.to_str().ok()) {
-                    on = on.union(RetryOn::parse(list));
-                }
-            }
-            let max = head.headers.get(names::MAX_RETRIES).and_then(|value| value.to_str().ok());
-            if let Some(max) = max.and_then(|text| text.parse().ok()) {
-                limit = max;
-            }
-        }
-        let wanted = policy.as_ref().is_none_or(|policy| {
-            policy.request_headers.is_empty()
-                || policy.request_headers.iter().any(|header| header.matches(&head))
-        });
-        if !wanted {
-            on = RetryOn::default();
-        }
-        Self {
-            policy,
-            on,
-            limit,
-            used: 0,
-            cluster,
-            priority: usize::from(plan.action.high_priority),
-            taken: false,
-        }
-    }
-
-    /// True if some result may lead to a retry.
-    pub(super) fn active(&self) -> bool {
-        !self.on.is_empty()
+    pub(super) fn new(
+        settings: &'a RetrySettings,
+        cluster: &'a Rc<ClusterRuntime>,
+        priority: usize,
+    ) -> Self {
+        Self { settings, used: 0, cluster, priority, taken: false }
     }
 
     pub(super) fn used(&self) -> u32 {
@@ -92,7 +116,7 @@ impl<'a> RetryState<'a> {
             self.taken = false;
             self.cluster.give(self.priority, Resource::Retries);
         }
-        let again = self.active()
+        let again = self.settings.active()
             && match result {
                 Ok((parts, ..)) => self.by_response(parts),
                 Err(failure) => self.by_failure(failure),
@@ -104,7 +128,7 @@ impl<'a> RetryState<'a> {
             }
             return Decision::Deliver;
         }
-        if self.used >= self.limit {
+        if self.used >= self.settings.limit {
             stats.upstream_rq_retry_limit_exceeded.inc();
             return Decision::Exhausted;
         }
@@ -115,13 +139,20 @@ impl<'a> RetryState<'a> {
         self.taken = true;
         self.used += 1;
         stats.upstream_rq_retry.inc();
-        let back_off =
-            self.policy.as_ref().map_or(Duration::ZERO, |policy| policy.back_off(self.used));
+        let policy = self.settings.policy.as_ref();
+        let asked = match result {
+            Ok((parts, ..)) => {
+                policy.and_then(|it| it.asked_back_off(&parts.headers, SystemTime::now()))
+            }
+            Err(_) => None,
+        };
+        let back_off = asked
+            .unwrap_or_else(|| policy.map_or(Duration::ZERO, |policy| policy.back_off(self.used)));
         Decision::Retry(back_off)
     }
 
     fn by_response(&self, parts: &http::response::Parts) -> bool {
-        let on = self.on;
+        let on = self.settings.on;
         let status = parts.status.as_u16();
         if parts.headers.contains_key("x-envoy-ratelimited") {
             return on.contains(RetryOn::RATE_LIMITED);
@@ -132,7 +163,14 @@ impl<'a> RetryState<'a> {
         {
             return true;
         }
-        if let Some(policy) = &self.policy {
+        let settings = self.settings;
+        if on.contains(RetryOn::STATUS_CODES) && settings.status_codes.contains(&status)
+            || on.contains(RetryOn::HEADERS)
+                && settings.header_names.iter().any(|name| parts.headers.contains_key(name))
+        {
+            return true;
+        }
+        if let Some(policy) = &settings.policy {
             if on.contains(RetryOn::STATUS_CODES) && policy.status_codes.contains(&status) {
                 return true;
             }
@@ -157,7 +195,7 @@ impl<'a> RetryState<'a> {
     }
 
     fn by_failure(&self, failure: &Failure) -> bool {
-        let on = self.on;
+        let on = self.settings.on;
         // A broken stream is no response at all, which 5xx includes.
         let broken = on.contains(RetryOn::RESET)
             || on.contains(RetryOn::FIVE_XX)

@@ -20,56 +20,71 @@ use amime_config::route_action::Action;
 
 /// Answers a request.
 pub(super) async fn route(
-    guard: ExchangeGuard,
+    mut guard: ExchangeGuard,
     admitted: Admitted,
     body: DownstreamBody,
     on_upgrade: Option<upgrade::OnUpgrade>,
 ) -> Response<ResponseBody> {
+    note_peer(guard.exchange(), &admitted);
+    let mut rest = (body, on_upgrade);
+    loop {
+        guard.exchange().connection.stats.rq_total.inc();
+        match round(guard, &admitted, rest).await {
+            Ok(response) => return response,
+            // A redirect that is followed here: it all begins again.
+            Err(again) => guard = again,
+        }
+        let exchange = guard.exchange();
+        exchange.on_response.take();
+        exchange.log.borrow_mut().attempts = 0;
+        rest = (DownstreamBody::Empty, None);
+    }
+}
+
+/// Answers a request, unless that has become another one.
+async fn round(
+    guard: ExchangeGuard,
+    admitted: &Admitted,
+    (body, on_upgrade): (DownstreamBody, Option<upgrade::OnUpgrade>),
+) -> Result<Response<ResponseBody>, ExchangeGuard> {
     let exchange = guard.exchange().clone();
-    exchange.connection.stats.rq_total.inc();
-    note_peer(&exchange, &admitted);
     let route = match find(&exchange, admitted.internal) {
         Ok(route) => route,
-        Err(redirect) => return answer(guard, *redirect, None),
+        Err(redirect) => return Ok(answer(guard, *redirect, None)),
     };
     exchange.log.borrow_mut().route.clone_from(&route);
     let wanted = match &route {
-        Some(route) => upgrade::wanted(&exchange, &admitted, route),
+        Some(route) => upgrade::wanted(&exchange, admitted, route),
         None => Ok(None),
     };
     let upgrade = match wanted {
         Ok(upgrade) => upgrade,
-        Err(error) => return response::local(guard, &error),
+        Err(error) => return Ok(response::local(guard, &error)),
     };
     let weighted = match route.as_deref().map(|route| &route.action) {
-        Some(Action::Forward(action)) => action.cluster.draw(),
+        Some(Action::Forward(action)) => action.cluster.draw(&exchange.head.borrow().headers),
         _ => None,
     };
-    let scope = filters::Scope { route: route.as_deref(), weighted, admitted: &admitted };
+    let scope = filters::Scope { route: route.as_deref(), weighted, admitted };
     match filters::run(&exchange, &scope).await {
         Ok(()) => {}
         Err(filters::Stop::Preflight) => {
             let own = simple(StatusCode::OK, HeaderMap::new(), "cors_response");
-            return response::own(guard, own);
+            return Ok(response::own(guard, own));
         }
-        Err(filters::Stop::Error(error)) => return response::local(guard, &error),
+        Err(filters::Stop::Error(error)) => return Ok(response::local(guard, &error)),
     }
     let Some(route) = &route else {
         exchange.connection.stats.no_route.inc();
-        return response::local(guard, &ProxyError::NoRoute);
+        return Ok(response::local(guard, &ProxyError::NoRoute));
     };
-    match &route.action {
+    Ok(match &route.action {
         Action::Forward(action) => {
-            let plan = forward::Plan {
-                exchange: &exchange,
-                route,
-                action,
-                admitted: &admitted,
-                weighted,
-                upgrade,
-            };
+            let exchange = &exchange;
+            let plan = forward::Plan { exchange, route, action, admitted, weighted, upgrade };
             match forward::forward(plan, body, on_upgrade).await {
-                Ok(forwarded) => forwarded.into_response(guard),
+                Ok(Some(forwarded)) => forwarded.into_response(guard),
+                Ok(None) => return Err(guard),
                 Err(error) => response::local(guard, &error),
             }
         }
@@ -85,7 +100,7 @@ pub(super) async fn route(
             answer(guard, own, Some(route))
         }
         Action::NonForwarding => response::local(guard, &ProxyError::NoRoute),
-    }
+    })
 }
 
 /// Keeps what the client told of itself.
@@ -118,7 +133,11 @@ fn find(exchange: &Exchange, internal: bool) -> Result<Option<RouteRef>, Box<Own
             head.headers.remove(name);
         }
     }
-    let Some((require_tls, route)) = RouteRef::find(&table, &head) else { return Ok(None) };
+    let Some((require_tls, route)) =
+        RouteRef::find(&table, &head, exchange.connection.certificate())
+    else {
+        return Ok(None);
+    };
     let secure = head.headers.get(names::X_FORWARDED_PROTO).is_some_and(|proto| proto == "https");
     let demanded = match require_tls {
         RequireTls::No => false,

@@ -69,6 +69,11 @@ impl HttpConnection {
         })
     }
 
+    /// True if the client has shown a certificate, and a valid one.
+    pub(crate) fn certificate(&self) -> bool {
+        self.downstream.tls.as_ref().is_some_and(|tls| tls.mutual)
+    }
+
     /// The route table for a request that begins now.
     pub(crate) fn routes(&self) -> Option<Rc<LocalTable>> {
         match (&self.inline_routes, &self.config.routes) {

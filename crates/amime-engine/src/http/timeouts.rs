@@ -20,6 +20,7 @@ pub(super) struct Timeouts {
     /// From the request's end to the response's end.
     pub(super) route: Option<Duration>,
     pub(super) per_try: Option<Duration>,
+    per_try_idle: Option<Duration>,
     pub(super) idle: Option<Duration>,
     /// Until the request has been read.
     pub(super) request: Option<Duration>,
@@ -56,6 +57,7 @@ impl Timeouts {
         Self {
             route,
             per_try: header(names::RQ_PER_TRY_TIMEOUT).or(per_try),
+            per_try_idle: action.retry.as_ref().and_then(|retry| retry.per_try_idle_timeout),
             idle: idle.filter(|idle| !idle.is_zero()),
             request: config.timeouts.request,
             stream_deadline: life
@@ -66,7 +68,21 @@ impl Timeouts {
     }
 
     pub(super) fn body(&self) -> BodyLimits {
-        BodyLimits { timeout: self.route, deadline: self.stream_deadline, idle: self.idle }
+        let idle = self.idle.into_iter().chain(self.per_try_idle).min();
+        BodyLimits { timeout: self.route, deadline: self.stream_deadline, idle }
+    }
+
+    /// How long an attempt may take to begin its response; until then an
+    /// attempt is idle all the time.
+    pub(super) fn attempt(&self) -> Option<Duration> {
+        self.per_try.into_iter().chain(self.per_try_idle).min()
+    }
+
+    /// What is left of the timeout for an attempt that begins after `elapsed`.
+    pub(super) fn left(&self, elapsed: Duration) -> Option<Duration> {
+        let Some(route) = self.route else { return self.per_try };
+        let left = route.saturating_sub(elapsed).max(Duration::from_millis(1));
+        Some(self.per_try.map_or(left, |per_try| per_try.min(left)))
     }
 
     /// The value of `x-envoy-expected-rq-timeout-ms`.

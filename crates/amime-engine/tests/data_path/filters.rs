@@ -192,3 +192,24 @@ async fn answers_of_the_proxy_take_the_form_that_is_configured() {
     assert_eq!(direct.header("content-type"), Some("application/json"));
     assert_eq!(proxy.get("h", "/up").await.body, "as it is");
 }
+
+#[tokio::test]
+async fn headers_of_a_request_give_its_fault() {
+    let by_header = format!("{FAULT}\n").replace(
+        "HTTPFault}",
+        "HTTPFault, delay: {header_delay: {}, percentage: {numerator: 100}}, abort: {header_abort: {}, percentage: {numerator: 100}}}",
+    );
+    let hcm =
+        with_filter(&routes("- match: {prefix: /}\n  direct_response: {status: 200}"), &by_header);
+    let proxy = Proxy::http(&hcm, &[]).await;
+    let ask = async |header: &str| {
+        proxy.request(&format!("GET / HTTP/1.1\r\nhost: h\r\n{header}")).await.status
+    };
+    assert_eq!(ask("").await, 200);
+    assert_eq!(ask("x-envoy-fault-abort-request: 431\r\n").await, 431);
+    let never = "x-envoy-fault-abort-request: 431\r\nx-envoy-fault-abort-request-percentage: 0\r\n";
+    assert_eq!(ask(never).await, 200);
+    let begun = Instant::now();
+    assert_eq!(ask("x-envoy-fault-delay-request: 60\r\n").await, 200);
+    assert!(begun.elapsed() >= Duration::from_millis(60));
+}

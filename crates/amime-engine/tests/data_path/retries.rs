@@ -117,3 +117,60 @@ async fn a_circuit_breaker_refuses_what_is_over_its_limit() {
     gate.notify_one();
     assert_eq!(first.await.expect("the task ends").status, 200);
 }
+
+/// What internal clients may ask for by headers.
+const INTERNAL: &str = "internal_address_config: {cidr_ranges: [{address_prefix: 127.0.0.1, prefix_len: 32}]}\nuse_remote_address: true\n";
+
+#[tokio::test]
+async fn internal_clients_ask_for_retries_by_headers_which_end_here() {
+    let backend = Backend::start(|_| status(418)).await;
+    let hcm = format!("{INTERNAL}{}", routes("- match: {prefix: /}\n  route: {cluster: a}"));
+    let proxy = Proxy::http(&hcm, &[("a", backend.address)]).await;
+    let head = "GET / HTTP/1.1\r\nhost: h\r\nx-envoy-retry-on: retriable-status-codes\r\nx-envoy-max-retries: 2\r\nx-envoy-retriable-status-codes: 503, 418\r\n";
+    assert_eq!(proxy.request(head).await.status, 418);
+    let seen = backend.seen.lock().expect("not poisoned");
+    assert_eq!(seen.len(), 3);
+    assert!(!seen[0].head.headers().contains_key("x-envoy-retry-on"));
+    assert!(!seen[0].head.headers().contains_key("x-envoy-max-retries"));
+}
+
+#[tokio::test]
+async fn later_attempts_are_told_the_time_that_is_left() {
+    let backend = Backend::start(|_| status(503)).await;
+    let hcm = routes(
+        "- match: {prefix: /}\n  route: {cluster: a, timeout: 60s, retry_policy: {retry_on: 5xx, num_retries: 1, rate_limited_retry_back_off: {reset_headers: [{name: x-none}]}}}",
+    );
+    let proxy = Proxy::http(&hcm, &[("a", backend.address)]).await;
+    assert_eq!(proxy.get("h", "/").await.status, 503);
+    let seen = backend.seen.lock().expect("not poisoned");
+    let told = |index: usize| -> u64 {
+        let value = &seen[index].head.headers()["x-envoy-expected-rq-timeout-ms"];
+        value.to_str().expect("text").parse().expect("a number")
+    };
+    assert_eq!(told(0), 60_000);
+    assert!((30_000..60_000).contains(&told(1)), "{}", told(1));
+}
+
+#[tokio::test]
+async fn an_attempt_that_stays_silent_is_given_up() {
+    let gate = std::sync::Arc::new(tokio::sync::Notify::new());
+    let held = gate.clone();
+    let backend = Backend::start_async(move |_| {
+        let held = held.clone();
+        async move {
+            held.notified().await;
+            status(200)
+        }
+    })
+    .await;
+    let hcm = format!(
+        "{INTERNAL}{}",
+        routes(
+            "- match: {prefix: /}\n  route: {cluster: a, retry_policy: {retry_on: 5xx, num_retries: 0, per_try_idle_timeout: 0.05s}}"
+        )
+    );
+    let proxy = Proxy::http(&hcm, &[("a", backend.address)]).await;
+    assert_eq!(proxy.get("h", "/").await.status, 504);
+    let head = "GET / HTTP/1.1\r\nhost: h\r\nx-envoy-upstream-rq-timeout-alt-response: 1\r\n";
+    assert_eq!(proxy.request(head).await.status, 204);
+}

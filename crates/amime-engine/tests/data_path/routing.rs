@@ -1,5 +1,8 @@
 //! Which route a request takes and what it does.
 
+use http::{HeaderValue, Response, StatusCode};
+use http_body_util::Full;
+
 use crate::harness::{Backend, Proxy, routes};
 
 #[tokio::test]
@@ -125,4 +128,77 @@ async fn header_edits_apply_at_all_levels() {
     let levels: Vec<_> = seen.headers().get_all("x-level").iter().collect();
     assert_eq!(levels, ["route /p", "host", "table"]);
     assert!(!seen.headers().contains_key("x-secret"));
+}
+
+#[tokio::test]
+async fn headers_decide_among_destinations_and_name_them() {
+    let (a, b) = (Backend::named("a").await, Backend::named("b").await);
+    let hcm = routes(
+        "- match: {prefix: /number}
+  route:
+    weighted_clusters:
+      header_name: x-number
+      clusters: [{name: a, weight: 30}, {name: b, weight: 70}]
+- match: {prefix: /name}
+  route: {weighted_clusters: {clusters: [{cluster_header: x-name, weight: 1}]}}",
+    );
+    let proxy = Proxy::http(&hcm, &[("a", a.address), ("b", b.address)]).await;
+    let ask = async |path: &str, header: &str| {
+        proxy.request(&format!("GET {path} HTTP/1.1\r\nhost: h\r\n{header}\r\n")).await.body
+    };
+    for _ in 0..5 {
+        assert_eq!(ask("/number", "x-number: 129").await, "a");
+        assert_eq!(ask("/number", "x-number: 30").await, "b");
+    }
+    assert_eq!(ask("/name", "x-name: a").await, "a");
+    assert_eq!(ask("/name", "x-name: b").await, "b");
+}
+
+#[tokio::test]
+async fn redirects_of_an_upstream_are_followed_here_where_that_is_asked_for() {
+    let from = Backend::start(|_| {
+        let mut response = Response::new(Full::from("moved"));
+        *response.status_mut() = StatusCode::FOUND;
+        let location = HeaderValue::from_static("http://other/new?q=1");
+        response.headers_mut().insert("location", location);
+        response
+    })
+    .await;
+    let to = Backend::named("arrived").await;
+    let hcm = routes(
+        "- match: {prefix: /old}
+  route: {cluster: from, internal_redirect_policy: {}}
+- match: {prefix: /plain}
+  route: {cluster: from}
+- match: {prefix: /new}
+  route: {cluster: to}",
+    );
+    let proxy = Proxy::http(&hcm, &[("from", from.address), ("to", to.address)]).await;
+    let reply = proxy.get("h", "/old?p=1").await;
+    assert_eq!((reply.status, reply.body.as_str()), (200, "arrived"));
+    let seen = to.only().head;
+    assert_eq!(
+        (seen.uri().to_string().as_str(), &seen.headers()["host"]),
+        ("/new?q=1", &HeaderValue::from_static("other"))
+    );
+    assert_eq!(seen.headers()["x-envoy-original-url"], "http://h/old?p=1");
+    assert_eq!(proxy.get("h", "/plain").await.status, 302);
+    let with_body =
+        "POST /old HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi";
+    assert!(proxy.raw(with_body).await.starts_with("HTTP/1.1 302"));
+}
+
+#[tokio::test]
+async fn copies_go_where_a_level_above_the_route_says() {
+    let (a, copy) = (Backend::named("a").await, Backend::named("copy").await);
+    let hcm = routes("- match: {prefix: /}\n  route: {cluster: a}").replace(
+        "  virtual_hosts:",
+        "  request_mirror_policies: [{cluster: copy}]\n  virtual_hosts:",
+    );
+    let proxy = Proxy::http(&hcm, &[("a", a.address), ("copy", copy.address)]).await;
+    assert_eq!(proxy.get("h", "/x").await.body, "a");
+    while copy.count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(copy.only().head.headers()["host"], "h-shadow");
 }
