@@ -159,7 +159,13 @@ impl<'a> Compiler<'a> {
         let mut loggers = Vec::with_capacity(logs.len());
         for (index, log) in logs.iter().enumerate() {
             match self.telemetry.access_log(log) {
-                Ok(logger) => loggers.push(logger),
+                Ok(logger) => {
+                    for name in logger.absent() {
+                        let reason = format!("%{name}% is always empty");
+                        self.faults.ignore(&format!("access_log[{index}]"), reason);
+                    }
+                    loggers.push(logger);
+                }
                 // A log changes no traffic, so it does not refuse a listener.
                 Err(error) => {
                     self.faults.ignore(&format!("access_log[{index}]"), error.to_string())

@@ -16,6 +16,9 @@ pub struct TlsFacts {
     pub peer_uri_san: Option<String>,
     pub peer_dns_san: Option<String>,
     pub peer_subject: Option<String>,
+    pub peer_issuer: Option<String>,
+    /// Hex.
+    pub peer_serial: Option<String>,
     /// SHA-256 of the peer's certificate, hex.
     pub peer_hash: Option<String>,
     pub local_uri_san: Option<String>,
@@ -60,6 +63,8 @@ impl TlsFacts {
                 _ => {}
             }
         }
+        self.peer_issuer = Some(details.issuer);
+        self.peer_serial = Some(details.serial);
         self.peer_subject = Some(details.subject).filter(|subject| !subject.is_empty());
     }
 
@@ -75,7 +80,11 @@ impl TlsFacts {
             cipher: self.cipher,
             peer_uri_san: self.peer_uri_san.as_deref(),
             local_uri_san: self.local_uri_san.as_deref(),
+            peer_dns_san: self.peer_dns_san.as_deref(),
             peer_subject: self.peer_subject.as_deref(),
+            peer_issuer: self.peer_issuer.as_deref(),
+            peer_serial: self.peer_serial.as_deref(),
+            peer_fingerprint: self.peer_hash.as_deref(),
             mutual: self.mutual,
         }
     }

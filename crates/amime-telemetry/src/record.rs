@@ -72,8 +72,16 @@ pub struct TlsRecord<'a> {
     pub peer_uri_san: Option<&'a str>,
     /// URI SAN of our certificate.
     pub local_uri_san: Option<&'a str>,
+    /// First DNS SAN of the peer's certificate.
+    pub peer_dns_san: Option<&'a str>,
     /// Subject of the peer's certificate, RFC 2253.
     pub peer_subject: Option<&'a str>,
+    /// Issuer of the peer's certificate.
+    pub peer_issuer: Option<&'a str>,
+    /// Serial number of the peer's certificate, hex.
+    pub peer_serial: Option<&'a str>,
+    /// SHA-256 of the peer's certificate, hex.
+    pub peer_fingerprint: Option<&'a str>,
     /// Whether both sides showed a certificate.
     pub mutual: bool,
 }
@@ -104,6 +112,8 @@ pub struct DownstreamRecord<'a> {
 pub struct UpstreamRecord<'a> {
     /// Address of the chosen endpoint.
     pub host: Option<SocketAddr>,
+    /// Name of the chosen endpoint, if it has one.
+    pub host_name: Option<&'a str>,
     /// Our address on the upstream connection.
     pub local_address: Option<SocketAddr>,
     /// The chosen cluster.

@@ -4,12 +4,23 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use envoy_types::pb::envoy::config::accesslog::v3::{AccessLog, access_log::ConfigType};
+use envoy_types::pb::envoy::config::accesslog::v3::access_log_filter::FilterSpecifier;
+use envoy_types::pb::envoy::config::accesslog::v3::{
+    AccessLog, AccessLogFilter, GrpcStatusFilter, HeaderFilter, LogTypeFilter,
+    access_log::ConfigType,
+};
 use envoy_types::pb::envoy::config::core::v3::{
     SubstitutionFormatString, substitution_format_string,
 };
+use envoy_types::pb::envoy::config::route::v3::{
+    HeaderMatcher, header_matcher::HeaderMatchSpecifier,
+};
+use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::{
     FileAccessLog, file_access_log::AccessLogFormat,
+};
+use envoy_types::pb::envoy::r#type::matcher::v3::{
+    RegexMatcher, StringMatcher, string_matcher::MatchPattern,
 };
 use envoy_types::pb::google::protobuf::Any;
 use http::HeaderMap;
@@ -134,6 +145,119 @@ fn operators_take_alternatives_lengths_and_formats() {
     check("%DOWNSTREAM_PEER_URI_SAN% %GRPC_STATUS% %TRAILER(a)%", "- - -");
     check("%DYNAMIC_METADATA(a:b)% %FILTER_STATE(x:PLAIN)%", "- -");
     check("%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %UPSTREAM_REMOTE_PORT%", "10.0.0.8 9080");
+}
+
+#[test]
+fn arguments_say_what_is_printed() {
+    check("%PATH% %PATH(NQ)% %PATH(WQ:ORIG)%", "/reviews/0?full=true /reviews/0 -");
+    check("%QUERY_PARAM(full)% %QUERY_PARAM(none)% %QUERY_PARAMS%", "true - full=true");
+    check("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(16)%", "10.0.0.0/16");
+    check("%COMMON_DURATION(DS_RX_BEG:DS_TX_END:us)%", "5000");
+    check("%REQUESTED_SERVER_NAME(SNI_FIRST)%", "reviews:9080");
+    check("%ENVIRONMENT(NO_SUCH_VARIABLE)% %DOWNSTREAM_HEADER_BYTES_SENT%", "- 105");
+    let encoded = |record: &mut HttpRecord<'_>| record.path = "/p?a%20b=c%2Fd&x=%zz";
+    let format = Format::parse("%QUERY_PARAM(a b)% %QUERY_PARAM(x)% %QUERY_PARAMS(DECODED)%");
+    assert_eq!(print(&format.expect("parses"), encoded), "c/d %zz a b=c/d&x=%zz");
+    let id = print(&Format::parse("%UNIQUE_ID%").expect("parses"), |_| {});
+    assert!(id.len() == 36 && id.as_bytes()[14] == b'4', "{id}");
+    for bad in ["PATH(X)", "GRPC_STATUS(X)", "QUERY_PARAMS(X)", "QUERY_PARAM", "PROTOCOL(a)"] {
+        assert!(Format::parse(&format!("%{bad}%")).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn a_grpc_status_has_three_forms_and_follows_from_the_http_status() {
+    let format = "%GRPC_STATUS% %GRPC_STATUS(SNAKE_STRING)% %GRPC_STATUS(NUMBER)%";
+    let format = Format::parse(format).expect("parses");
+    let of = |code: u16| {
+        print(&format, |record| {
+            record.grpc = true;
+            record.response_code = code;
+        })
+    };
+    assert_eq!(of(200), "Unknown UNKNOWN 2");
+    assert_eq!(of(403), "PermissionDenied PERMISSION_DENIED 7");
+    assert_eq!(of(503), "Unavailable UNAVAILABLE 14");
+}
+
+#[test]
+fn operators_without_data_are_named() {
+    let telemetry = Telemetry::new(TelemetryOptions::default());
+    let text = "%TRACE_ID% %REQ(a)% %DYNAMIC_METADATA(a:b)% %COMMON_DURATION(DS_RX_BEG:US_TX_BEG)%";
+    let log = telemetry.access_log(&file_log("/dev/null", text)).expect("compiles");
+    let want = ["TRACE_ID", "DYNAMIC_METADATA", "COMMON_DURATION(DS_RX_BEG:US_TX_BEG)"];
+    assert_eq!(log.absent(), want);
+    let json = serde_json::json!({"a": "%PROTOCOL%", "b": ["x%FILTER_STATE(k)%"]});
+    let format = Format::parse_json(&json, false, true).expect("parses");
+    assert_eq!(format.absent(), ["FILTER_STATE"]);
+}
+
+/// Whether a log with this filter takes a request.
+fn takes(filter: FilterSpecifier, change: impl FnOnce(&mut HttpRecord<'_>)) -> bool {
+    let telemetry = Telemetry::new(TelemetryOptions::default());
+    let filter = AccessLogFilter { filter_specifier: Some(filter) };
+    let log = AccessLog { filter: Some(filter), ..file_log("/dev/null", "x") };
+    let log = telemetry.access_log(&log).expect("compiles");
+    let listener = ListenerTelemetry::default();
+    with_request(&listener, change, |record| log.accepts(&accesslog::Subject::from(record)))
+}
+
+fn header_filter(by: HeaderMatchSpecifier, name: &str, invert: bool) -> bool {
+    let header = HeaderMatcher {
+        name: name.to_owned(),
+        invert_match: invert,
+        header_match_specifier: Some(by),
+        ..HeaderMatcher::default()
+    };
+    takes(FilterSpecifier::HeaderFilter(HeaderFilter { header: Some(header) }), |_| {})
+}
+
+#[test]
+fn a_header_filter_looks_at_the_request() {
+    use HeaderMatchSpecifier as By;
+    let text = |pattern, ignore_case| {
+        let match_pattern = Some(pattern);
+        By::StringMatch(StringMatcher { match_pattern, ignore_case })
+    };
+    let prefix = |text_of_it: &str, ignore| text(MatchPattern::Prefix(text_of_it.into()), ignore);
+    assert!(header_filter(prefix("curl/", false), "user-agent", false));
+    assert!(!header_filter(prefix("CURL/", false), "user-agent", false));
+    assert!(header_filter(prefix("CURL/", true), "user-agent", false));
+    assert!(!header_filter(prefix("curl/", false), "user-agent", true));
+    assert!(header_filter(prefix("/reviews", false), ":path", false));
+    assert!(header_filter(text(MatchPattern::Exact("GET".into()), false), ":method", false));
+    let regex = |regex: &str| {
+        let regex = RegexMatcher { regex: regex.into(), ..RegexMatcher::default() };
+        text(MatchPattern::SafeRegex(regex), false)
+    };
+    assert!(header_filter(regex("curl/[0-9.]+"), "user-agent", false));
+    assert!(!header_filter(regex("curl"), "user-agent", false), "the whole value");
+    assert!(header_filter(By::PresentMatch(true), "user-agent", false));
+    assert!(!header_filter(By::PresentMatch(true), "missing", false));
+    assert!(header_filter(By::PresentMatch(true), "missing", true));
+    assert!(!header_filter(prefix("x", false), "missing", true), "nothing is known of it");
+}
+
+#[test]
+fn grpc_and_log_type_filters_choose() {
+    let grpc = |statuses: &[i32], exclude| {
+        let statuses = statuses.to_vec();
+        FilterSpecifier::GrpcStatusFilter(GrpcStatusFilter { statuses, exclude })
+    };
+    let failed = |record: &mut HttpRecord<'_>| {
+        record.grpc = true;
+        record.response_code = 503;
+    };
+    assert!(takes(grpc(&[14], false), failed));
+    assert!(!takes(grpc(&[14], true), failed));
+    assert!(!takes(grpc(&[0], false), failed));
+    let kind = |kind: AccessLogType, exclude| {
+        let types = vec![kind.into()];
+        FilterSpecifier::LogTypeFilter(LogTypeFilter { types, exclude })
+    };
+    assert!(takes(kind(AccessLogType::DownstreamEnd, false), |_| {}));
+    assert!(!takes(kind(AccessLogType::TcpConnectionEnd, false), |_| {}));
+    assert!(takes(kind(AccessLogType::TcpConnectionEnd, true), |_| {}));
 }
 
 #[test]

@@ -237,6 +237,11 @@ impl Log {
         let peer = self.upstream_peer.as_ref();
         UpstreamRecord {
             host: self.host.as_ref().map(|host| host.endpoint.address),
+            host_name: self
+                .host
+                .as_ref()
+                .map(|host| &*host.endpoint.hostname)
+                .filter(|name| !name.is_empty()),
             local_address: self.conn.as_ref().and_then(|conn| conn.facts.local),
             cluster: self.cluster.as_ref().map(|cluster| &cluster.config().info),
             tls,

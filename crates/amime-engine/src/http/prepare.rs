@@ -48,9 +48,7 @@ pub(super) fn prepare(plan: &Plan<'_>, timeouts: &Timeouts) {
         head.headers.insert(names::PEER_METADATA_ID, id.clone());
     }
     join_cookies(head);
-    if config.telemetry.istio_stats.is_some() {
-        exchange.log.borrow_mut().request_bytes = response::header_bytes(&head.headers);
-    }
+    exchange.log.borrow_mut().request_bytes = response::header_bytes(&head.headers);
 }
 
 /// Runs edits on the request.

@@ -91,6 +91,7 @@ pub(crate) async fn proxy(
     let Dialed { io: upstream, facts, cluster, host, first, _open } = dialed;
     record.upstream = UpstreamRecord {
         host: Some(host.endpoint.address),
+        host_name: Some(&*host.endpoint.hostname).filter(|name| !name.is_empty()),
         local_address: facts.local,
         cluster: Some(&cluster.config().info),
         tls: facts.tls.as_ref().map(TlsFacts::record),

@@ -5,10 +5,13 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::accesslog::v3::{
     AccessLogFilter, ComparisonFilter, access_log_filter::FilterSpecifier, comparison_filter::Op,
 };
+use envoy_types::pb::envoy::data::accesslog::v3::AccessLogType;
 use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
 
 use super::config::AccessLogError;
 use super::format::Subject;
+use super::grpc::{from_http, grpc_status};
+use super::header_filter::HeaderFilter;
 use crate::ResponseFlags;
 
 /// A compiled filter.
@@ -23,6 +26,17 @@ pub(crate) enum Filter {
         of: u32,
     },
     NotHealthCheck,
+    Header(HeaderFilter),
+    /// gRPC requests with one of these codes, or with none of them.
+    Grpc {
+        codes: Vec<u64>,
+        exclude: bool,
+    },
+    /// Logs of the ends of requests, of connections, or of neither.
+    Kind {
+        requests: bool,
+        connections: bool,
+    },
     All(Vec<Filter>),
     Any(Vec<Filter>),
 }
@@ -71,6 +85,22 @@ impl Filter {
             FilterSpecifier::AndFilter(f) => Self::All(each(&f.filters)?),
             FilterSpecifier::OrFilter(f) => Self::Any(each(&f.filters)?),
             FilterSpecifier::RuntimeFilter(f) => sample(f.percent_sampled.as_ref()),
+            FilterSpecifier::HeaderFilter(f) => {
+                let header = f.header.as_ref();
+                let header = header.ok_or(AccessLogError::Missing { field: "header" })?;
+                Self::Header(HeaderFilter::compile(header)?)
+            }
+            FilterSpecifier::GrpcStatusFilter(f) => Self::Grpc {
+                codes: f.statuses.iter().filter_map(|code| u64::try_from(*code).ok()).collect(),
+                exclude: f.exclude,
+            },
+            FilterSpecifier::LogTypeFilter(f) => {
+                let listed = |kind| f.types.contains(&i32::from(kind)) != f.exclude;
+                Self::Kind {
+                    requests: listed(AccessLogType::DownstreamEnd),
+                    connections: listed(AccessLogType::TcpConnectionEnd),
+                }
+            }
             FilterSpecifier::ResponseFlagFilter(f) => {
                 let mut flags = ResponseFlags::NONE;
                 for name in &f.flags {
@@ -100,6 +130,21 @@ impl Filter {
             Self::Flags(flags) => subject.flags.intersects(*flags),
             Self::Sample { numerator, of } => fastrand::u32(..*of) < *numerator,
             Self::NotHealthCheck => true,
+            Self::Header(header) => header.holds(subject),
+            Self::Grpc { codes, exclude } => {
+                // Whatever is no gRPC counts by its HTTP status, as in Envoy.
+                let status = grpc_status(subject).unwrap_or_else(|| {
+                    from_http(subject.http.map_or(0, |http| http.response_code))
+                });
+                codes.contains(&status) != *exclude
+            }
+            Self::Kind { requests, connections } => {
+                if subject.http.is_some() {
+                    *requests
+                } else {
+                    *connections
+                }
+            }
             Self::All(filters) => filters.iter().all(|filter| filter.accepts(subject)),
             Self::Any(filters) => filters.iter().any(|filter| filter.accepts(subject)),
         }

@@ -122,6 +122,14 @@ impl Format {
         self.write(&Subject::from(record), out);
     }
 
+    /// Operators whose data does not exist here.
+    pub(crate) fn absent(&self) -> Vec<&str> {
+        match &self.body {
+            Body::Text { pieces, .. } => absent(pieces),
+            Body::Json(format) => format.absent(),
+        }
+    }
+
     pub(crate) fn write(&self, subject: &Subject<'_>, out: &mut Vec<u8>) {
         match &self.body {
             Body::Text { pieces, omit_empty } => {
@@ -141,7 +149,23 @@ impl Format {
     }
 }
 
+/// Operators among `pieces` whose data does not exist here.
+pub(super) fn absent(pieces: &[Piece]) -> Vec<&str> {
+    let names = pieces.iter().filter_map(|piece| match piece {
+        Piece::Command(command) => command.absent(),
+        Piece::Literal(_) => None,
+    });
+    names.collect()
+}
+
 impl Command {
+    pub(super) fn absent(&self) -> Option<&str> {
+        match &self.operator {
+            Operator::Absent(name) => Some(name),
+            _ => None,
+        }
+    }
+
     /// Appends the value; false and nothing appended if there is none.
     pub(super) fn write(&self, subject: &Subject<'_>, out: &mut Vec<u8>) -> bool {
         let start = out.len();

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::format::{Command, FormatError, Piece, Subject, parse_pieces};
+use super::format::{Command, FormatError, Piece, Subject, absent, parse_pieces};
 
 /// A compiled JSON format; prints one line.
 #[derive(Debug)]
@@ -23,6 +23,18 @@ enum Node {
     Array(Vec<Node>),
 }
 
+impl Node {
+    fn absent<'a>(&'a self, names: &mut Vec<&'a str>) {
+        match self {
+            Self::Constant(_) => {}
+            Self::Command(command) => names.extend(command.absent()),
+            Self::Pieces(pieces) => names.extend(absent(pieces)),
+            Self::Object(fields) => fields.iter().for_each(|(_, node)| node.absent(names)),
+            Self::Array(items) => items.iter().for_each(|node| node.absent(names)),
+        }
+    }
+}
+
 impl JsonFormat {
     pub(super) fn parse(
         format: &serde_json::Value,
@@ -30,6 +42,13 @@ impl JsonFormat {
         sort: bool,
     ) -> Result<Self, FormatError> {
         Ok(Self { root: node(format, sort)?, omit_empty })
+    }
+
+    /// Operators whose data does not exist here.
+    pub(super) fn absent(&self) -> Vec<&str> {
+        let mut names = vec![];
+        self.root.absent(&mut names);
+        names
     }
 
     pub(super) fn write(&self, subject: &Subject<'_>, out: &mut Vec<u8>) {

@@ -3,9 +3,12 @@
 //! [`Format`] compiles a format once; [`AccessLogger`] couples it with a sink
 //! and a filter; the writer thread moves what workers buffered to its file.
 
+mod argument;
 mod config;
 mod filter;
 mod format;
+mod grpc;
+mod header_filter;
 mod json;
 mod operator;
 mod start_time;
@@ -28,6 +31,12 @@ pub struct AccessLogger {
 }
 
 impl AccessLogger {
+    /// Operators of the format whose data does not exist here: they print as
+    /// empty.
+    pub fn absent(&self) -> Vec<&str> {
+        self.format.absent()
+    }
+
     /// Whether the subject is to be logged.
     pub(crate) fn accepts(&self, subject: &Subject<'_>) -> bool {
         self.filter.as_ref().is_none_or(|filter| filter.accepts(subject))

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
 
+use super::argument::Argument;
 use super::format::{FormatError, Subject};
+use super::grpc::{GrpcForm, grpc_status};
 use super::start_time::TimeFormat;
 
 /// A compiled operator.
@@ -23,8 +25,10 @@ pub(super) enum Operator {
     StartTime(TimeFormat),
     /// `HOSTNAME`.
     Constant(Box<str>),
+    /// An operator whose argument says what to print.
+    Argument(Argument),
     /// A known operator whose data this proxy never has: always empty.
-    Absent,
+    Absent(Box<str>),
 }
 
 /// One operator without arguments.
@@ -78,12 +82,77 @@ impl OperatorError {
     }
 }
 
-/// Operators that Envoy and Istio have and whose data does not exist here;
-/// they print as empty so that formats which mention them keep working.
-const ABSENT_WITH_ARGUMENT: [&str; 5] =
-    ["DYNAMIC_METADATA", "METADATA", "CLUSTER_METADATA", "UPSTREAM_METADATA", "FILTER_STATE"];
-const ABSENT: [&str; 4] =
-    ["TRACE_ID", "SPAN_ID", "VIRTUAL_CLUSTER_NAME", "DOWNSTREAM_TLS_SESSION_ID"];
+/// Operators of Envoy 1.40 whose data does not exist here; they print as empty,
+/// so that formats which mention them keep working, and are reported.
+const ABSENT: [&str; 50] = [
+    "CEL",
+    "CLUSTER_METADATA",
+    "COALESCE",
+    "DOWNSTREAM_DETECTED_CLOSE_TYPE",
+    "DOWNSTREAM_DIRECT_LOCAL_ADDRESS",
+    "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT",
+    "DOWNSTREAM_DIRECT_LOCAL_PORT",
+    "DOWNSTREAM_HANDSHAKE_DURATION",
+    "DOWNSTREAM_LOCAL_CLOSE_REASON",
+    "DOWNSTREAM_LOCAL_DNS_SAN",
+    "DOWNSTREAM_LOCAL_EMAIL_SAN",
+    "DOWNSTREAM_LOCAL_IP_SAN",
+    "DOWNSTREAM_LOCAL_OTHERNAME_SAN",
+    "DOWNSTREAM_LOCAL_SUBJECT",
+    "DOWNSTREAM_PEER_CERT",
+    "DOWNSTREAM_PEER_CERT_V_END",
+    "DOWNSTREAM_PEER_CERT_V_START",
+    "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_1",
+    "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256",
+    "DOWNSTREAM_PEER_CHAIN_SERIALS",
+    "DOWNSTREAM_PEER_EMAIL_SAN",
+    "DOWNSTREAM_PEER_FINGERPRINT_1",
+    "DOWNSTREAM_PEER_IP_SAN",
+    "DOWNSTREAM_PEER_OTHERNAME_SAN",
+    "DOWNSTREAM_TLS_SESSION_ID",
+    "DYNAMIC_METADATA",
+    "EMIT_TIME_LOCAL",
+    "FILTER_STATE",
+    "METADATA",
+    "REQUEST_TX_DURATION",
+    "ROUNDTRIP_DURATION",
+    "SPAN_ID",
+    "START_TIME_LOCAL",
+    "TLS_JA3_FINGERPRINT",
+    "TLS_JA4_FINGERPRINT",
+    "TRACE_ID",
+    "UPSTREAM_CONNECTION_ID",
+    "UPSTREAM_CONNECTION_IDS_ATTEMPTED",
+    "UPSTREAM_CONNECTION_POOL_READY_DURATION",
+    "UPSTREAM_DETECTED_CLOSE_TYPE",
+    "UPSTREAM_FILTER_STATE",
+    "UPSTREAM_HEADER_BYTES_RECEIVED",
+    "UPSTREAM_HEADER_BYTES_SENT",
+    "UPSTREAM_HOSTS_ATTEMPTED",
+    "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT",
+    "UPSTREAM_HOST_NAMES_ATTEMPTED",
+    "UPSTREAM_LOCAL_CLOSE_REASON",
+    "UPSTREAM_METADATA",
+    "UPSTREAM_TLS_SESSION_ID",
+    "VIRTUAL_CLUSTER_NAME",
+];
+
+/// As [`ABSENT`], for names that differ in their ends only.
+const ABSENT_ENDS: [(&str, &[&str]); 3] = [
+    ("UPSTREAM_PEER_", &["CERT", "CERT_V_END", "CERT_V_START", "IP_SAN"]),
+    ("UPSTREAM_LOCAL_", &["DNS_SAN", "IP_SAN"]),
+    (
+        "UPSTREAM_",
+        &["DECOMPRESSED_HEADER_BYTES_RECEIVED", "DECOMPRESSED_HEADER_BYTES_SENT", "SERVER_NAME"],
+    ),
+];
+
+fn is_absent(name: &str) -> bool {
+    ABSENT.contains(&name)
+        || ABSENT_ENDS
+            .iter()
+            .any(|(start, ends)| name.strip_prefix(start).is_some_and(|end| ends.contains(&end)))
+}
 
 impl Operator {
     pub(super) fn parse(name: &str, argument: Option<&str>) -> Result<Self, OperatorError> {
@@ -99,9 +168,17 @@ impl Operator {
             }
             ("HOSTNAME", None) => Ok(Self::Constant(hostname().into())),
             ("RESPONSE_FLAGS_LONG", None) => Ok(Self::Field(&RESPONSE_FLAGS_LONG)),
-            (name, Some(_)) if ABSENT_WITH_ARGUMENT.contains(&name) => Ok(Self::Absent),
-            (name, None) if ABSENT.contains(&name) => Ok(Self::Absent),
+            ("ENVIRONMENT", Some(name)) => {
+                Ok(Self::Constant(std::env::var(name).unwrap_or_default().into()))
+            }
+            (name, _) if is_absent(name) => Ok(Self::Absent(name.into())),
+            ("COMMON_DURATION", Some(moments)) if !Argument::knows(moments) => {
+                Ok(Self::Absent(format!("{name}({moments})").into()))
+            }
             (name, argument) => {
+                if let Some(parsed) = Argument::parse(name, argument) {
+                    return parsed.map(Self::Argument).map_err(OperatorError::Argument);
+                }
                 let field = FIELDS.iter().find(|field| field.name == name);
                 let field = field.ok_or(OperatorError::Unknown)?;
                 match argument {
@@ -114,7 +191,11 @@ impl Operator {
 
     /// Whether a lone command prints as a JSON number.
     pub(super) fn is_numeric(&self) -> bool {
-        matches!(self, Self::Field(field) if field.numeric)
+        match self {
+            Self::Field(field) => field.numeric,
+            Self::Argument(argument) => argument.is_numeric(),
+            _ => false,
+        }
     }
 
     pub(super) fn write(&self, subject: &Subject<'_>, out: &mut Vec<u8>) -> bool {
@@ -131,7 +212,8 @@ impl Operator {
                 true
             }
             Self::Constant(text) => put(out, text),
-            Self::Absent => false,
+            Self::Argument(argument) => argument.write(subject, out),
+            Self::Absent(_) => false,
         }
     }
 }
@@ -214,11 +296,11 @@ fn write_header(
     found
 }
 
-fn put(out: &mut Vec<u8>, text: &str) -> bool {
+pub(super) fn put(out: &mut Vec<u8>, text: &str) -> bool {
     put_bytes(out, text.as_bytes())
 }
 
-fn put_bytes(out: &mut Vec<u8>, text: &[u8]) -> bool {
+pub(super) fn put_bytes(out: &mut Vec<u8>, text: &[u8]) -> bool {
     out.extend_from_slice(text);
     !text.is_empty()
 }
@@ -235,7 +317,7 @@ fn put_words(out: &mut Vec<u8>, text: Option<&str>) -> bool {
     found
 }
 
-fn number(out: &mut Vec<u8>, value: u64) -> bool {
+pub(super) fn number(out: &mut Vec<u8>, value: u64) -> bool {
     // Digits by hand: a formatter call costs several times as much.
     let mut digits = [0u8; 20];
     let mut at = digits.len();
@@ -272,41 +354,8 @@ fn response_code(subject: &Subject<'_>, out: &mut Vec<u8>) -> bool {
     number(out, subject.http.map_or(0, |http| u64::from(http.response_code)))
 }
 
-fn grpc_status(subject: &Subject<'_>) -> Option<usize> {
-    let http = subject.http.filter(|http| http.grpc)?;
-    let trailers = http.response_trailers.and_then(|trailers| trailers.get("grpc-status"));
-    let value = trailers.or_else(|| http.response_headers.get("grpc-status"))?;
-    value.to_str().ok()?.parse().ok()
-}
-
-const GRPC_NAMES: [&str; 17] = [
-    "OK",
-    "Canceled",
-    "Unknown",
-    "InvalidArgument",
-    "DeadlineExceeded",
-    "NotFound",
-    "AlreadyExists",
-    "PermissionDenied",
-    "ResourceExhausted",
-    "FailedPrecondition",
-    "Aborted",
-    "OutOfRange",
-    "Unimplemented",
-    "Internal",
-    "Unavailable",
-    "DataLoss",
-    "Unauthenticated",
-];
-
 fn grpc_name(subject: &Subject<'_>, out: &mut Vec<u8>) -> bool {
-    match grpc_status(subject) {
-        Some(code) => match GRPC_NAMES.get(code) {
-            Some(name) => put(out, name),
-            None => number(out, code as u64),
-        },
-        None => false,
-    }
+    grpc_status(subject).is_some_and(|status| GrpcForm::Camel.write(status, out))
 }
 
 const RESPONSE_FLAGS_LONG: Field = Field {
@@ -327,7 +376,7 @@ const fn num(name: &'static str, write: fn(&Subject<'_>, &mut Vec<u8>) -> bool) 
 }
 
 /// Every operator without arguments.
-static FIELDS: [Field; 59] = [
+static FIELDS: [Field; 78] = [
     text("PROTOCOL", |s, out| put_opt(out, s.http.map(|http| http.protocol))),
     num("RESPONSE_CODE", response_code),
     text("RESPONSE_FLAGS", |s, out| {
@@ -358,10 +407,10 @@ static FIELDS: [Field; 59] = [
         millis(out, timing.and_then(|t| t.total.checked_sub(t.response_started?)))
     }),
     num("REQUEST_HEADERS_BYTES", |s, out| {
-        s.http.is_some_and(|h| number(out, h.wire_bytes_received.saturating_sub(h.bytes_received)))
+        number(out, s.http.map_or(0, |h| h.wire_bytes_received.saturating_sub(h.bytes_received)))
     }),
     num("RESPONSE_HEADERS_BYTES", |s, out| {
-        s.http.is_some_and(|h| number(out, h.wire_bytes_sent.saturating_sub(h.bytes_sent)))
+        number(out, s.http.map_or(0, |h| h.wire_bytes_sent.saturating_sub(h.bytes_sent)))
     }),
     num("DOWNSTREAM_WIRE_BYTES_RECEIVED", |s, out| {
         number(out, s.http.map_or(s.bytes_received, |h| h.wire_bytes_received))
@@ -370,7 +419,10 @@ static FIELDS: [Field; 59] = [
         number(out, s.http.map_or(s.bytes_sent, |h| h.wire_bytes_sent))
     }),
     text("UPSTREAM_HOST", |s, out| address(out, s.upstream_host())),
-    text("UPSTREAM_HOST_NAME", |s, out| address(out, s.upstream_host())),
+    text("UPSTREAM_HOST_NAME", |s, out| match s.upstream.host_name {
+        Some(name) => put(out, name),
+        None => address(out, s.upstream_host()),
+    }),
     text("UPSTREAM_REMOTE_ADDRESS", |s, out| address(out, s.upstream_host())),
     text("UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", |s, out| ip(out, s.upstream_host())),
     num("UPSTREAM_REMOTE_PORT", |s, out| port(out, s.upstream_host())),
@@ -421,7 +473,7 @@ static FIELDS: [Field; 59] = [
     text("FILTER_CHAIN_NAME", |s, out| put(out, &s.listener.filter_chain)),
     num("CONNECTION_ID", |s, out| number(out, s.downstream.connection_id)),
     text("GRPC_STATUS", grpc_name),
-    num("GRPC_STATUS_NUMBER", |s, out| grpc_status(s).is_some_and(|code| number(out, code as u64))),
+    num("GRPC_STATUS_NUMBER", |s, out| grpc_status(s).is_some_and(|code| number(out, code))),
     text("ACCESS_LOG_TYPE", |s, out| {
         put(out, if s.http.is_some() { "DownstreamEnd" } else { "TcpConnectionEnd" })
     }),
@@ -432,4 +484,59 @@ static FIELDS: [Field; 59] = [
     num("RESPONSE_BODY_BYTES", |s, out| number(out, s.bytes_sent)),
     num("UPSTREAM_CONNECTION_ATTEMPTS", |s, out| number(out, u64::from(s.upstream.attempts))),
     text("LISTENER_NAME", |s, out| put(out, &s.listener.listener)),
+    num("DOWNSTREAM_HEADER_BYTES_RECEIVED", |s, out| {
+        number(out, s.http.map_or(0, |h| h.wire_bytes_received.saturating_sub(h.bytes_received)))
+    }),
+    num("DOWNSTREAM_HEADER_BYTES_SENT", |s, out| {
+        number(out, s.http.map_or(0, |h| h.wire_bytes_sent.saturating_sub(h.bytes_sent)))
+    }),
+    num("DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED", |s, out| {
+        number(out, s.http.map_or(0, |h| h.wire_bytes_received.saturating_sub(h.bytes_received)))
+    }),
+    num("DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_SENT", |s, out| {
+        number(out, s.http.map_or(0, |h| h.wire_bytes_sent.saturating_sub(h.bytes_sent)))
+    }),
+    num("UPSTREAM_WIRE_BYTES_SENT", |s, out| {
+        let bytes = s.http.map_or(s.bytes_received, |h| h.wire_bytes_received);
+        number(out, if s.upstream.host.is_some() { bytes } else { 0 })
+    }),
+    num("UPSTREAM_WIRE_BYTES_RECEIVED", |s, out| {
+        let bytes = s.http.map_or(s.bytes_sent, |h| h.wire_bytes_sent);
+        number(out, if s.upstream.host.is_some() { bytes } else { 0 })
+    }),
+    // Counted for QUIC only, in Envoy too.
+    num("BYTES_RETRANSMITTED", |_, out| number(out, 0)),
+    num("PACKETS_RETRANSMITTED", |_, out| number(out, 0)),
+    text("UPSTREAM_HOST_NAME_WITHOUT_PORT", |s, out| match s.upstream.host_name {
+        Some(name) => put(out, name),
+        None => ip(out, s.upstream_host()),
+    }),
+    text("DOWNSTREAM_PEER_DNS_SAN", |s, out| {
+        put_opt(out, s.downstream.tls.and_then(|tls| tls.peer_dns_san))
+    }),
+    text("DOWNSTREAM_PEER_FINGERPRINT_256", |s, out| {
+        put_opt(out, s.downstream.tls.and_then(|tls| tls.peer_fingerprint))
+    }),
+    text("DOWNSTREAM_PEER_SERIAL", |s, out| {
+        put_opt(out, s.downstream.tls.and_then(|tls| tls.peer_serial))
+    }),
+    text("DOWNSTREAM_PEER_ISSUER", |s, out| {
+        put_opt(out, s.downstream.tls.and_then(|tls| tls.peer_issuer))
+    }),
+    text("UPSTREAM_PEER_DNS_SAN", |s, out| {
+        put_opt(out, s.upstream.tls.and_then(|tls| tls.peer_dns_san))
+    }),
+    text("UPSTREAM_PEER_ISSUER", |s, out| {
+        put_opt(out, s.upstream.tls.and_then(|tls| tls.peer_issuer))
+    }),
+    // There, but empty, in Envoy's access logs too.
+    text("CUSTOM_FLAGS", |_, _| true),
+    text("LOCAL_REPLY_BODY", |_, _| true),
+    text("DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID", |_, _| true),
+    num("RESPONSE_TRAILERS_BYTES", |s, out| {
+        let trailers = s.http.and_then(|http| http.response_trailers);
+        let bytes =
+            |(name, value): (&HeaderName, &http::HeaderValue)| name.as_str().len() + value.len();
+        number(out, trailers.map_or(0, |all| all.iter().map(bytes).sum::<usize>() as u64))
+    }),
 ];
