@@ -13,6 +13,7 @@ use envoy_types::pb::google::protobuf as wkt;
 use super::discovery::Discovery;
 use super::endpoint::metadata_contains;
 use super::faults::Faults;
+use super::h1::Http1;
 use super::h2::H2Settings;
 use super::lb_policy::LbSettings;
 use super::names::ClusterId;
@@ -54,7 +55,7 @@ pub struct HttpUpstream {
     pub h2: H2Settings,
     /// Ask for the request's host in TLS when the context names none.
     pub auto_sni: bool,
-    pub preserve_header_case: bool,
+    pub h1: Http1,
     pub max_headers: usize,
 }
 
@@ -283,7 +284,7 @@ impl HttpUpstream {
             max_requests_per_connection: requests.map(|max| max.value).filter(|max| *max > 0),
             h2: H2Settings::compile(h2),
             auto_sni: false,
-            preserve_header_case: false,
+            h1: Http1::default(),
             max_headers: values::u32_or(
                 common.and_then(|common| common.max_headers_count.as_ref()),
                 100,
@@ -330,7 +331,7 @@ impl HttpUpstream {
         let mut http = Self::new(protocol, value.common_http_protocol_options.as_ref(), h2);
         let upstream = value.upstream_http_protocol_options.as_ref();
         http.auto_sni = upstream.is_some_and(|upstream| upstream.auto_sni);
-        http.preserve_header_case = h1.is_some_and(|h1| h1.header_key_format.is_some());
+        http.h1 = Http1::compile(h1, faults);
         Some(http)
     }
 }

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use super::Compiler;
 use super::faults::Faults;
 use super::filters::{FilterChain, HttpFilter};
+use super::h1::Http1;
 use super::h2::H2Settings;
 use super::local_reply::LocalReplies;
 use super::names::RouteConfigId;
@@ -38,6 +39,8 @@ pub struct HttpConfig {
     pub client_cert: ClientCert,
     pub via: Option<HeaderValue>,
     pub http1: Http1,
+    /// Clients that wait for a 100 get the upstream's.
+    pub proxy_100_continue: bool,
     pub h2: H2Settings,
     pub max_headers_kb: u32,
     pub max_headers: usize,
@@ -128,13 +131,6 @@ pub enum ForwardClientCert {
     AlwaysForwardOnly,
 }
 
-#[derive(Clone, Debug)]
-pub struct Http1 {
-    pub accept_http_10: bool,
-    pub default_host: Option<HeaderValue>,
-    pub preserve_case: bool,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Underscores {
     Allow,
@@ -194,7 +190,10 @@ impl HttpConfig {
             path: path_normalization(value),
             client_cert: client_cert(value),
             via: HeaderValue::from_str(&value.via).ok().filter(|via| !via.is_empty()),
-            http1: http1(value.http_protocol_options.as_ref()),
+            http1: faults.within("http_protocol_options", |faults| {
+                Http1::compile(value.http_protocol_options.as_ref(), faults)
+            }),
+            proxy_100_continue: value.proxy_100_continue,
             h2: H2Settings::compile(value.http2_protocol_options.as_ref()),
             max_headers_kb: u32_or(value.max_request_headers_kb.as_ref(), 60).min(8192),
             max_headers: u32_or(common.max_headers_count.as_ref(), 100) as usize,
@@ -359,18 +358,6 @@ fn client_cert(value: &pb::HttpConnectionManager) -> ClientCert {
         subject: bool_or(set.subject.as_ref(), false),
         uri: set.uri,
         dns: set.dns,
-    }
-}
-
-fn http1(value: Option<&core::Http1ProtocolOptions>) -> Http1 {
-    let default = core::Http1ProtocolOptions::default();
-    let value = value.unwrap_or(&default);
-    Http1 {
-        accept_http_10: value.accept_http_10,
-        default_host: HeaderValue::from_str(&value.default_host_for_http_10)
-            .ok()
-            .filter(|host| !host.is_empty()),
-        preserve_case: value.header_key_format.is_some(),
     }
 }
 

@@ -34,6 +34,7 @@ mod faults;
 pub mod filters;
 pub mod format;
 pub mod global_limit;
+pub mod h1;
 pub mod h2;
 pub mod hash_policy;
 pub mod hcm;

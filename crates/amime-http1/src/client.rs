@@ -11,7 +11,7 @@ use crate::casing::Casing;
 use crate::codec::{BodyLength, Decode, Event, Options};
 use crate::connection::{Connection, ReadError, Writing};
 use crate::encode::{Framing, encode_request};
-use crate::response::{ResponseDecoder, ResponseHead, ResponseTo, is_interim};
+use crate::response::{ResponseDecoder, ResponseHead, ResponseTo};
 
 /// What comes after a request's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,19 +115,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Client<T> {
         Poll::Ready(())
     }
 
-    /// The response's head. What comes before it, such as a 100, is left out.
+    /// The next head. After one whose [`ResponseHead::interim`] is true comes
+    /// another.
     pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, ReadError>> {
-        loop {
-            match ready!(self.poll_event(cx))? {
-                Some(Event::Head(head)) if is_interim(head.status) => {}
-                Some(Event::Head(head)) => {
-                    self.keep_alive &= head.keep_alive;
-                    self.receiving = head.body != BodyLength::Empty;
-                    return Poll::Ready(Ok(head));
-                }
-                _ => return Poll::Ready(Err(self.closed())),
-            }
+        let Some(Event::Head(head)) = ready!(self.poll_event(cx))? else {
+            return Poll::Ready(Err(self.closed()));
+        };
+        if !head.interim() {
+            self.keep_alive &= head.keep_alive;
+            self.receiving = head.body != BodyLength::Empty;
         }
+        Poll::Ready(Ok(head))
     }
 
     /// The next part of the response's body. After [`Event::End`] it is over.

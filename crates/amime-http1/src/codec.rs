@@ -16,6 +16,8 @@ pub struct Options {
     pub trailers: bool,
     /// The spelling of header names is kept.
     pub keep_case: bool,
+    /// Methods that nobody has heard of are taken.
+    pub custom_methods: bool,
     /// A `content-length` beside `transfer-encoding: chunked` is dropped
     /// instead of refused.
     pub allow_chunked_length: bool,
@@ -28,6 +30,7 @@ impl Default for Options {
             max_headers: 100,
             trailers: false,
             keep_case: false,
+            custom_methods: false,
             allow_chunked_length: false,
         }
     }

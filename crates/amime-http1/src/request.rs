@@ -101,7 +101,7 @@ impl RequestDecoder {
         let scanned = self.lines.scan(buf, self.options.max_head_bytes);
         let State::Head(line) = &mut self.state else { return Ok(None) };
         if line.is_none() && self.lines.count() > 0 {
-            *line = Some(request_line(&buf[..self.lines.end(1)])?);
+            *line = Some(request_line(&buf[..self.lines.end(1)], &self.options)?);
         }
         let bare = line.as_ref().is_some_and(|line| line.bare);
         if !bare && !scanned? {
@@ -208,7 +208,7 @@ pub(crate) fn is_blank(byte: &u8) -> bool {
 }
 
 /// Parses a request line with its line end. Any blanks may separate its parts.
-fn request_line(line: &[u8]) -> Result<Line, ParseError> {
+fn request_line(line: &[u8], options: &Options) -> Result<Line, ParseError> {
     let mut at = 0;
     let mut part = || {
         while line.get(at).is_some_and(is_blank) {
@@ -221,7 +221,14 @@ fn request_line(line: &[u8]) -> Result<Line, ParseError> {
         (start, at)
     };
     let (method, target, (version_start, _)) = (part(), part(), part());
-    let method = method_of(&line[method.0..method.1]).ok_or(ParseError::Method)?;
+    let name = &line[method.0..method.1];
+    let method = match method_of(name) {
+        Some(method) => method,
+        None if options.custom_methods => {
+            Method::from_bytes(name).map_err(|_| ParseError::Method)?
+        }
+        None => return Err(ParseError::Method),
+    };
     if !target::valid(&line[target.0..target.1], method == Method::CONNECT) {
         return Err(ParseError::Target);
     }

@@ -102,7 +102,7 @@ impl ResponseDecoder {
         self.state = match Body::new(head.body) {
             Some(body) => State::Body(body),
             None if head.body == BodyLength::Raw => State::Raw,
-            None if is_interim(head.status) => State::Head(false),
+            None if head.interim() => State::Head(false),
             None => State::Idle,
         };
         Ok(Some(head))
@@ -182,9 +182,11 @@ impl Decode for ResponseDecoder {
     }
 }
 
-/// True if the response proper is still to come.
-pub(crate) fn is_interim(status: StatusCode) -> bool {
-    status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS
+impl ResponseHead {
+    /// True if the response proper is still to come.
+    pub fn interim(&self) -> bool {
+        self.status.is_informational() && self.status != StatusCode::SWITCHING_PROTOCOLS
+    }
 }
 
 /// True if a response of `status` never has a body.

@@ -145,11 +145,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Server<T> {
         self.connection.poll_gone(cx)
     }
 
-    /// Tells the client to send its body.
-    pub fn write_continue(&mut self) {
-        let head = (self.version(), StatusCode::CONTINUE);
+    /// Writes a head that comes before the response's.
+    pub fn write_interim(&mut self, status: StatusCode, headers: &HeaderMap) {
+        let head = (self.version(), status);
         let out = &mut self.connection.transport.out.tail;
-        encode_response(head, &HeaderMap::new(), Framing::AsIs, Casing::Lower, out);
+        encode_response(head, headers, Framing::AsIs, Casing::Lower, out);
     }
 
     /// Writes the response's head. `more` says whether a body follows; without

@@ -13,6 +13,7 @@ const LIMITS: Options = Options {
     max_headers: 20,
     trailers: true,
     keep_case: true,
+    custom_methods: false,
     allow_chunked_length: false,
 };
 

@@ -66,7 +66,7 @@ async fn pipelined_requests_are_answered_in_order() {
 async fn a_request_not_read_to_its_end_is_the_last() {
     let requests = "POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\nab";
     let found = answered(requests, ServerOptions::default(), |server| {
-        server.write_continue();
+        server.write_interim(StatusCode::CONTINUE, &HeaderMap::new());
         server.write_head(StatusCode::FORBIDDEN, &mut HeaderMap::new(), false, Casing::Lower);
     });
     assert_eq!(
@@ -157,8 +157,11 @@ async fn asked(
     let count = theirs.read(&mut seen).await.expect("a request");
     theirs.write_all(answer.as_bytes()).await.expect("room");
     theirs.shutdown().await.expect("open");
-    let mut result =
-        poll_fn(|cx| client.poll_head(cx)).await.map(|head| (head.status, String::new()));
+    let mut head = poll_fn(|cx| client.poll_head(cx)).await;
+    while head.as_ref().is_ok_and(|head| head.interim()) {
+        head = poll_fn(|cx| client.poll_head(cx)).await;
+    }
+    let mut result = head.map(|head| (head.status, String::new()));
     while let Ok((_, text)) = &mut result {
         match poll_fn(|cx| client.poll_body(cx)).await {
             Ok(Event::Data(data)) => text.push_str(std::str::from_utf8(&data).expect("text")),

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use amime_http1::ParseError;
 use http::uri::Uri;
-use http::{HeaderMap, HeaderValue, Method, Version, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 
 use super::body::{RequestBody, UpstreamBody};
 use super::error::{ProxyError, ResetReason};
@@ -165,6 +165,14 @@ impl Request<'_> {
         };
         let key = self.key();
         let mut carried: Option<RequestBody> = None;
+        let interim = |status: StatusCode, headers: &HeaderMap| {
+            // Others are for the next hop alone.
+            if let Some(channel) = &self.exchange.codec.interim
+                && matches!(status.as_u16(), 100 | 102..=104)
+            {
+                channel.interim(status, headers);
+            }
+        };
         loop {
             let lease = match acquire(acquired, key.clone()).await {
                 Ok(lease) => lease,
@@ -176,7 +184,7 @@ impl Request<'_> {
             let body = carried.take().unwrap_or_else(|| body.attempt(self.exchange));
             let mut lease = lease;
             let request = self.build(&lease, body);
-            let error = match lease.sender.send(request).await {
+            let error = match lease.sender.send_and_tell(request, &interim).await {
                 Ok(response) => {
                     self.exchange.log.borrow_mut().response_after =
                         Some(self.exchange.begun.elapsed());
@@ -273,6 +281,9 @@ impl Request<'_> {
             }
         }
         *request.headers_mut() = headers;
+        if let Some(case) = &self.exchange.codec.case {
+            request.extensions_mut().insert(case.clone());
+        }
         request
     }
 
@@ -353,7 +364,7 @@ fn grpc_to_http(status: &HeaderValue) -> Option<u16> {
 /// A 204 has no body; bytes that follow one would be taken for the next
 /// response on the connection.
 fn has_forbidden_body(parts: &http::response::Parts) -> bool {
-    parts.status == http::StatusCode::NO_CONTENT
+    parts.status == StatusCode::NO_CONTENT
         && (parts.headers.contains_key(header::TRANSFER_ENCODING)
             || parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0"))
 }

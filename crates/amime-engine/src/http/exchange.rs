@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use amime_http1::ParseError;
+use amime_http1::{HeaderCase, ParseError};
 use amime_telemetry::{
     HttpRecord, HttpTiming, PeerMetadata, ResponseFlags, TlsRecord, UpstreamRecord,
 };
@@ -17,6 +17,7 @@ use http::{HeaderMap, Method, StatusCode, Version};
 use tokio::sync::Notify;
 
 use super::filters::OnResponse;
+use super::h1::Channel;
 use super::parsed::logged_path;
 use super::serve::HttpConnection;
 use crate::upstream::pool::UpstreamConn;
@@ -49,6 +50,7 @@ pub(crate) struct Exchange {
     pub(crate) on_response: RefCell<Vec<OnResponse>>,
     /// Redirects followed.
     pub(crate) redirects: Cell<u32>,
+    pub(super) codec: Codec,
     /// Told when the request has been read.
     pub(crate) complete: Notify,
     /// Reading the request's body failed.
@@ -56,6 +58,15 @@ pub(crate) struct Exchange {
     received: Cell<u64>,
     received_after: Cell<Option<Duration>>,
     sent: Cell<u64>,
+}
+
+/// What the downstream codec has to say or can do besides.
+#[derive(Default)]
+pub(crate) struct Codec {
+    /// How the client spelled the names of headers, if that matters.
+    pub(super) case: Option<HeaderCase>,
+    /// Takes heads that come before the response's.
+    pub(super) interim: Option<Rc<Channel>>,
 }
 
 /// What the record says beyond counters.
@@ -83,7 +94,7 @@ pub(crate) struct Log {
 }
 
 impl Exchange {
-    pub(crate) fn new(connection: Rc<HttpConnection>, head: RequestHead) -> Rc<Self> {
+    pub(crate) fn new(connection: Rc<HttpConnection>, head: RequestHead, codec: Codec) -> Rc<Self> {
         Rc::new(Self {
             connection,
             start: SystemTime::now(),
@@ -92,6 +103,7 @@ impl Exchange {
             log: RefCell::default(),
             on_response: RefCell::default(),
             redirects: Cell::new(0),
+            codec,
             complete: Notify::new(),
             body_failed: Cell::new(None),
             received: Cell::new(0),

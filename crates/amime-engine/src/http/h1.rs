@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use amime_http1::{
-    BodyLength, Casing, Event, Options, ParseError, ReadError, Server, ServerOptions,
+    BodyLength, Casing, Event, HeaderCase, Options, ParseError, ReadError, Server, ServerOptions,
 };
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Response, StatusCode, header};
@@ -25,6 +25,7 @@ use super::parsed::Parsed;
 use super::serve::{HttpConnection, close_requested, handle, refuse};
 use super::upgrade::OnUpgrade;
 use crate::listener::{DownstreamIo, Prefixed};
+use amime_config::h1::Spelling;
 use amime_config::hcm::HttpConfig;
 
 /// A connection as its task and the body of its request share it.
@@ -76,7 +77,10 @@ impl Channel {
         let decode = Options {
             max_head_bytes: config.max_headers_kb as usize * 1024,
             max_headers: config.max_headers,
-            ..Options::default()
+            trailers: config.http1.trailers,
+            keep_case: config.http1.spelling == Spelling::Kept,
+            custom_methods: config.http1.custom_methods,
+            allow_chunked_length: config.http1.allow_chunked_length,
         };
         let options = ServerOptions { decode, http_10: config.http1.accept_http_10 };
         Rc::new(Self {
@@ -84,6 +88,14 @@ impl Channel {
             gone: Cell::new(false),
             waker: RefCell::default(),
         })
+    }
+
+    /// Writes a head that comes before the response's.
+    pub(super) fn interim(&self, status: StatusCode, headers: &HeaderMap) {
+        let mut server = self.server.borrow_mut();
+        server.write_interim(status, headers);
+        // What does not go now goes with the response.
+        let _ = server.poll_flush(&mut Context::from_waker(Waker::noop()));
     }
 
     fn wake(&self) {
@@ -166,7 +178,7 @@ pub(super) async fn serve(connection: Rc<HttpConnection>, io: DownstreamIo) {
             Next::Request(head) => one(&connection, &channel, *head).await,
             Next::Malformed(error) => {
                 connection.stats.downstream_cx_protocol_error.inc();
-                respond(&channel, refuse(&connection, &error)).await;
+                respond(&connection, &channel, refuse(&connection, &error)).await;
                 (After::Close, None)
             }
             Next::Closed => (After::Close, None),
@@ -228,12 +240,11 @@ async fn one(
     channel: &Rc<Channel>,
     head: amime_http1::RequestHead,
 ) -> (After, Option<oneshot::Sender<Upgraded>>) {
-    if head.expect_continue {
-        let mut server = channel.server.borrow_mut();
-        server.write_continue();
-        // What does not go now goes with the response.
-        let _ = server.poll_flush(&mut Context::from_waker(Waker::noop()));
+    let by_upstream = connection.config.proxy_100_continue;
+    if head.expect_continue && !by_upstream {
+        channel.interim(StatusCode::CONTINUE, &HeaderMap::new());
     }
+    let interim = by_upstream.then(|| channel.clone());
     let (to_tunnel, upgrade) = if head.body == BodyLength::Raw {
         let (sender, receiver) = oneshot::channel();
         (Some(sender), Some(OnUpgrade::H1(receiver)))
@@ -249,7 +260,7 @@ async fn one(
     };
     let response = {
         let parsed = Parsed::of_http1(head, connection.downstream.tls.is_some());
-        let mut handler = pin!(handle(connection.clone(), parsed, body, upgrade));
+        let mut handler = pin!(handle(connection.clone(), parsed, body, upgrade, interim));
         std::future::poll_fn(|cx| {
             if let Poll::Ready(response) = handler.as_mut().poll(cx) {
                 return Poll::Ready(Some(response));
@@ -265,7 +276,7 @@ async fn one(
         response.status() == StatusCode::SWITCHING_PROTOCOLS
     };
     let upgraded = agrees && to_tunnel.as_ref().is_some_and(|tunnel| !tunnel.is_closed());
-    match respond(channel, response).await {
+    match respond(connection, channel, response).await {
         After::Gone => (After::Gone, None),
         _ if upgraded => (After::Upgraded, to_tunnel),
         after => (after, None),
@@ -282,14 +293,23 @@ struct Outgoing<'a> {
 }
 
 /// Writes a response.
-async fn respond(channel: &Channel, response: Response<ResponseBody>) -> After {
+async fn respond(
+    connection: &HttpConnection,
+    channel: &Channel,
+    response: Response<ResponseBody>,
+) -> After {
     let (mut parts, body) = response.into_parts();
     parts.headers.entry(header::DATE).or_insert_with(date::now);
     let more = !body.is_end_stream();
     let mut response = Outgoing { channel, body, trailers: None, after: None };
     {
         let mut server = channel.server.borrow_mut();
-        server.write_head(parts.status, &mut parts.headers, more, Casing::Lower);
+        let casing = match parts.extensions.get::<HeaderCase>() {
+            Some(case) => Casing::Kept(case),
+            None if connection.config.http1.spelling == Spelling::Proper => Casing::Proper,
+            None => Casing::Lower,
+        };
+        server.write_head(parts.status, &mut parts.headers, more, casing);
     }
     if !more {
         response.end();

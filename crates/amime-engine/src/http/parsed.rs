@@ -5,7 +5,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Version, header};
 
 use amime_config::head::{RequestHead, Scheme};
-use amime_http1::Target;
+use amime_http1::{HeaderCase, Target};
 
 use super::error::ProxyError;
 
@@ -14,12 +14,14 @@ pub(super) struct Parsed {
     pub(super) head: RequestHead,
     /// Whether the target can be served at all.
     pub(super) valid: Result<(), ProxyError>,
+    /// How the client spelled the names of headers, if that matters.
+    pub(super) case: Option<HeaderCase>,
 }
 
 impl Parsed {
     /// Takes a request of HTTP/1.
     pub(super) fn of_http1(head: amime_http1::RequestHead, tls: bool) -> Self {
-        let amime_http1::RequestHead { method, target, version, mut headers, .. } = head;
+        let amime_http1::RequestHead { method, target, version, mut headers, case, .. } = head;
         let own = if tls { Scheme::Https } else { Scheme::Http };
         let (scheme, authority, path) = match target {
             Target::Path(path) => (own, None, path),
@@ -35,7 +37,7 @@ impl Parsed {
             headers.insert(header::HOST, value);
         }
         let (path, valid) = path_of(path);
-        Self { head: RequestHead { method, path, headers, version, scheme }, valid }
+        Self { head: RequestHead { method, path, headers, version, scheme }, valid, case }
     }
 
     /// Takes a request of HTTP/2.
@@ -74,7 +76,8 @@ impl Parsed {
             headers.insert(header::UPGRADE, kind);
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         }
-        (Self { head: RequestHead { method, path, headers, version, scheme }, valid }, body)
+        let head = RequestHead { method, path, headers, version, scheme };
+        (Self { head, valid, case: None }, body)
     }
 }
 

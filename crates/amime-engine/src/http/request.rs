@@ -63,6 +63,14 @@ pub(crate) fn admit(
     let upgrade = connect || survey.upgrade && is_upgrade(head);
     if survey.hop_by_hop {
         remove_hop_by_hop(head, upgrade)?;
+        // That client has been told to go on; other expectations are the
+        // server's.
+        let expect = head.headers.get(header::EXPECT);
+        if !config.proxy_100_continue
+            && expect.is_some_and(|it| it.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+        {
+            head.headers.remove(header::EXPECT);
+        }
     }
     if survey.te {
         sanitize_te(&mut head.headers);
@@ -229,13 +237,6 @@ fn remove_hop_by_hop(head: &mut RequestHead, upgrade: bool) -> Result<(), ProxyE
     if !upgrade {
         headers.remove(header::CONNECTION);
         headers.remove(header::UPGRADE);
-    }
-    // That client has been told to go on; other expectations are the server's.
-    if headers
-        .get(header::EXPECT)
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-    {
-        headers.remove(header::EXPECT);
     }
     headers.remove(names::KEEP_ALIVE);
     headers.remove(names::PROXY_CONNECTION);

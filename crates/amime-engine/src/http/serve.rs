@@ -15,7 +15,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::body::{BodyError, DownstreamBody, ResponseBody};
 use super::error::ProxyError;
-use super::exchange::{Exchange, ExchangeGuard, Log};
+use super::exchange::{Codec as ExchangeCodec, Exchange, ExchangeGuard, Log};
+use super::h1::Channel;
 use super::parsed::{self, Parsed};
 use super::rate_limit::OwnBuckets;
 use super::upgrade::OnUpgrade;
@@ -171,7 +172,7 @@ async fn serve_http2(connection: Rc<HttpConnection>, io: DownstreamIo) {
         let upgrade = leaves.then(|| OnUpgrade::H2(hyper::upgrade::on(&mut request)));
         let (parsed, body) = Parsed::of_http2(request, connection.downstream.tls.is_some());
         let body = DownstreamBody::H2(body);
-        async move { Ok::<_, BodyError>(handle(connection, parsed, body, upgrade).await) }
+        async move { Ok::<_, BodyError>(handle(connection, parsed, body, upgrade, None).await) }
     });
     let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
     tokio::select! {
@@ -242,10 +243,11 @@ pub(super) async fn handle(
     parsed: Parsed,
     body: DownstreamBody,
     upgrade: Option<OnUpgrade>,
+    interim: Option<Rc<Channel>>,
 ) -> Response<ResponseBody> {
-    let Parsed { head, valid } = parsed;
+    let Parsed { head, valid, case } = parsed;
     connection.begin(head.version == http::Version::HTTP_2);
-    let exchange = Exchange::new(connection.clone(), head);
+    let exchange = Exchange::new(connection.clone(), head, ExchangeCodec { case, interim });
     let guard = ExchangeGuard::new(exchange.clone());
     exchange.log.borrow_mut().grpc = exchange.head.borrow().is_grpc();
     let admitted = match valid {
@@ -265,6 +267,7 @@ pub(super) fn refuse(
     error: &ProxyError,
 ) -> Response<ResponseBody> {
     connection.begin(false);
-    let exchange = Exchange::new(connection.clone(), parsed::unreadable());
+    let exchange =
+        Exchange::new(connection.clone(), parsed::unreadable(), ExchangeCodec::default());
     response::local(ExchangeGuard::new(exchange), error)
 }

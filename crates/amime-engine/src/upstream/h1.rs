@@ -9,21 +9,27 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
-use amime_http1::{BodyLength, Casing, Client, Event, Follows, ReadError};
+use amime_http1::{BodyLength, Casing, Client, Event, Follows, HeaderCase, Options, ReadError};
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
 
 use super::connect::UpstreamIo;
 use super::pool::OpenGuard;
 use crate::http::body::RequestBody;
 use crate::listener::Prefixed;
+use amime_config::cluster::HttpUpstream;
+use amime_config::h1::Spelling;
 
 /// An open connection.
 pub(crate) struct H1 {
     client: RefCell<Client<UpstreamIo>>,
     open: OpenGuard,
+    spelling: Spelling,
 }
+
+/// Called with heads that come before the response's.
+pub(crate) type Interim<'a> = &'a dyn Fn(StatusCode, &HeaderMap);
 
 /// A request's body that is not written to its end.
 struct Outgoing {
@@ -40,6 +46,9 @@ impl Outgoing {
 /// An upstream's stream after HTTP, with what was read of it.
 pub(crate) type Upgraded = Prefixed<UpstreamIo>;
 
+/// Longest head of a response, as in Envoy.
+const MAX_RESPONSE_HEAD: usize = 80 * 1024;
+
 /// Request bytes that may wait for a slow endpoint.
 const HIGH_WATER: usize = 64 * 1024;
 
@@ -54,8 +63,17 @@ pub(crate) enum H1Error {
 }
 
 impl H1 {
-    pub(super) fn new(client: Client<UpstreamIo>, open: OpenGuard) -> Rc<Self> {
-        Rc::new(Self { client: RefCell::new(client), open })
+    pub(super) fn new(io: UpstreamIo, open: OpenGuard, config: &HttpUpstream) -> Rc<Self> {
+        let options = Options {
+            max_head_bytes: MAX_RESPONSE_HEAD,
+            max_headers: config.max_headers,
+            trailers: config.h1.trailers,
+            keep_case: config.h1.spelling == Spelling::Kept,
+            custom_methods: config.h1.custom_methods,
+            allow_chunked_length: config.h1.allow_chunked_length,
+        };
+        let client = RefCell::new(Client::new(io, options));
+        Rc::new(Self { client, open, spelling: config.h1.spelling })
     }
 
     /// True if the connection can take another request.
@@ -73,6 +91,7 @@ impl H1 {
     pub(super) async fn send(
         self: &Rc<Self>,
         request: Request<RequestBody>,
+        interim: Interim<'_>,
     ) -> Result<Response<H1Body>, H1Error> {
         let (parts, body) = request.into_parts();
         let mut outgoing = Outgoing::new(body);
@@ -86,12 +105,23 @@ impl H1 {
             _ => parts.uri.path_and_query().map_or("/", |path| path.as_str()),
         };
         let line = (&parts.method, target.as_bytes());
-        self.client.borrow_mut().write_head(line, &parts.headers, follows, Casing::Lower);
+        let casing = match parts.extensions.get::<HeaderCase>() {
+            Some(case) => Casing::Kept(case),
+            None if self.spelling == Spelling::Proper => Casing::Proper,
+            None => Casing::Lower,
+        };
+        self.client.borrow_mut().write_head(line, &parts.headers, follows, casing);
         let head = std::future::poll_fn(|cx| {
             if self.poll_send(&mut outgoing, cx).is_err() {
                 return Poll::Ready(Err(H1Error::RequestBody));
             }
-            self.client.borrow_mut().poll_head(cx).map_err(H1Error::Read)
+            loop {
+                let head = ready!(self.client.borrow_mut().poll_head(cx))?;
+                if !head.interim() {
+                    return Poll::Ready(Ok(head));
+                }
+                interim(head.status, &head.headers);
+            }
         })
         .await?;
         let left = match head.body {
@@ -105,6 +135,9 @@ impl H1 {
         *response.status_mut() = head.status;
         *response.version_mut() = head.version;
         *response.headers_mut() = head.headers;
+        if let Some(case) = head.case {
+            response.extensions_mut().insert(case);
+        }
         Ok(response)
     }
 
@@ -142,7 +175,7 @@ impl H1 {
     /// The stream itself; the guard counts it as open. `None` while a response
     /// holds it.
     pub(super) fn into_upgraded(self: Rc<Self>) -> Option<(Upgraded, OpenGuard)> {
-        let Self { client, open } = Rc::into_inner(self)?;
+        let Self { client, open, .. } = Rc::into_inner(self)?;
         let (io, read) = client.into_inner().into_parts();
         Some((Prefixed::new(read, io), open))
     }

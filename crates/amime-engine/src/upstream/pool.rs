@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use amime_http1::{Client, Options, ReadError};
+use amime_http1::ReadError;
 use hyper::client::conn::{TrySendError, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Notify;
@@ -18,16 +18,13 @@ use tokio::sync::Notify;
 use super::cluster::{ClusterRuntime, Host};
 use super::connect::UpstreamIo;
 use super::connect::{ConnectError, ConnectionFacts, Target, connect};
-use super::h1::{H1, H1Error};
+use super::h1::{H1, H1Error, Interim};
 use crate::http::body::{RequestBody, UpstreamBody};
 use crate::http::pipe::Duplex;
 use crate::tls::Counted;
 use crate::worker::LocalExecutor;
 use amime_config::endpoint_state::{Resource, now_ms};
 use amime_config::tls::Alpn;
-
-/// Longest head of a response, as in Envoy.
-const MAX_RESPONSE_HEAD: usize = 80 * 1024;
 
 /// What distinguishes connections to one endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -286,12 +283,7 @@ fn start_h1(
     key: ConnKey,
     guard: OpenGuard,
 ) -> Lease {
-    let options = Options {
-        max_head_bytes: MAX_RESPONSE_HEAD,
-        max_headers: cluster.config().http.max_headers,
-        ..Options::default()
-    };
-    let sender = H1::new(Client::new(io, options), guard);
+    let sender = H1::new(io, guard, &cluster.config().http);
     let conn = UpstreamConn::new(facts, key);
     cluster.stats.upstream_cx_http1_total.inc();
     Lease { sender: Sender::H1(sender), conn, reused: false }
@@ -565,9 +557,18 @@ impl Sender {
         &mut self,
         request: http::Request<RequestBody>,
     ) -> Result<http::Response<UpstreamBody>, SendError> {
+        self.send_and_tell(request, &|_, _| {}).await
+    }
+
+    /// As [`Sender::send`], and tells of heads that come before.
+    pub(crate) async fn send_and_tell(
+        &mut self,
+        request: http::Request<RequestBody>,
+        interim: Interim<'_>,
+    ) -> Result<http::Response<UpstreamBody>, SendError> {
         match self {
             Self::H1(sender) => {
-                let response = sender.send(request).await.map_err(UpstreamError::H1);
+                let response = sender.send(request, interim).await.map_err(UpstreamError::H1);
                 Ok(response.map_err(SendError::Broken)?.map(UpstreamBody::H1))
             }
             Self::H2 { sender, .. } => {
