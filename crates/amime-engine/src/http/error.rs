@@ -246,6 +246,11 @@ fn denied_details(policy: Option<&str>) -> String {
 }
 
 impl ProxyError {
+    /// True if the request is refused for its form alone.
+    pub(crate) fn by_codec(&self) -> bool {
+        matches!(self, Self::BadRequest(_) | Self::Malformed(_) | Self::Http10)
+    }
+
     /// True if the connection cannot be trusted with another request.
     pub(crate) fn closes(&self) -> bool {
         matches!(

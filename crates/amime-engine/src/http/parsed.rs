@@ -90,7 +90,9 @@ fn has_body(headers: &HeaderMap) -> bool {
 fn path_of(raw: Bytes) -> (PathAndQuery, Result<(), ProxyError>) {
     let none = || PathAndQuery::from_static("/");
     if raw.first() != Some(&b'/') {
-        return (none(), Err(ProxyError::NotRelativePath));
+        // Kept for the access log, as far as it is a path at all.
+        let path = PathAndQuery::from_maybe_shared(raw).unwrap_or_else(|_| none());
+        return (path, Err(ProxyError::NotRelativePath));
     }
     let fragment = raw.contains(&b'#');
     let path = PathAndQuery::from_maybe_shared(raw.clone()).or_else(|_| {

@@ -256,7 +256,14 @@ pub(super) async fn handle(
     };
     let admitted = match admitted {
         Ok(admitted) => admitted,
-        Err(error) => return response::local(guard, &error),
+        Err(error) => {
+            if error.by_codec() && exchange.head.borrow().version != http::Version::HTTP_2 {
+                // Envoy's codec refuses these before it has told anybody what
+                // the request was.
+                *exchange.head.borrow_mut() = parsed::unreadable();
+            }
+            return response::local(guard, &error);
+        }
     };
     router::route(guard, admitted, body, upgrade).await
 }
