@@ -55,8 +55,6 @@ const UNHONOURED: &[(Kind, &str, &str)] = &[
     (Kind::VirtualService, "spec.http.[].match.[].withoutHeaders.@request.auth.*", TOKENS),
     (Kind::VirtualService, "spec.tcp.[].match.[].sourceSubnet", "upstream never implemented it"),
     // DestinationRule, the same settings wherever a policy may stand.
-    (Kind::DestinationRule, "spec.trafficPolicy.proxyProtocol", PROXY_PROTOCOL),
-    (Kind::DestinationRule, "spec.subsets.[].trafficPolicy.proxyProtocol", PROXY_PROTOCOL),
     (Kind::DestinationRule, "spec.trafficPolicy.loadBalancer.backendUtilization", LOAD_REPORTS),
     (
         Kind::DestinationRule,
@@ -70,20 +68,7 @@ const UNHONOURED: &[(Kind, &str, &str)] = &[
         "spec.trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes",
         ERROR_CODES,
     ),
-    (Kind::DestinationRule, "spec.trafficPolicy.tls.caCrl", REVOCATION),
-    (Kind::DestinationRule, "spec.subsets.[].trafficPolicy.tls.caCrl", REVOCATION),
     // Gateway.
-    (
-        Kind::Gateway,
-        "spec.servers.[].tls.credentialNames",
-        "our own proxy shows the first of the certificates only yet",
-    ),
-    (Kind::Gateway, "spec.servers.[].tls.caCrl", REVOCATION),
-    (
-        Kind::Gateway,
-        "spec.servers.[].tls.verifyCertificateSpki",
-        "client keys are not pinned yet; servers that ask for it are not opened",
-    ),
     (Kind::Gateway, "spec.servers.[].defaultEndpoint", "upstream never implemented it"),
     // ServiceEntry and workloads.
     (
@@ -118,13 +103,9 @@ const AMBIENT: &str = "there is no ambient mode yet";
 const NOT_READ: &str = "upstream does not read it either";
 const DEFAULT_BACKEND: &str = "only rules count; upstream ignores it too";
 const TOKENS: &str = "request tokens are not verified yet, so no request matches";
-const PROXY_PROTOCOL: &str =
-    "the PROXY protocol is not sent yet, and clusters that ask for it are not installed";
 const LOAD_REPORTS: &str = "load reports are not read yet, endpoints are chosen by least request";
 const ZONES: &str = "near regions come first, but zones share without regard to their size";
 const ERROR_CODES: &str = "only 5xx and gateway errors eject endpoints yet";
-const REVOCATION: &str =
-    "revocation lists are not read yet, and what asks for them is not installed";
 
 /// Table: field of the mesh configuration, reason.
 const UNHONOURED_MESH: &[(&str, &str)] = &[
@@ -139,7 +120,6 @@ const UNHONOURED_MESH: &[(&str, &str)] = &[
     ("serviceScopeConfigs", AMBIENT),
     ("hboneIdleTimeout", AMBIENT),
     ("zoneAwareLbSetting", ZONES),
-    ("serviceEntryVisibility", "exportTo alone decides who sees a service entry"),
     ("outboundTrafficPolicy.tls", "our own proxy does not resolve unknown hosts itself yet"),
     ("certificates", "certificates are for workloads only"),
     ("authPolicy", "PeerAuthentication decides about mutual TLS"),

@@ -33,6 +33,7 @@ mod service_entry;
 mod snapshot;
 mod targets;
 mod virtual_service;
+mod visibility;
 mod workload;
 
 pub use authn::{MtlsMode, PeerAuthnIndex, PeerPolicy};

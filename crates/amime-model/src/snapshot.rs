@@ -26,7 +26,7 @@ use crate::registry::ServiceIndex;
 use crate::scope::{ScopeInputs, SidecarScope};
 use crate::service::{Endpoint, Labels, Resolution, Service, ServiceKey, selects};
 use crate::virtual_service::{RoutedService, VirtualServiceIndex};
-use crate::{http_route, ingress, kube, service_entry};
+use crate::{http_route, ingress, kube, service_entry, visibility};
 
 /// One change to the resources.
 #[derive(Clone, Debug)]
@@ -400,16 +400,16 @@ fn ingresses(resources: &Resources, mesh: &MeshConfig) -> ingress::Derived {
 impl Indexes {
     fn build(resources: &Resources, mesh: &MeshConfig) -> Self {
         let mut services = Vec::new();
+        let namespace = |name: &str| {
+            let (kind, name) = (Kind::Namespace, name.to_owned());
+            resources.get(&ObjectKey { kind, namespace: String::new(), name })
+        };
         for resource in of_kind(resources, Kind::Service) {
             if let Resource::Service(object) = resource {
-                let key = ObjectKey {
-                    kind: Kind::Namespace,
-                    namespace: String::new(),
-                    name: object.metadata.namespace.clone(),
-                };
                 let none = Labels::new();
-                let namespace = resources.get(&key).map_or(&none, |ns| &ns.metadata().annotations);
-                services.push(kube::service(object, &mesh.trust_domain, namespace));
+                let namespace = namespace(&object.metadata.namespace);
+                let annotations = namespace.map_or(&none, |ns| &ns.metadata().annotations);
+                services.push(kube::service(object, &mesh.trust_domain, annotations));
             }
         }
         for resource in of_kind(resources, Kind::ServiceEntry) {
@@ -417,6 +417,9 @@ impl Indexes {
                 services.extend(service_entry::services(object));
             }
         }
+        let labels =
+            |name: &str| namespace(name).map(|ns| ns.metadata().labels.clone()).unwrap_or_default();
+        visibility::narrow(&mut services, mesh, &labels);
         macro_rules! configs {
             ($kind:ident) => {
                 of_kind(resources, Kind::$kind)

@@ -123,7 +123,7 @@ pub struct MeshConfig {
     /// Longest silence of a tunnel.
     pub hbone_idle_timeout: Option<Duration>,
     /// Who may see service entries.
-    pub service_entry_visibility: Option<serde_json::Value>,
+    pub service_entry_visibility: Option<ServiceEntryVisibility>,
 }
 
 impl Default for MeshConfig {
@@ -300,6 +300,30 @@ messages! {
         pub scope: ServiceScope,
     }
 
+    /// Who may see service entries, whatever they say themselves.
+    pub struct ServiceEntryVisibility {
+        /// Of entries that no policy is about.
+        pub default_visibility: Visibility,
+        /// The first one that matches decides.
+        pub policies: Vec<ServiceEntryVisibilityPolicy>,
+        /// True if it holds for sidecars and gateways too, not only in ambient mode.
+        pub apply_to_sidecars: bool,
+    }
+
+    /// Who may see some service entries.
+    pub struct ServiceEntryVisibilityPolicy {
+        /// How far they are seen.
+        pub visibility: Visibility,
+        /// All of these have to match.
+        pub matching_rules: Vec<ServiceEntryVisibilityRule>,
+    }
+
+    /// Which service entries a policy is about; nothing if nothing is said.
+    pub struct ServiceEntryVisibilityRule {
+        /// By the labels of their namespace.
+        pub namespace_selector: Option<LabelSelector>,
+    }
+
 }
 
 values! {
@@ -399,5 +423,18 @@ values! {
         Local,
         /// The mesh.
         Global,
+    }
+
+    /// How far a service is seen.
+    pub enum Visibility {
+        /// As public.
+        #[default]
+        Unspecified,
+        /// As far as it says itself.
+        Public,
+        /// In its own namespace at most.
+        Namespace,
+        /// Nowhere.
+        None,
     }
 }

@@ -15,7 +15,8 @@ pub use config::{
     ConfigSource, DefaultProviders, H2Upgrade, InboundTrafficMode, InboundTrafficPolicy,
     IngressControllerMode, LabelSelectors, MeshConfig, MeshOutboundTrafficMode,
     MeshOutboundTrafficPolicy, MeshTlsConfig, PathNormalization, PathNormalizationMode,
-    ServiceScope, ServiceScopeConfig, ServiceSettings, ServiceSettingsSettings, TlsConfigProtocol,
+    ServiceEntryVisibility, ServiceEntryVisibilityPolicy, ServiceEntryVisibilityRule, ServiceScope,
+    ServiceScopeConfig, ServiceSettings, ServiceSettingsSettings, TlsConfigProtocol, Visibility,
 };
 pub use networks::{IstioNetworkGateway, MeshNetworks, Network, NetworkEndpoints};
 pub use providers::{

@@ -350,3 +350,60 @@ spec: {egress: [{hosts: [prod/shop.prod.svc.cluster.local]}]}
     "#]],
     );
 }
+
+#[test]
+fn the_mesh_limits_who_sees_service_entries() {
+    let entry = |name: &str, namespace: &str, export: &str| {
+        format!(
+            "---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: {name}, namespace: {namespace}}}
+spec: {{hosts: [{name}.com], ports: [{{number: 80, name: http, protocol: HTTP}}], resolution: DNS, {export}}}
+"
+        )
+    };
+    let namespace = |name: &str, labels: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {labels}}}\n"
+        )
+    };
+    let yaml = [
+        namespace("shared", "{tier: shared}"),
+        namespace("hidden", "{tier: hidden}"),
+        entry("public", "shared", ""),
+        entry("hidden", "hidden", "exportTo: ['*']"),
+        entry("foreign", "other", "exportTo: ['*']"),
+        entry("own", "default", "exportTo: ['*']"),
+        entry("lent", "default", "exportTo: [other]"),
+    ];
+    let rules = "defaultVisibility: NAMESPACE, policies: [{visibility: PUBLIC, matchingRules: [{namespaceSelector: {matchLabels: {tier: shared}}}]}, {visibility: NONE, matchingRules: [{namespaceSelector: {matchExpressions: [{key: tier, operator: Exists}]}}]}]";
+    let calls = ["public.com", "hidden.com", "foreign.com", "own.com", "lent.com"]
+        .map(|host| Call::http(80, host));
+    check_in_mesh(
+        &yaml.concat(),
+        &format!("{{serviceEntryVisibility: {{applyToSidecars: true, {rules}}}}}"),
+        &sidecar("10.0.0.1", "a"),
+        &calls,
+        expect![[r#"
+            http Plaintext public.com:80/ -> 0.0.0.0_80 80 public.com:80 default outbound|80||public.com
+            http Plaintext hidden.com:80/ -> 0.0.0.0_80 80 allow_any allow_any PassthroughCluster
+            http Plaintext foreign.com:80/ -> 0.0.0.0_80 80 allow_any allow_any PassthroughCluster
+            http Plaintext own.com:80/ -> 0.0.0.0_80 80 own.com:80 default outbound|80||own.com
+            http Plaintext lent.com:80/ -> 0.0.0.0_80 80 allow_any allow_any PassthroughCluster
+        "#]],
+    );
+    check_in_mesh(
+        &yaml.concat(),
+        &format!("{{serviceEntryVisibility: {{{rules}}}}}"),
+        &sidecar("10.0.0.1", "a"),
+        &calls,
+        expect![[r#"
+            http Plaintext public.com:80/ -> 0.0.0.0_80 80 public.com:80 default outbound|80||public.com
+            http Plaintext hidden.com:80/ -> 0.0.0.0_80 80 hidden.com:80 default outbound|80||hidden.com
+            http Plaintext foreign.com:80/ -> 0.0.0.0_80 80 foreign.com:80 default outbound|80||foreign.com
+            http Plaintext own.com:80/ -> 0.0.0.0_80 80 own.com:80 default outbound|80||own.com
+            http Plaintext lent.com:80/ -> 0.0.0.0_80 80 allow_any allow_any PassthroughCluster
+        "#]],
+    );
+}
