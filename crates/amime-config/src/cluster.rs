@@ -15,6 +15,7 @@ use super::endpoint::metadata_contains;
 use super::faults::Faults;
 use super::h1::Http1;
 use super::h2::H2Settings;
+use super::health_check::HealthCheck;
 use super::lb_policy::LbSettings;
 use super::names::ClusterId;
 use super::outlier::Outlier;
@@ -39,6 +40,7 @@ pub struct ClusterConfig {
     /// Limits of default and of high priority.
     pub limits: [Limits; 2],
     pub outlier: Option<Outlier>,
+    pub check: Option<HealthCheck>,
     /// Source address of connections.
     pub bind: Option<SocketAddr>,
     pub keepalive: Option<Keepalive>,
@@ -113,7 +115,7 @@ impl ClusterConfig {
         let transports = transports(value, compiler);
         let id = compiler.names.cluster(&value.name);
         let faults = &mut compiler.faults;
-        faults.ignore_if(!value.health_checks.is_empty(), "health_checks");
+        let check = HealthCheck::compile(&value.health_checks, faults);
         faults.ignore_if(!value.filters.is_empty(), "filters");
         faults.reject_if(value.transport_socket_matcher.is_some(), "transport_socket_matcher");
         let metadata = value.metadata.as_ref();
@@ -134,6 +136,7 @@ impl ClusterConfig {
                 .map_or(CONNECT_TIMEOUT, values::duration),
             http: HttpUpstream::compile(value, faults)?,
             limits: limits(value.circuit_breakers.as_ref()),
+            check,
             outlier: value
                 .outlier_detection
                 .as_ref()

@@ -16,6 +16,7 @@ use envoy_types::pb::google::protobuf as wkt;
 use super::cluster::ClusterConfig;
 use super::criteria::NAMESPACE;
 use super::faults::Faults;
+use super::health_check::CheckedAs;
 use super::tls::UpstreamTransport;
 use super::values::{self, HostAddress};
 use crate::endpoint_state::EndpointState;
@@ -26,6 +27,7 @@ pub struct EndpointSpec {
     pub address: HostAddress,
     /// Further addresses of the same endpoint.
     pub more: Vec<SocketAddr>,
+    pub checked_as: CheckedAs,
     pub hostname: Arc<str>,
     pub weight: u32,
     pub status: HealthStatus,
@@ -61,6 +63,7 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Further addresses, tried when the first one is slow or fails.
     pub more: Vec<SocketAddr>,
+    pub checked_as: CheckedAs,
     pub hostname: Arc<str>,
     pub weight: u32,
     /// Health by configuration.
@@ -92,10 +95,16 @@ impl Endpoint {
     ///
     /// [`ClusterState::health_changed`]: crate::endpoint_state::ClusterState::health_changed
     pub fn health(&self) -> Health {
-        if self.state.ejected() {
+        if self.state.excluded() {
+            return Health::Excluded;
+        }
+        if self.state.ejected() || self.state.check_failed() {
             return Health::Unhealthy;
         }
         match self.status {
+            HealthStatus::Unknown | HealthStatus::Healthy if self.state.check_degraded() => {
+                Health::Degraded
+            }
             HealthStatus::Unknown | HealthStatus::Healthy => Health::Healthy,
             HealthStatus::Degraded => Health::Degraded,
             HealthStatus::Unhealthy | HealthStatus::Timeout => Health::Unhealthy,
@@ -231,6 +240,7 @@ impl AssignmentSpec {
             Arc::new(Endpoint {
                 address,
                 more,
+                checked_as: spec.checked_as.clone(),
                 hostname: spec.hostname.clone(),
                 weight: spec.weight,
                 status: spec.status,
@@ -298,6 +308,17 @@ impl Spread {
 }
 
 impl EndpointSet {
+    /// Makes endpoints wait for their first active check, if there is to be
+    /// one, or forget earlier ones.
+    pub fn begin_checks(&self, checks: bool) {
+        for endpoint in self.endpoints() {
+            match checks && !endpoint.checked_as.disabled {
+                true => endpoint.state.await_check(),
+                false => endpoint.state.end_checks(),
+            }
+        }
+    }
+
     pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
         self.priorities.iter().flatten().flat_map(|group| &group.endpoints)
     }
@@ -363,8 +384,12 @@ impl EndpointSpec {
             }
             faults.leave();
         }
+        let checked_as = endpoint.health_check_config.as_ref();
         Some(Self {
             more,
+            checked_as: checked_as
+                .map(|config| CheckedAs::compile(config, faults))
+                .unwrap_or_default(),
             hostname: hostname.into(),
             weight: values::u32_or(value.load_balancing_weight.as_ref(), 1).max(1),
             status: value.health_status(),

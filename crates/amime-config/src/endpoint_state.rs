@@ -5,7 +5,7 @@
 //! counting is a plain store. Circuit breakers are true atomics, touched only
 //! where a limit is set.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use amime_telemetry::{Counter, Gauge};
@@ -58,6 +58,15 @@ pub struct EndpointState {
 /// Flags of an endpoint.
 mod flag {
     pub(super) const EJECTED: u32 = 1;
+    /// The active check fails, or there was none yet.
+    pub(super) const CHECK_FAILED: u32 = 1 << 1;
+    pub(super) const CHECKED: u32 = 1 << 2;
+    pub(super) const CHECK_DEGRADED: u32 = 1 << 3;
+    pub(super) const CHECK_TIMEOUT: u32 = 1 << 4;
+    /// The endpoint itself asked to be left out.
+    pub(super) const EXCLUDED: u32 = 1 << 5;
+    pub(super) const CHECKS: u32 =
+        CHECK_FAILED | CHECKED | CHECK_DEGRADED | CHECK_TIMEOUT | EXCLUDED;
 }
 
 /// How an attempt ended, for passive health checking.
@@ -105,6 +114,82 @@ impl EndpointState {
     /// Marks it as in service; false if it was.
     pub(crate) fn clear_ejected(&self) -> bool {
         self.flags.fetch_and(!flag::EJECTED, Ordering::Relaxed) & flag::EJECTED != 0
+    }
+
+    fn has(&self, flags: u32) -> bool {
+        self.flags.load(Ordering::Relaxed) & flags != 0
+    }
+
+    /// Keeps the endpoint out until its first active check.
+    pub fn await_check(&self) {
+        if !self.has(flag::CHECKED) {
+            self.flags.fetch_or(flag::CHECK_FAILED, Ordering::Relaxed);
+        }
+    }
+
+    /// Forgets what active checks found: there are none any more.
+    pub fn end_checks(&self) {
+        if self.has(flag::CHECKS) {
+            self.flags.fetch_and(!flag::CHECKS, Ordering::Relaxed);
+        }
+    }
+
+    /// True once an active check has come to a result.
+    pub fn checked(&self) -> bool {
+        self.has(flag::CHECKED)
+    }
+
+    /// Notes that there was a check; true if there was one before.
+    pub fn mark_checked(&self) -> bool {
+        self.flags.fetch_or(flag::CHECKED, Ordering::Relaxed) & flag::CHECKED != 0
+    }
+
+    /// True while active checks keep the endpoint out.
+    pub fn check_failed(&self) -> bool {
+        self.has(flag::CHECK_FAILED)
+    }
+
+    /// True if the last failed check ran into its timeout.
+    pub fn check_timed_out(&self) -> bool {
+        self.has(flag::CHECK_TIMEOUT)
+    }
+
+    /// True if the endpoint calls itself degraded when it is checked.
+    pub fn check_degraded(&self) -> bool {
+        self.has(flag::CHECK_DEGRADED)
+    }
+
+    /// True if the endpoint asked to be left out.
+    pub fn excluded(&self) -> bool {
+        self.has(flag::EXCLUDED)
+    }
+
+    /// Takes the endpoint out by active checks.
+    pub fn fail_check(&self, timeout: bool) {
+        let flags = flag::CHECK_FAILED | if timeout { flag::CHECK_TIMEOUT } else { 0 };
+        self.flags.fetch_or(flags, Ordering::Relaxed);
+    }
+
+    /// Takes the endpoint out because it asks for it; a good check ends it.
+    pub fn exclude(&self) {
+        self.flags.fetch_or(flag::CHECK_FAILED | flag::EXCLUDED, Ordering::Relaxed);
+    }
+
+    /// Puts the endpoint into service by active checks.
+    pub fn pass_check(&self) {
+        let flags = flag::CHECK_FAILED | flag::CHECK_TIMEOUT | flag::EXCLUDED;
+        self.flags.fetch_and(!flags, Ordering::Relaxed);
+        self.mark_healthy();
+    }
+
+    /// Notes whether it calls itself degraded; true if that is new.
+    pub fn set_check_degraded(&self, degraded: bool) -> bool {
+        let flag = flag::CHECK_DEGRADED;
+        let before = match degraded {
+            true => self.flags.fetch_or(flag, Ordering::Relaxed),
+            false => self.flags.fetch_and(!flag, Ordering::Relaxed),
+        };
+        (before & flag != 0) != degraded
     }
 
     /// Outcomes since the last call: answers, connections.
@@ -170,6 +255,8 @@ pub enum Resource {
 pub struct ClusterState {
     used: [[AtomicU32; 4]; 2],
     health_version: AtomicU64,
+    /// Connections were opened for requests.
+    traffic: AtomicBool,
     /// Endpoints that passive checks keep out.
     pub(crate) ejections: AtomicU32,
 }
@@ -190,6 +277,18 @@ impl ClusterState {
         let now = states.filter(|state| state.ejected()).count();
         let now = u32::try_from(now).unwrap_or(u32::MAX);
         i64::from(now) - i64::from(self.ejections.swap(now, Ordering::Relaxed))
+    }
+
+    /// Notes that the cluster is used.
+    pub fn note_traffic(&self) {
+        if !self.has_traffic() {
+            self.traffic.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// True once the cluster was used.
+    pub fn has_traffic(&self) -> bool {
+        self.traffic.load(Ordering::Relaxed)
     }
 
     pub fn used(&self, priority: usize, resource: Resource) -> u32 {

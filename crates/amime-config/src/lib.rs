@@ -41,6 +41,7 @@ pub mod hcm;
 pub mod head;
 pub mod header_mutation;
 pub mod headers;
+pub mod health_check;
 pub mod lb_policy;
 pub mod lb_subset;
 pub mod listener;

@@ -15,6 +15,7 @@
 //!
 //! Spec: <https://www.envoyproxy.io/docs/envoy/latest/intro/life_of_a_request>
 
+mod health;
 mod http;
 mod listener;
 pub mod runtime;

@@ -254,7 +254,9 @@ stat_block! {
     /// `cluster.<name>.*`.
     ClusterStats, codes "upstream_rq",
     counters {
-        assignment_stale, assignment_timeout_received, bind_errors, lb_healthy_panic,
+        assignment_stale, assignment_timeout_received, bind_errors, health_check_attempt,
+        health_check_failure, health_check_network_failure, health_check_passive_failure,
+        health_check_success, lb_healthy_panic,
         lb_local_cluster_not_ok, lb_recalculate_zone_structures, lb_subsets_created,
         lb_subsets_fallback, lb_subsets_fallback_panic, lb_subsets_removed,
         lb_subsets_selected, membership_change,

@@ -27,6 +27,7 @@ fn cluster(endpoints: u16, change: impl FnOnce(&mut pb::OutlierDetection)) -> Cl
         Arc::new(Endpoint {
             address: SocketAddr::from(([127, 0, 0, 1], port)),
             more: Vec::new(),
+            checked_as: Default::default(),
             hostname: "".into(),
             weight: 1,
             status: HealthStatus::Healthy,

@@ -297,6 +297,11 @@ impl Request<'_> {
         }
         let grpc = self.exchange.log.borrow().grpc.then(|| parts.headers.get(names::GRPC_STATUS));
         let outcome = grpc.flatten().and_then(grpc_to_http).unwrap_or(status);
+        if self.cluster.config().check.is_some() && parts.headers.contains_key(names::CHECK_FAIL) {
+            self.host.endpoint.state.exclude();
+            self.cluster.stats.health_check_passive_failure.inc();
+            self.cluster.spec.state.health_changed();
+        }
         self.cluster.observe(self.host, Outcome::Status(outcome));
         let log = self.exchange.log.borrow();
         let millis = log.response_after.map_or(0, |after| after.as_millis());

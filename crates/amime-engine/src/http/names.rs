@@ -28,6 +28,7 @@ names! {
     ALT_RESPONSE = "x-envoy-upstream-rq-timeout-alt-response";
     MAX_RETRIES = "x-envoy-max-retries";
     ATTEMPT_COUNT = "x-envoy-attempt-count";
+    CHECK_FAIL = "x-envoy-immediate-health-check-fail";
     ORIGINAL_HOST = "x-envoy-original-host";
     ORIGINAL_URL = "x-envoy-original-url";
     ORIGINAL_PATH = "x-envoy-original-path";

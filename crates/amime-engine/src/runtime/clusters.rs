@@ -15,6 +15,7 @@ use super::Fault;
 use super::awaited::{Awaited, Need};
 use super::names::{Answer, NamePort, Names};
 use super::state::{Refusal, finish};
+use crate::health;
 use crate::upstream::{ClusterSpec, SharedLb};
 use amime_config::cluster::ClusterConfig;
 use amime_config::discovery::{Discovery, Dns};
@@ -93,6 +94,8 @@ impl Clusters {
             previous.map(|old| &*old.spec.endpoints),
             self.workers,
         );
+        // Like Envoy, a changed cluster knows nothing of earlier checks.
+        endpoints.begin_checks(config.check.is_some());
         let mut awaited = Awaited::default();
         if let Discovery::Eds(name) = &config.discovery {
             awaited.add(Need::Endpoints(name.clone()), config.fetch_timeout, now);
@@ -131,7 +134,7 @@ impl Clusters {
                 Need::Addresses => looked_up,
                 Need::Routes(_) => true,
             };
-            if entry.awaited.settle(now, met) {
+            if entry.awaited.settle(now, met) && entry.all_checked() {
                 ready.push(*id);
             }
         }
@@ -299,6 +302,25 @@ impl Clusters {
         }
     }
 
+    /// Endpoints to be checked actively.
+    pub(super) fn checks(&self, mark: Option<u32>) -> Vec<health::Job> {
+        let mut jobs = Vec::new();
+        for entry in self.all().filter(|entry| entry.spec.config.check.is_some()) {
+            let spec = &entry.spec;
+            let stats = self.telemetry.shared_cluster(&spec.config.name);
+            for endpoint in spec.endpoints.endpoints().filter(|one| !one.checked_as.disabled) {
+                jobs.push(health::Job {
+                    cluster: spec.config.clone(),
+                    endpoint: endpoint.clone(),
+                    state: spec.state.clone(),
+                    stats: stats.clone(),
+                    mark,
+                });
+            }
+        }
+        jobs
+    }
+
     /// When something is next to be done unasked.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let due = self.all().filter_map(|entry| entry.names.next_due());
@@ -331,6 +353,13 @@ impl Clusters {
 }
 
 impl ClusterEntry {
+    /// True if every endpoint was checked that is to be.
+    fn all_checked(&self) -> bool {
+        let mut endpoints = self.spec.endpoints.endpoints();
+        self.spec.config.check.is_none()
+            || endpoints.all(|one| one.checked_as.disabled || one.state.checked())
+    }
+
     fn uses(&self, assignment: &str) -> bool {
         matches!(&self.spec.config.discovery, Discovery::Eds(name) if name == assignment)
     }
@@ -349,6 +378,7 @@ impl ClusterEntry {
         let spread = old.config.discovery.spread();
         let resolved = self.names.resolved();
         let endpoints = self.assignment.resolve(&resolved, spread, Some(&old.endpoints), workers);
+        endpoints.begin_checks(old.config.check.is_some());
         self.spec = Arc::new(ClusterSpec {
             config: old.config.clone(),
             endpoints: Arc::new(endpoints),

@@ -8,7 +8,7 @@ use amime_xds::TypeUrl;
 use bytes::Bytes;
 
 use crate::upstream::{ClusterSpec, EndpointShard};
-use amime_config::endpoint::Endpoint;
+use amime_config::endpoint::{Endpoint, HealthStatus};
 
 /// A copy of the runtime's state.
 #[derive(Clone, Debug, Default)]
@@ -95,6 +95,8 @@ pub struct EndpointDump {
     pub priority: u32,
     /// False if its discovery says so.
     pub eds_healthy: bool,
+    /// Envoy's names of what is wrong with it.
+    pub health_flags: Vec<&'static str>,
     /// True while outlier detection keeps it out.
     pub ejected: bool,
     /// Percent of good answers in the last interval of outlier detection.
@@ -155,6 +157,7 @@ impl EndpointDump {
             weight: endpoint.weight,
             priority,
             eds_healthy: endpoint.configured_healthy(),
+            health_flags: health_flags(endpoint),
             ejected: endpoint.state.ejected(),
             success_rate: endpoint.state.shown_rate(false),
             local_success_rate: endpoint.state.shown_rate(true),
@@ -168,4 +171,20 @@ impl EndpointDump {
             rq_timeout: sum(&|shard| shard.rq_timeout.value()),
         }
     }
+}
+
+/// In Envoy's order.
+fn health_flags(endpoint: &Endpoint) -> Vec<&'static str> {
+    let (state, status) = (&endpoint.state, endpoint.status);
+    let flags = [
+        (state.check_failed(), "failed_active_hc"),
+        (state.ejected(), "failed_outlier_check"),
+        (matches!(status, HealthStatus::Unhealthy | HealthStatus::Timeout), "failed_eds_health"),
+        (state.check_degraded(), "degraded_active_hc"),
+        (status == HealthStatus::Degraded, "degraded_eds_health"),
+        (state.excluded(), "excluded_via_immediate_hc_fail"),
+        (state.check_timed_out(), "active_hc_timeout"),
+        (status == HealthStatus::Draining, "eds_status_draining"),
+    ];
+    flags.into_iter().filter(|(set, _)| *set).map(|(_, name)| name).collect()
 }

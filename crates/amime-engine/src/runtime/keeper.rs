@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::Runtime;
 use super::clusters::DnsJob;
 use super::resolver::{Resolvers, look_up};
+use crate::health::Checks;
 
 /// Longest sleep between two looks for something to do.
 const LOOK: Duration = Duration::from_secs(1);
@@ -29,11 +30,12 @@ pub(super) fn start(runtime: &Arc<Runtime>) -> io::Result<()> {
 
 async fn keep(runtime: Weak<Runtime>) {
     let mut resolvers = Resolvers::default();
+    let mut checks = Checks::default();
     let mut files_due = Instant::now();
     loop {
         let Some(strong) = runtime.upgrade() else { return };
         let now = Instant::now();
-        let (jobs, due) = {
+        let (jobs, checked, due) = {
             let mut state = strong.state();
             if files_due <= now {
                 state.look_at_secret_files();
@@ -42,8 +44,10 @@ async fn keep(runtime: Weak<Runtime>) {
             state.tick(now);
             state.sweep(now);
             strong.publish_changes(&mut state);
-            (state.names_due(now), state.next_due())
+            (state.names_due(now), state.checks(), state.next_due())
         };
+        let weak = runtime.clone();
+        checks.follow(checked, move || health_changed(&weak));
         for job in jobs {
             let resolver = resolvers.get(&job.dns.servers, job.dns.family);
             let runtime = runtime.clone();
@@ -57,6 +61,14 @@ async fn keep(runtime: Weak<Runtime>) {
         let wait = due.map_or(LOOK, |due| due.saturating_duration_since(Instant::now()).min(LOOK));
         let _ = tokio::time::timeout(wait, wake.notified()).await;
     }
+}
+
+/// A cluster may have waited for a check.
+fn health_changed(runtime: &Weak<Runtime>) {
+    let Some(runtime) = runtime.upgrade() else { return };
+    let mut state = runtime.state();
+    state.tick(Instant::now());
+    runtime.publish(&mut state);
 }
 
 fn tell(runtime: &Weak<Runtime>, job: &DnsJob, answer: super::names::Answer) {

@@ -43,6 +43,7 @@ pub(super) struct State {
     secrets: SecretStore,
     telemetry: Arc<Telemetry>,
     gateway: bool,
+    mark: Option<u32>,
     held: BTreeMap<(usize, String), Held>,
     listeners: Listeners,
     clusters: Clusters,
@@ -63,6 +64,7 @@ impl State {
             secrets,
             telemetry: options.telemetry.clone(),
             gateway: options.gateway,
+            mark: options.mark,
             held: BTreeMap::new(),
             listeners: Listeners::new(workers),
             clusters: Clusters::new(workers, options.telemetry.clone()),
@@ -325,6 +327,11 @@ impl State {
     /// Names that are due to be looked up.
     pub(super) fn names_due(&mut self, now: Instant) -> Vec<DnsJob> {
         self.clusters.names_due(now)
+    }
+
+    /// Endpoints to be checked actively.
+    pub(super) fn checks(&self) -> Vec<crate::health::Job> {
+        self.clusters.checks(self.mark)
     }
 
     /// Does what passive health checks do at intervals.

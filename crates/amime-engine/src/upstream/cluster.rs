@@ -158,6 +158,7 @@ impl ClusterRuntime {
         let endpoint = Arc::new(Endpoint {
             address,
             more: Vec::new(),
+            checked_as: Default::default(),
             hostname: "".into(),
             weight: 1,
             status: HealthStatus::Healthy,

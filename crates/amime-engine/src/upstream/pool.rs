@@ -432,6 +432,7 @@ impl OpenGuard {
         let open = host.pool.open.clone();
         open.set(open.get() + 1);
         cluster.stats.upstream_cx_total.inc();
+        cluster.spec.state.note_traffic();
         cluster.stats.upstream_cx_active.inc();
         host.counters().cx_total.inc();
         host.counters().cx_active.inc();

@@ -7,6 +7,7 @@ mod dns;
 mod filters;
 mod forwarding;
 mod harness;
+mod health;
 mod listeners;
 mod peer_metadata;
 mod pki;

@@ -52,13 +52,11 @@ fn endpoint_text(out: &mut String, cluster: &str, endpoint: &EndpointDump) {
     line("local_origin_success_rate", &endpoint.local_success_rate.unwrap_or(-1.0));
 }
 
-fn health_flags(endpoint: &EndpointDump) -> &'static str {
-    match (endpoint.eds_healthy, endpoint.ejected) {
-        (true, false) => "healthy",
-        (false, false) => "/failed_eds_health",
-        (true, true) => "/failed_outlier_check",
-        (false, true) => "/failed_eds_health/failed_outlier_check",
+fn health_flags(endpoint: &EndpointDump) -> String {
+    if endpoint.health_flags.is_empty() {
+        return "healthy".to_owned();
     }
+    endpoint.health_flags.iter().map(|flag| format!("/{flag}")).collect()
 }
 
 /// Envoy's JSON form, `envoy.admin.v3.Clusters`.
@@ -101,8 +99,15 @@ fn endpoint_json(endpoint: &EndpointDump) -> Value {
     let mut health = json!({
         "eds_health_status": if endpoint.eds_healthy { "HEALTHY" } else { "UNHEALTHY" },
     });
-    if endpoint.ejected {
-        health["failed_outlier_check"] = json!(true);
+    for flag in &endpoint.health_flags {
+        // The fields that have other names than the flags.
+        let field = match *flag {
+            "failed_active_hc" => "failed_active_health_check",
+            "degraded_active_hc" => "failed_active_degraded_check",
+            "failed_eds_health" | "degraded_eds_health" | "eds_status_draining" => continue,
+            same => same,
+        };
+        health[field] = json!(true);
     }
     let mut status = json!({
         "address": super::listeners::socket_address(endpoint.address),

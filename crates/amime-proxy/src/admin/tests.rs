@@ -244,6 +244,7 @@ fn clusters_and_listeners_print_as_envoys() {
         weight: 1,
         priority: 0,
         eds_healthy: true,
+        health_flags: vec!["failed_outlier_check"],
         ejected: true,
         success_rate: None,
         local_success_rate: None,
