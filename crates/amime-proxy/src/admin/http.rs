@@ -43,6 +43,8 @@ pub enum AdminError {
 pub(crate) struct Query {
     pub(crate) method: Method,
     pub(crate) path: String,
+    /// Path with query, as asked for.
+    pub(crate) target: String,
     pub(crate) params: BTreeMap<String, String>,
     pub(crate) from: SocketAddr,
 }
@@ -58,6 +60,7 @@ impl Query {
         Self {
             method: request.method().clone(),
             path: request.uri().path().to_owned(),
+            target: request.uri().path_and_query().map(ToString::to_string).unwrap_or_default(),
             params: params.collect(),
             from,
         }

@@ -108,6 +108,7 @@ mod tests {
         let query = Query {
             method: ::http::Method::POST,
             path: "/logging".into(),
+            target: "/logging".into(),
             params: params.collect(),
             from: ([127, 0, 0, 1], 1).into(),
         };

@@ -10,6 +10,7 @@
 //!
 //! Spec: <https://www.envoyproxy.io/docs/envoy/latest/operations/admin>
 
+mod access_log;
 mod certs;
 mod clusters;
 mod config_dump;
@@ -37,6 +38,7 @@ use tokio::sync::watch;
 use crate::agent::{AppMetrics, Identity, Readiness};
 use crate::json::Converter;
 
+pub(crate) use self::access_log::AdminLog;
 pub(crate) use self::http::AdminError;
 pub(crate) use self::http::Server;
 pub(crate) use logging::level as log_level;
@@ -71,6 +73,8 @@ pub(crate) struct Context {
     pub(crate) wish: watch::Sender<Wish>,
     /// Prints configuration as JSON.
     pub(crate) converter: Converter,
+    /// Where requests to the admin server are logged, if anywhere.
+    pub(crate) access_log: Option<AdminLog>,
 }
 
 impl Context {
@@ -98,7 +102,20 @@ pub(crate) fn serve_admin(
     context: &Arc<Context>,
 ) -> Result<Server, AdminError> {
     let context = context.clone();
-    Server::start(address, move |request| routes::answer(context.clone(), request))
+    Server::start(address, move |request| logged(context.clone(), request))
+}
+
+/// Answers and logs one request to the admin server.
+async fn logged(context: Arc<Context>, query: http::Query) -> http::Answer {
+    if context.access_log.is_none() {
+        return routes::answer(context, query).await;
+    }
+    let (start, begun) = (std::time::SystemTime::now(), std::time::Instant::now());
+    let answer = routes::answer(context.clone(), query.clone()).await;
+    if let Some(log) = &context.access_log {
+        log.record(&query, &answer, start, begun.elapsed());
+    }
+    answer
 }
 
 /// Starts the server of merged metrics, health and drain (15020).

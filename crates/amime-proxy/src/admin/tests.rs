@@ -43,6 +43,7 @@ fn context() -> Arc<Context> {
         app_metrics: None,
         wish: watch::Sender::new(Wish::Run),
         converter: Converter::default(),
+        access_log: None,
     })
 }
 

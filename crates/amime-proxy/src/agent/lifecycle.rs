@@ -220,6 +220,7 @@ fn context(
         app_metrics: config.app_metrics.clone(),
         wish: watch::Sender::new(Wish::Run),
         converter,
+        access_log: None,
     }
 }
 

@@ -11,9 +11,12 @@ use amime_engine::runtime::{Runtime, RuntimeOptions};
 use amime_telemetry::{Telemetry, TelemetryOptions};
 use amime_xds::client::{AdsClient, ClientConfig, Handler};
 use amime_xds::{Resource, TypeUrl};
+use envoy_types::pb::envoy::config::accesslog::v3::{AccessLog, access_log};
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
-use envoy_types::pb::google::protobuf::BoolValue;
+use envoy_types::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
+use envoy_types::pb::google::protobuf::{Any, BoolValue};
+use prost::{Message, Name};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -23,7 +26,7 @@ use super::files::Files;
 use super::handler::{Scope, Shared, SourceHandler};
 use super::sources::Origin;
 use super::{BootstrapError, shell};
-use crate::admin::{CommandLine, Context, Wish, serve_admin};
+use crate::admin::{AdminLog, CommandLine, Context, Wish, serve_admin};
 use crate::agent::{
     AgentError, DiscoveryHandler, Readiness, server_info_node, until_end, watch_connection,
 };
@@ -66,6 +69,7 @@ pub(crate) async fn run(mut run: BootstrapRun) -> Result<(), AgentError> {
         false => resources.collect(),
     };
     plan.judge(runtime.apply_static(resources), &mut faults);
+    let access_log = admin_log(&run.bootstrap, &telemetry, &mut faults);
     accept(faults.into_list(), run.allow_unsupported)?;
     if run.validate {
         println!("configuration '{}' OK", run.options.config_path);
@@ -76,7 +80,39 @@ pub(crate) async fn run(mut run: BootstrapRun) -> Result<(), AgentError> {
         let owner = (one.resource.type_url, one.resource.name);
         shared.references().set(owner, one.references);
     }
-    serve(run, plan, shared, (telemetry, runtime)).await
+    serve(run, plan, shared, (telemetry, runtime, access_log)).await
+}
+
+/// The access log of the admin server, if the bootstrap asks for one.
+#[allow(deprecated, reason = "bootstraps of today still set access_log_path")]
+fn admin_log(
+    bootstrap: &Bootstrap,
+    telemetry: &Telemetry,
+    faults: &mut Faults,
+) -> Option<AdminLog> {
+    let admin = bootstrap.admin.as_ref()?;
+    let mut logs = admin.access_log.clone();
+    if !admin.access_log_path.is_empty() {
+        let path = admin.access_log_path.clone();
+        let file = FileAccessLog { path, access_log_format: None };
+        let config = Any { type_url: FileAccessLog::type_url(), value: file.encode_to_vec() };
+        let config_type = Some(access_log::ConfigType::TypedConfig(config));
+        logs.push(AccessLog { config_type, ..AccessLog::default() });
+    }
+    let mut loggers = vec![];
+    for (index, log) in logs.iter().enumerate() {
+        let field = format!("admin.access_log[{index}]");
+        match telemetry.access_log(log) {
+            Ok(logger) => {
+                for name in logger.absent() {
+                    faults.ignore(&field, format!("%{name}% is always empty"));
+                }
+                loggers.push(logger);
+            }
+            Err(error) => faults.ignore(&field, error.to_string()),
+        }
+    }
+    (!loggers.is_empty()).then(|| AdminLog::new(telemetry, loggers))
 }
 
 /// Refuses what cannot be honoured, all of it at once.
@@ -111,7 +147,7 @@ async fn serve(
     run: BootstrapRun,
     plan: Plan,
     shared: Arc<Shared>,
-    (telemetry, runtime): (Arc<Telemetry>, Arc<Runtime>),
+    (telemetry, runtime, access_log): (Arc<Telemetry>, Arc<Runtime>, Option<AdminLog>),
 ) -> Result<(), AgentError> {
     let drain = Duration::from_secs(run.options.drain_s);
     let context = Arc::new(Context {
@@ -126,6 +162,7 @@ async fn serve(
         app_metrics: None,
         wish: watch::Sender::new(Wish::Run),
         converter: run.converter,
+        access_log,
     });
     let _server = match plan.admin {
         None => None,

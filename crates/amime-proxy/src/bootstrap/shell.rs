@@ -10,10 +10,12 @@ use crate::json::{Converter, Work};
 
 /// Fields that are acted on, with all that is below them. `[]` stands for the
 /// items of a list.
-const HONOURED: [&str; 10] = [
+const HONOURED: [&str; 12] = [
     "node",
     "static_resources",
     "admin.address",
+    "admin.access_log",
+    "admin.access_log_path",
     "dynamic_resources.lds_config",
     "dynamic_resources.cds_config",
     "dynamic_resources.ads_config.api_type",

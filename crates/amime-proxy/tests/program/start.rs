@@ -101,6 +101,19 @@ fn what_has_no_effect_is_refused_unless_allowed() {
 }
 
 #[test]
+fn requests_to_the_admin_port_are_logged() {
+    let dir = tempfile::tempdir().expect("directory");
+    let log = dir.path().join("admin.log");
+    let path = format!("admin: {{access_log_path: {}, ", log.display());
+    let (_running, address) = Running::start(dir.path(), &BOOTSTRAP.replace("admin: {", &path));
+    ask(&address, "GET", "/certs?x=1");
+    wait("a line", || {
+        let lines = std::fs::read_to_string(&log).ok()?;
+        lines.contains("\"GET /certs?x=1 HTTP/1.1\" 200").then_some(())
+    });
+}
+
+#[test]
 fn it_serves_its_configuration_and_ends_when_asked() {
     let dir = tempfile::tempdir().expect("directory");
     let (mut running, address) = Running::start(dir.path(), BOOTSTRAP);
