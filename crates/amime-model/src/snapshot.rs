@@ -397,29 +397,35 @@ fn ingresses(resources: &Resources, mesh: &MeshConfig) -> ingress::Derived {
     ingress::derive(objects, mesh, &port_number)
 }
 
+/// Services of both registries.
+fn services(resources: &Resources, mesh: &MeshConfig) -> Vec<Service> {
+    let mut services = Vec::new();
+    let namespace = |name: &str| {
+        let (kind, name) = (Kind::Namespace, name.to_owned());
+        resources.get(&ObjectKey { kind, namespace: String::new(), name })
+    };
+    for resource in of_kind(resources, Kind::Service) {
+        if let Resource::Service(object) = resource {
+            let none = Labels::new();
+            let namespace = namespace(&object.metadata.namespace);
+            let annotations = namespace.map_or(&none, |ns| &ns.metadata().annotations);
+            services.push(kube::service(object, &mesh.trust_domain, annotations));
+        }
+    }
+    for resource in of_kind(resources, Kind::ServiceEntry) {
+        if let Resource::ServiceEntry(object) = resource {
+            services.extend(service_entry::services(object));
+        }
+    }
+    let labels =
+        |name: &str| namespace(name).map(|ns| ns.metadata().labels.clone()).unwrap_or_default();
+    visibility::narrow(&mut services, mesh, &labels);
+    services
+}
+
 impl Indexes {
     fn build(resources: &Resources, mesh: &MeshConfig) -> Self {
-        let mut services = Vec::new();
-        let namespace = |name: &str| {
-            let (kind, name) = (Kind::Namespace, name.to_owned());
-            resources.get(&ObjectKey { kind, namespace: String::new(), name })
-        };
-        for resource in of_kind(resources, Kind::Service) {
-            if let Resource::Service(object) = resource {
-                let none = Labels::new();
-                let namespace = namespace(&object.metadata.namespace);
-                let annotations = namespace.map_or(&none, |ns| &ns.metadata().annotations);
-                services.push(kube::service(object, &mesh.trust_domain, annotations));
-            }
-        }
-        for resource in of_kind(resources, Kind::ServiceEntry) {
-            if let Resource::ServiceEntry(object) = resource {
-                services.extend(service_entry::services(object));
-            }
-        }
-        let labels =
-            |name: &str| namespace(name).map(|ns| ns.metadata().labels.clone()).unwrap_or_default();
-        visibility::narrow(&mut services, mesh, &labels);
+        let services = services(resources, mesh);
         macro_rules! configs {
             ($kind:ident) => {
                 of_kind(resources, Kind::$kind)
