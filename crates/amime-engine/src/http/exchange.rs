@@ -77,6 +77,8 @@ pub(crate) struct Log {
     pub(crate) flags: ResponseFlags,
     pub(crate) route: Option<RouteRef>,
     pub(crate) cluster: Option<Rc<ClusterRuntime>>,
+    /// Where the request would have gone, had no filter answered it.
+    pub(crate) missed: Option<Rc<ClusterRuntime>>,
     pub(crate) host: Option<Rc<Host>>,
     pub(crate) conn: Option<Rc<UpstreamConn>>,
     pub(crate) attempts: u32,
@@ -255,7 +257,7 @@ impl Log {
                 .map(|host| &*host.endpoint.hostname)
                 .filter(|name| !name.is_empty()),
             local_address: self.conn.as_ref().and_then(|conn| conn.facts.local),
-            cluster: self.cluster.as_ref().map(|cluster| &cluster.config().info),
+            cluster: self.cluster.as_ref().or(self.missed.as_ref()).map(|to| &to.config().info),
             tls,
             transport_failure: self.transport_failure.as_deref(),
             peer: peer.or(self.host.as_ref().and_then(|host| host.endpoint.peer.as_ref())),

@@ -11,17 +11,20 @@ use std::time::Duration;
 
 use amime_telemetry::ResponseFlags;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use smallvec::SmallVec;
 
 use super::error::ProxyError;
 use super::exchange::Exchange;
 use super::request::Admitted;
-use super::{names, prepare, rate_limit, response};
+use super::{forward, names, prepare, rate_limit, response};
+use crate::upstream::ClusterRuntime;
 use amime_config::cors::Cors;
 use amime_config::fault_injection::{Abort, Fault};
 use amime_config::filters::{FilterKind, HttpFilter, PerFilter, PerRoute, Settings};
 use amime_config::header_mutation::HeaderMutation;
 use amime_config::rbac::{Rbac, Subject};
 use amime_config::route::Route;
+use amime_config::route_action::Action;
 use amime_config::route_cluster::WeightedCluster;
 use amime_config::token_bucket::TokenBucket;
 use amime_config::values::Fraction;
@@ -34,6 +37,14 @@ pub(super) struct Scope<'a> {
 }
 
 impl<'a> Scope<'a> {
+    /// Where the request goes unless a filter answers it.
+    pub(super) fn cluster(&self, exchange: &Exchange) -> Option<Rc<ClusterRuntime>> {
+        match self.route.map(|route| &route.action)? {
+            Action::Forward(action) => forward::cluster_of(exchange, action, self.weighted),
+            _ => None,
+        }
+    }
+
     fn per_route(&self) -> Option<&'a PerRoute> {
         self.weighted.map(|entry| &entry.filters).or(self.route.map(|route| &route.filters))
     }
@@ -42,8 +53,8 @@ impl<'a> Scope<'a> {
 /// Why a request goes no further.
 pub(super) enum Stop {
     Error(ProxyError),
-    /// CORS answers a preflight itself.
-    Preflight,
+    /// CORS answers a preflight itself, with these.
+    Preflight(HeaderMap),
 }
 
 impl From<ProxyError> for Stop {
@@ -90,19 +101,8 @@ async fn run_one(
         (FilterKind::Fault(_), Some(Settings::Fault(fault))) | (FilterKind::Fault(fault), _) => {
             inject(exchange, scope, fault).await?;
         }
-        (FilterKind::Cors, settings) => {
-            let policy = match settings {
-                Some(Settings::Cors(policy)) => Some(&**policy),
-                _ => scope.per_route().and_then(PerRoute::cors),
-            };
-            if let Some((headers, preflight)) =
-                policy.and_then(|policy| check_origin(exchange, policy))
-            {
-                exchange.on_response.borrow_mut().push(OnResponse::Put(headers));
-                if preflight {
-                    return Err(Stop::Preflight);
-                }
-            }
+        (FilterKind::Cors, _) => {
+            check_origin(exchange, || policies(scope, filter))?;
         }
         (FilterKind::Rbac(_), Some(Settings::Rbac(None))) => {}
         (FilterKind::Rbac(_), Some(Settings::Rbac(Some(rbac)))) | (FilterKind::Rbac(rbac), _) => {
@@ -195,8 +195,9 @@ async fn inject(
         stats.fault_aborts_injected.inc();
         return Err(match abort {
             Abort::Http(status) => ProxyError::FaultAbort { status, grpc: None },
+            // Also to those who do not speak gRPC.
             Abort::Grpc(code) => {
-                ProxyError::FaultAbort { status: http_of_grpc(code), grpc: Some(code) }
+                ProxyError::FaultAbort { status: StatusCode::OK, grpc: Some(code) }
             }
             Abort::Header => return Ok(()),
         });
@@ -250,56 +251,65 @@ impl Drop for ActiveFault<'_> {
     }
 }
 
-/// The HTTP status that stands for a gRPC one.
-fn http_of_grpc(code: u32) -> StatusCode {
-    let status = match code {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
-    };
-    StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+/// CORS policies of a route, the most specific first: a field that one does
+/// not set is the next one's.
+fn policies<'a>(scope: &Scope<'a>, filter: &'a HttpFilter) -> SmallVec<[&'a Cors; 2]> {
+    let Some(route) = scope.per_route() else { return SmallVec::new() };
+    let named = route.all(&filter.name).filter_map(|level| match &level.settings {
+        Some(Settings::Cors(policy)) => Some(&**policy),
+        _ => None,
+    });
+    let mut found: SmallVec<[_; 2]> = named.collect();
+    if found.is_empty() {
+        found.extend(route.cors());
+    }
+    found
 }
 
-/// What CORS says of a request: headers for its response, and whether it is
-/// a preflight, which is answered here.
-fn check_origin(exchange: &Exchange, cors: &Cors) -> Option<(HeaderMap, bool)> {
+/// Leaves headers for the response to a request from another origin, and
+/// answers preflights.
+fn check_origin<'a>(
+    exchange: &Exchange,
+    policies: impl FnOnce() -> SmallVec<[&'a Cors; 2]>,
+) -> Result<(), Stop> {
     let head = exchange.head.borrow();
-    let origin = head.headers.get(header::ORIGIN).filter(|origin| !origin.is_empty())?;
-    if !cors.enabled.draw() {
-        return None;
-    }
+    let origin = head.headers.get(header::ORIGIN).filter(|origin| !origin.is_empty());
+    let Some(origin) = origin else { return Ok(()) };
+    let policies = policies();
+    let Some(first) = policies.first().filter(|first| first.enabled.draw()) else { return Ok(()) };
     let preflight = head.method == Method::OPTIONS
         && head.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    let mut headers = HeaderMap::with_capacity(6);
-    if !cors.origins.iter().any(|matcher| matcher.matches(origin.as_bytes())) {
-        return (preflight && !cors.forward_unmatched_preflights).then_some((headers, true));
-    }
-    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-    if cors.credentials {
-        headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
-    }
-    let mut put = |name, value: &Option<HeaderValue>| {
-        if let Some(value) = value {
-            headers.insert(name, value.clone());
-        }
+    let value = |of: fn(&Cors) -> Option<&HeaderValue>| {
+        policies.iter().find_map(|policy| of(policy)).cloned()
     };
-    if preflight {
-        put(header::ACCESS_CONTROL_ALLOW_METHODS, &cors.methods);
-        put(header::ACCESS_CONTROL_ALLOW_HEADERS, &cors.headers);
-        put(header::ACCESS_CONTROL_MAX_AGE, &cors.max_age);
-    } else {
-        put(header::ACCESS_CONTROL_EXPOSE_HEADERS, &cors.expose);
+    let origins = policies.iter().find(|policy| !policy.origins.is_empty());
+    let allowed = origins.is_some_and(|policy| {
+        policy.origins.iter().any(|matcher| matcher.matches(origin.as_bytes()))
+    });
+    if !allowed && !(preflight && !first.forward_unmatched_preflights) {
+        return Ok(());
     }
-    Some((headers, preflight))
+    let mut headers = HeaderMap::with_capacity(4);
+    if allowed {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        if first.credentials {
+            let yes = HeaderValue::from_static("true");
+            headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, yes);
+        }
+        let expose = value(|policy| policy.expose.as_ref());
+        headers.extend(expose.map(|value| (header::ACCESS_CONTROL_EXPOSE_HEADERS, value)));
+        exchange.on_response.borrow_mut().push(OnResponse::Put(headers));
+    }
+    if !preflight {
+        return Ok(());
+    }
+    let own = [
+        (header::ACCESS_CONTROL_ALLOW_METHODS, value(|policy| policy.methods.as_ref())),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, value(|policy| policy.headers.as_ref())),
+        (header::ACCESS_CONTROL_MAX_AGE, value(|policy| policy.max_age.as_ref())),
+    ];
+    let own = own.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    Err(Stop::Preflight(own.collect()))
 }
 
 fn authorize(exchange: &Exchange, rbac: &Rbac, remote: IpAddr) -> Result<(), ProxyError> {

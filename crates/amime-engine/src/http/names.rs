@@ -17,6 +17,7 @@ names! {
     XFCC = "x-forwarded-client-cert";
     X_REQUEST_ID = "x-request-id";
     X_ENVOY_INTERNAL = "x-envoy-internal";
+    EXTERNAL_ADDRESS = "x-envoy-external-address";
     EXPECTED_TIMEOUT = "x-envoy-expected-rq-timeout-ms";
     RQ_TIMEOUT = "x-envoy-upstream-rq-timeout-ms";
     RQ_PER_TRY_TIMEOUT = "x-envoy-upstream-rq-per-try-timeout-ms";

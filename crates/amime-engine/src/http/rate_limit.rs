@@ -19,7 +19,7 @@ use prost::Message;
 use super::error::{FilterReply, LocalReply, ProxyError};
 use super::exchange::Exchange;
 use super::filters::{OnResponse, Scope};
-use super::{forward, names, prepare, response};
+use super::{names, prepare, response};
 use crate::upstream::grpc::{self, Call};
 use crate::worker::Worker;
 use amime_config::format::FormatInput;
@@ -28,7 +28,6 @@ use amime_config::global_limit::{
 };
 use amime_config::local_limit::{Buckets, LocalLimit};
 use amime_config::rate_limit::{Descriptor, LimitInput, LimitPolicy, RouteLimits, VhostLimits};
-use amime_config::route_action::Action;
 use amime_config::token_bucket::{TokenBucket, now};
 
 /// The gRPC status that a client may be told instead of "unavailable".
@@ -115,10 +114,7 @@ pub(super) fn tell(bucket: &TokenBucket, headers: &mut HeaderMap) {
 
 /// Name of the cluster that the request is going to; empty if it is unknown.
 pub(super) fn destination(exchange: &Exchange, scope: &Scope<'_>) -> String {
-    let Some(Action::Forward(action)) = scope.route.map(|route| &route.action) else {
-        return String::new();
-    };
-    let cluster = forward::cluster_of(exchange, action, scope.weighted);
+    let cluster = scope.cluster(exchange);
     cluster.map(|cluster| cluster.config().name.to_string()).unwrap_or_default()
 }
 

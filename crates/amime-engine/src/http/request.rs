@@ -86,11 +86,17 @@ pub(crate) fn admit(
     }
     if internal {
         head.headers.insert(names::X_ENVOY_INTERNAL, HeaderValue::from_static("true"));
+    } else if config.remote.use_remote {
+        // Behind other proxies each request has a client of its own.
+        let address = Bytes::from(remote.to_string());
+        if let Ok(value) = HeaderValue::from_maybe_shared(address) {
+            head.headers.insert(names::EXTERNAL_ADDRESS, value);
+        }
     }
     client_cert(connection, head, survey.client_cert);
     request_id(config, head, survey.request_id, config.remote.use_remote && !internal);
     if let Some(via) = &config.via {
-        head.headers.append(header::VIA, via.clone());
+        append_via(&mut head.headers, via);
     }
     // For our telemetry, not for the application.
     let peer_metadata = if survey.peer_metadata && config.peer_exchange.from_client {
@@ -100,6 +106,17 @@ pub(crate) fn admit(
         None
     };
     Ok(Admitted { remote, upgrade, peer_metadata, internal })
+}
+
+/// One field, whatever number there was.
+fn append_via(headers: &mut HeaderMap, via: &HeaderValue) {
+    let value = match joined(headers, &header::VIA) {
+        Some(before) => HeaderValue::from_bytes(&[&before, &b", "[..], via.as_bytes()].concat()),
+        None => Ok(via.clone()),
+    };
+    if let Ok(value) = value {
+        headers.insert(header::VIA, value);
+    }
 }
 
 fn survey(headers: &HeaderMap) -> Survey {
@@ -345,6 +362,8 @@ fn forwarded_proto(connection: &HttpConnection, head: &mut RequestHead, present:
     }
     if let Some(scheme) = connection.config.scheme {
         head.scheme = scheme;
+        let value = HeaderValue::from_static(scheme.as_str());
+        head.headers.insert(names::X_FORWARDED_PROTO, value);
     } else if let Some(proto) = head.headers.get(names::X_FORWARDED_PROTO) {
         head.scheme = if proto == "https" { Scheme::Https } else { Scheme::Http };
     }

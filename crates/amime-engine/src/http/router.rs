@@ -66,13 +66,15 @@ async fn round(
         _ => None,
     };
     let scope = filters::Scope { route: route.as_deref(), weighted, admitted };
-    match filters::run(&exchange, &scope).await {
-        Ok(()) => {}
-        Err(filters::Stop::Preflight) => {
-            let own = simple(StatusCode::OK, HeaderMap::new(), "cors_response");
-            return Ok(response::own(guard, own));
-        }
-        Err(filters::Stop::Error(error)) => return Ok(response::local(guard, &error)),
+    if let Err(stop) = filters::run(&exchange, &scope).await {
+        let missed = scope.cluster(&exchange);
+        exchange.log.borrow_mut().missed = missed;
+        return Ok(match stop {
+            filters::Stop::Preflight(headers) => {
+                response::own(guard, simple(StatusCode::OK, headers, "cors_response"))
+            }
+            filters::Stop::Error(error) => response::local(guard, &error),
+        });
     }
     let Some(route) = &route else {
         exchange.connection.stats.no_route.inc();
@@ -99,7 +101,10 @@ async fn round(
             let own = direct(&exchange, *status, body);
             answer(guard, own, Some(route))
         }
-        Action::NonForwarding => response::local(guard, &ProxyError::NoRoute),
+        Action::NonForwarding => {
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            response::local(guard, &ProxyError::ClusterNotFound(status))
+        }
     })
 }
 
