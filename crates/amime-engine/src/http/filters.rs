@@ -286,7 +286,7 @@ fn check_origin<'a>(
     let allowed = origins.is_some_and(|policy| {
         policy.origins.iter().any(|matcher| matcher.matches(origin.as_bytes()))
     });
-    if !allowed && !(preflight && !first.forward_unmatched_preflights) {
+    if !(allowed || preflight && !first.forward_unmatched_preflights) {
         return Ok(());
     }
     let mut headers = HeaderMap::with_capacity(4);
