@@ -146,6 +146,10 @@ fn merge_slashes(path: &str) -> String {
             out.push(char);
         }
     }
+    // As in Envoy, a path of nothing but slashes ends in one more than the first.
+    if out == "/" && path.len() > 1 {
+        out.push('/');
+    }
     out
 }
 
