@@ -28,6 +28,7 @@ mod h2spec;
 mod lists;
 mod outcome;
 mod product;
+mod random;
 mod report;
 mod suite;
 mod wire;
@@ -36,6 +37,7 @@ use std::path::{Path, PathBuf};
 
 pub use h2spec::{H2Report, h2spec};
 pub use product::Product;
+pub use random::{RandomOptions, RandomReport, random};
 pub use report::Report;
 pub use suite::cases;
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use amime_conformance::{Options, Product, cases, h2spec};
+use amime_conformance::{Options, Product, RandomOptions, cases, h2spec, random};
 use amime_proxy::ProxyArgs;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
@@ -19,6 +19,8 @@ struct Arguments {
 enum Suite {
     /// Written cases: all that can be seen from outside is compared.
     Cases(Cases),
+    /// Generated route tables: the same route must be chosen.
+    Random(Random),
     /// The rules of HTTP/2 that each keeps.
     H2spec(H2spec),
     /// Our proxy, as the suites start it.
@@ -45,6 +47,18 @@ struct Cases {
     /// Leave expanded bootstraps, access logs and errors in this folder.
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+struct Random {
+    #[command(flatten)]
+    proxies: Proxies,
+    /// Decides all that is generated; default: any.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Requests.
+    #[arg(long, default_value_t = 20_000)]
+    count: usize,
 }
 
 #[derive(Args, Debug)]
@@ -79,6 +93,15 @@ impl Proxies {
 fn main() -> Result<ExitCode> {
     match Arguments::parse().suite {
         Suite::Cases(arguments) => run_cases(arguments),
+        Suite::Random(arguments) => {
+            let (envoy, ours) = arguments.proxies.products()?;
+            let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
+            println!("seed {seed}");
+            let options = RandomOptions { seed, count: arguments.count };
+            let report = random(&envoy, &ours, options)?;
+            print!("{report}");
+            Ok(exit_code(report.passed()))
+        }
         Suite::H2spec(arguments) => {
             let (envoy, ours) = arguments.proxies.products()?;
             let report = h2spec(&envoy, &ours, &arguments.only)?;

@@ -96,7 +96,12 @@ async fn answer<S: Ending>(
 
 fn response(server: &Server, head: &Head, orders: &Orders) -> Vec<u8> {
     let default = format!("from {}\n", server.name).into_bytes();
-    let body = orders.body.clone().unwrap_or(default);
+    let echo = || format!("{} {} {}", server.name, head.start, head.field("host").unwrap_or("-"));
+    let body = match &orders.body {
+        Some(body) => body.clone(),
+        None if orders.echo => echo().into_bytes(),
+        None => default,
+    };
     let mut text = format!("HTTP/1.1 {} Status\r\n", orders.status);
     for (name, value) in &orders.fields {
         let _ = write!(text, "{name}: {value}\r\n");

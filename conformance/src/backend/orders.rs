@@ -10,6 +10,7 @@
 //! | `trailer=name: value` | a trailer after a chunked answer |
 //! | `body=5000` | a body of so many bytes |
 //! | `text=hello` | this body |
+//! | `echo` | the request's start line and host as the body |
 //! | `interim=103` | an informational answer first |
 //! | `chunked` | no length in the answer's head |
 //! | `reset`, `close` | end the connection instead of answering |
@@ -31,6 +32,7 @@ pub(crate) struct Orders {
     pub(crate) body: Option<Vec<u8>>,
     pub(crate) interim: Option<u16>,
     pub(crate) chunked: bool,
+    pub(crate) echo: bool,
     pub(crate) refuse: bool,
     pub(crate) end: End,
     /// Attempts after which the request is answered plainly.
@@ -58,6 +60,7 @@ impl Default for Orders {
             body: None,
             interim: None,
             chunked: false,
+            echo: false,
             refuse: false,
             end: End::Whole,
             fail: None,
@@ -94,6 +97,7 @@ impl Orders {
             "text" => self.body = Some(value.as_bytes().to_vec()),
             "interim" => self.interim = Some(value.parse().ok()?),
             "chunked" => self.chunked = true,
+            "echo" => self.echo = true,
             "refuse" => self.refuse = true,
             "reset" => self.end = End::Reset,
             "close" => self.end = End::Close,
