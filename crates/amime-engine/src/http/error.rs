@@ -21,8 +21,8 @@ pub(crate) enum ProxyError {
     Malformed(ParseError),
     /// The client took too long over its head.
     HeadersTimeout,
-    /// The client stopped within its head.
-    HeadersIdle,
+    /// The client stopped within its request.
+    RequestIdle,
     /// As `BadRequest`, without a body.
     Refused(&'static str),
     MissingHost,
@@ -137,7 +137,7 @@ impl ProxyError {
             Self::HeadersTimeout => {
                 (408, F::NONE, "request_header_timeout", "request header timeout")
             }
-            Self::HeadersIdle => (408, F::SI, "stream_idle_timeout", "stream timeout"),
+            Self::RequestIdle => (408, F::SI, "stream_idle_timeout", "stream timeout"),
             Self::BadRequest(details) => (400, F::DPE, *details, "Bad Request"),
             Self::Refused(details) => (400, F::NONE, *details, ""),
             Self::MissingHost => (400, F::NONE, "missing_host_header", ""),
@@ -258,7 +258,7 @@ impl ProxyError {
             Self::BadRequest(_)
                 | Self::Malformed(_)
                 | Self::HeadersTimeout
-                | Self::HeadersIdle
+                | Self::RequestIdle
                 | Self::Refused(_)
                 | Self::MissingHost
                 | Self::Http10

@@ -118,6 +118,11 @@ impl Exchange {
         self.received.set(self.received.get() + bytes as u64);
     }
 
+    /// Bytes of the request's body so far.
+    pub(crate) fn received(&self) -> u64 {
+        self.received.get()
+    }
+
     pub(crate) fn count_sent(&self, bytes: usize) {
         self.sent.set(self.sent.get() + bytes as u64);
     }

@@ -46,6 +46,9 @@ pub(super) struct Forwarded {
 enum ForwardedBody {
     Stream(Box<(UpstreamBody, Attempt, BodyLimits)>),
     Tunnel(Box<upgrade::Tunnel>, Option<Pipe>),
+    /// The upstream answered a request to leave HTTP with a message: its body
+    /// is not what the client waits for.
+    Refused,
 }
 
 impl Forwarded {
@@ -68,6 +71,10 @@ impl Forwarded {
                 } else {
                     ResponseBody::upstream(incoming, attempt, limits, guard)
                 }
+            }
+            ForwardedBody::Refused => {
+                guard.finish(super::exchange::End::Complete);
+                ResponseBody::bytes(bytes::Bytes::new(), None)
             }
             ForwardedBody::Tunnel(tunnel, pipe) => {
                 tunnel.run(guard);
@@ -122,9 +129,14 @@ pub(super) async fn forward(
         return Ok(None);
     }
     let upgraded = plan.upgrade.is_some() && upgrade::accepted(exchange, &mut parts);
+    let refused = plan.upgrade.is_some() && !upgraded && parts.status.is_success();
+    if refused {
+        parts.headers.remove(header::CONTENT_LENGTH);
+    }
     {
         let mut log = exchange.log.borrow_mut();
-        answered(&mut log, parts.status, Cow::Borrowed("via_upstream"));
+        let details = if refused { "websocket_handshake_unsuccessful" } else { "via_upstream" };
+        answered(&mut log, parts.status, Cow::Borrowed(details));
         log.upstream_peer = upstream_peer(exchange, &mut parts.headers);
     }
     response::from_upstream(exchange, &mut parts, &edits);
@@ -142,7 +154,8 @@ pub(super) async fn forward(
             };
             ForwardedBody::Tunnel(Box::new(tunnel), None)
         }
-        _ => ForwardedBody::Stream(Box::new((incoming, attempt, attempts.timeouts.body()))),
+        None if refused => ForwardedBody::Refused,
+        None => ForwardedBody::Stream(Box::new((incoming, attempt, attempts.timeouts.body()))),
     };
     Ok(Some(Forwarded { parts, body }))
 }

@@ -225,7 +225,7 @@ async fn next(
             (Some(limit), idle) if idle.is_none_or(|idle| limit <= idle) => {
                 (limit, ProxyError::HeadersTimeout)
             }
-            (_, Some(idle)) => (idle, ProxyError::HeadersIdle),
+            (_, Some(idle)) => (idle, ProxyError::RequestIdle),
             _ => return Poll::Pending,
         };
         let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));

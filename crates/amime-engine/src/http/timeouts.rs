@@ -125,6 +125,20 @@ async fn read_in_time(exchange: &Exchange, limit: Option<Duration>) -> bool {
     }
 }
 
+/// Resolves when nothing of the request's body has come for `idle`.
+async fn stopped(exchange: &Exchange, idle: Option<Duration>) {
+    let Some(idle) = idle else { return std::future::pending().await };
+    let mut before = exchange.received();
+    loop {
+        tokio::time::sleep(idle).await;
+        let now = exchange.received();
+        if now == before {
+            return;
+        }
+        before = now;
+    }
+}
+
 /// Resolves when the route's timeout or the stream's life is over; `None` if
 /// neither is limited.
 pub(super) fn route_timeout(
@@ -147,9 +161,13 @@ pub(super) fn route_timeout(
         };
         let by_route = async {
             // The clock of the route starts when the request has been read.
-            if exchange.completed_at().is_none() && !read_in_time(&exchange, timeouts.request).await
-            {
-                return ProxyError::RequestTimeout;
+            if exchange.completed_at().is_none() {
+                tokio::select! {
+                    read = read_in_time(&exchange, timeouts.request) => if !read {
+                        return ProxyError::RequestTimeout;
+                    },
+                    () = stopped(&exchange, timeouts.idle) => return ProxyError::RequestIdle,
+                }
             }
             match (timeouts.route, timeouts.idle) {
                 (Some(route), idle) if idle.is_none_or(|idle| route <= idle) => {

@@ -19,7 +19,7 @@ use super::exchange::{End, Exchange, ExchangeGuard};
 use super::h1;
 use super::pipe::{BodyReader, Duplex};
 use super::request::Admitted;
-use crate::tcp::copy::{Copied, copy_both};
+use crate::tcp::copy::{Copied, CopyEnd, copy_both};
 use amime_config::route::RouteRef;
 use amime_config::route_action::{Action, RouteUpgrade};
 
@@ -142,12 +142,16 @@ impl Tunnel {
             stats.downstream_cx_upgrades_active.inc();
             let copied = self.join().await;
             stats.downstream_cx_upgrades_active.dec();
+            let mut end = End::Complete;
             if let Ok(copied) = copied {
                 let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
                 guard.exchange().count_received(bytes(copied.up));
                 guard.exchange().count_sent(bytes(copied.down));
+                if copied.by_client || copied.end == CopyEnd::DownstreamFailed {
+                    end = End::DownstreamGone;
+                }
             }
-            guard.finish(End::Complete);
+            guard.finish(end);
         });
     }
 

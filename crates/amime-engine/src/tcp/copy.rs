@@ -19,6 +19,8 @@ pub(crate) struct Copied {
     /// Bytes from upstream to downstream.
     pub(crate) down: u64,
     pub(crate) end: CopyEnd,
+    /// Downstream closed before upstream did.
+    pub(crate) by_client: bool,
 }
 
 /// Why copying stopped.
@@ -40,8 +42,13 @@ where
     D: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut copy =
-        CopyBoth { downstream, upstream, up: Direction::default(), down: Direction::default() };
+    let mut copy = CopyBoth {
+        downstream,
+        upstream,
+        up: Direction::default(),
+        down: Direction::default(),
+        by_client: false,
+    };
     let mut timer = idle.map(|idle| Box::pin(tokio::time::sleep(idle)));
     let end = std::future::poll_fn(|cx| {
         let before = copy.moved();
@@ -54,7 +61,8 @@ where
         }
     })
     .await;
-    Copied { up: copy.up.written, down: copy.down.written, end }
+    let (up, down) = (copy.up.written, copy.down.written);
+    Copied { up, down, end, by_client: copy.by_client }
 }
 
 fn poll_idle(
@@ -75,6 +83,7 @@ struct CopyBoth<D, U> {
     upstream: U,
     up: Direction,
     down: Direction,
+    by_client: bool,
 }
 
 impl<D, U> CopyBoth<D, U>
@@ -101,6 +110,7 @@ where
                 Failed::Writer => CopyEnd::DownstreamFailed,
             });
         }
+        self.by_client |= up.is_ready() && down.is_pending();
         if up.is_ready() && down.is_ready() { Poll::Ready(CopyEnd::Closed) } else { Poll::Pending }
     }
 }
