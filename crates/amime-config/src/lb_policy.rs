@@ -32,6 +32,9 @@ pub struct LbSettings {
     pub slow_start: Option<SlowStart>,
     /// Consistent hashing knows endpoints by name rather than by address.
     pub hash_by_hostname: bool,
+    /// Percent of the average load that consistent hashing gives an endpoint
+    /// at most.
+    pub hash_balance_factor: Option<u32>,
     /// Hash policies of the cluster, in place of the route's.
     pub hash: Vec<HashPolicy>,
     /// Headers that name the endpoints to use, best first.
@@ -97,6 +100,7 @@ impl LbSettings {
             locality_weighted: false,
             slow_start: None,
             hash_by_hostname: false,
+            hash_balance_factor: None,
             hash: Vec::new(),
             override_headers: Vec::new(),
             override_status: match status {
@@ -133,9 +137,9 @@ impl LbSettings {
                     "common_lb_config.consistent_hashing_lb_config.use_hostname_for_hashing";
                 faults.reject(field, "endpoints of a static cluster have no names");
             }
-            let balanced = hashing.hash_balance_factor.is_some_and(|factor| factor.value > 0);
-            let field = "common_lb_config.consistent_hashing_lb_config.hash_balance_factor";
-            faults.ignore_if(balanced, field);
+            faults.enter("common_lb_config.consistent_hashing_lb_config");
+            self.hash_balance_factor = factor(hashing.hash_balance_factor.as_ref(), faults);
+            faults.leave();
         }
         self.policy = match (value.lb_policy(), &value.lb_config) {
             (Policy::RoundRobin, Some(LbConfig::RoundRobinLbConfig(config))) => {
@@ -262,8 +266,7 @@ impl LbSettings {
         )?;
         self.hash_by_hostname = value.use_hostname_for_hashing;
         self.locality_weighted = value.locality_weighted_lb_config.is_some();
-        let balanced = value.hash_balance_factor.is_some_and(|factor| factor.value > 0);
-        faults.ignore_if(balanced, "hash_balance_factor");
+        self.hash_balance_factor = factor(value.hash_balance_factor.as_ref(), faults);
         self.take_hashing(value.consistent_hashing_lb_config.as_ref(), faults);
         Some(())
     }
@@ -343,8 +346,7 @@ impl LbSettings {
         let Some(value) = value else { return };
         faults.enter("consistent_hashing_lb_config");
         self.hash_by_hostname = value.use_hostname_for_hashing;
-        let balanced = value.hash_balance_factor.is_some_and(|factor| factor.value > 0);
-        faults.ignore_if(balanced, "hash_balance_factor");
+        self.hash_balance_factor = factor(value.hash_balance_factor.as_ref(), faults);
         self.hash = HashPolicy::compile_all(&value.hash_policy, faults);
         faults.leave();
     }
@@ -385,6 +387,14 @@ fn bias(value: Option<&RuntimeDouble>, faults: &mut Faults) -> Option<f64> {
         return None;
     }
     Some(bias)
+}
+
+fn factor(value: Option<&UInt32Value>, faults: &mut Faults) -> Option<u32> {
+    let factor = value?.value;
+    if factor < 100 {
+        faults.reject("hash_balance_factor", format!("{factor} is below 100"));
+    }
+    Some(factor)
 }
 
 fn ring(

@@ -7,6 +7,7 @@ use amime_config::endpoint::{Endpoint, EndpointSet, Health};
 use amime_config::lb_policy::LbSettings;
 use amime_config::lb_subset::SubsetSettings;
 
+use super::bounded::Shares;
 use super::hash_table::{HashTable, Placed};
 use super::load::{Availability, Kind};
 
@@ -52,7 +53,15 @@ pub(super) struct HostSet {
     /// Too few are usable for health to be heeded.
     pub(super) panic: bool,
     /// Filled at first use: a cluster that nobody calls costs nothing.
-    table: OnceLock<HashTable>,
+    hashed: OnceLock<Hashed>,
+}
+
+/// Endpoints by hash.
+#[derive(Debug)]
+pub(super) struct Hashed {
+    pub(super) table: HashTable,
+    /// Set where loads are bounded.
+    pub(super) shares: Option<Shares>,
 }
 
 /// Endpoints by locality, and how localities take turns.
@@ -163,7 +172,7 @@ impl HostSet {
             all: members.list(hosts),
             healthy,
             degraded,
-            table: OnceLock::new(),
+            hashed: OnceLock::new(),
         }
     }
 
@@ -174,14 +183,21 @@ impl HostSet {
         }
     }
 
-    /// The table of consistent hashing; `endpoint` knows them by position.
-    pub(super) fn table<'a>(
+    /// What consistent hashing needs; `endpoint` knows them by position.
+    pub(super) fn hashed<'a>(
         &self,
         settings: &LbSettings,
         endpoint: impl Fn(u32) -> &'a Endpoint,
-    ) -> &HashTable {
-        let build = || HashTable::build(settings.policy, self.placed(settings, endpoint));
-        self.table.get_or_init(build)
+    ) -> &Hashed {
+        self.hashed.get_or_init(|| {
+            let placed = self.placed(settings, endpoint);
+            let share = |placed: &Placed| (placed.index, placed.weight);
+            let bounded = settings.hash_balance_factor.is_some();
+            Hashed {
+                shares: bounded.then(|| Shares::new(placed.iter().map(share).collect())),
+                table: HashTable::build(settings.policy, placed),
+            }
+        })
     }
 
     /// The endpoints that the table holds, with their shares.

@@ -10,6 +10,7 @@
 //! Spec: <https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/load_balancing/load_balancing>
 
 mod balancer;
+mod bounded;
 mod edf;
 mod hash_table;
 mod host_set;

@@ -10,6 +10,7 @@ use amime_config::lb_policy::{LbPolicy, LbSettings, SlowStart};
 use amime_telemetry::ClusterStats;
 
 use super::balancer::Balancer;
+use super::bounded::InFlight;
 use super::edf::Edf;
 use super::host_set::{List, Turns};
 use super::load::Loads;
@@ -76,13 +77,23 @@ impl Pick<'_> {
         if set.panic {
             self.stats.lb_healthy_panic.inc();
         }
-        let table = set.table(self.settings, |host| &self.hosts[host as usize].endpoint);
-        let mut chosen = table.get(hash, 0)?;
+        let hashed = set.hashed(self.settings, |host| &self.hosts[host as usize].endpoint);
+        let get = |attempt: u32| {
+            let host = hashed.table.get(hash, attempt)?;
+            let Some(shares) = &hashed.shares else { return Some(host) };
+            let load = InFlight {
+                overall: u64::try_from(self.stats.upstream_rq_active.value()).unwrap_or(0),
+                of: |host: u32| self.hosts[host as usize].active.get(),
+                factor: u64::from(self.settings.hash_balance_factor.unwrap_or(100)),
+            };
+            Some(shares.choose(host, hash, &load))
+        };
+        let mut chosen = get(0)?;
         for attempt in 1..=limit {
             if !self.refused(chosen) {
                 break;
             }
-            chosen = table.get(hash, attempt)?;
+            chosen = get(attempt)?;
         }
         Some(chosen)
     }
