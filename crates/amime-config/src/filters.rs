@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::extensions::filters::http::{
     cors::v3 as cors, fault::v3 as fault, header_mutation::v3 as mutation,
     local_ratelimit::v3::LocalRateLimit, ratelimit::v3 as ratelimit, rbac::v3 as rbac,
-    router::v3::Router,
+    router::v3::Router, stateful_session::v3 as session,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use envoy_types::pb::google::protobuf::Any;
@@ -26,6 +26,7 @@ use super::header_mutation::HeaderMutation;
 use super::local_limit::LocalLimit;
 use super::peer_metadata::PeerExchange;
 use super::rbac::{Rbac, Rules};
+use super::stateful_session::StatefulSession;
 use super::values::{is, type_name, unpack};
 
 /// A filter that acts on requests.
@@ -45,6 +46,8 @@ pub enum FilterKind {
     LocalLimit(Arc<LocalLimit>),
     GlobalLimit(Arc<GlobalLimit>),
     Mutation(Arc<HeaderMutation>),
+    /// `None` keeps no state, which a route may change.
+    Session(Option<Arc<StatefulSession>>),
 }
 
 /// Filter settings of a route, the route's own before its parents'.
@@ -73,6 +76,8 @@ pub enum Settings {
     LocalLimit(Arc<LocalLimit>),
     GlobalLimit(Arc<GlobalLimitRoute>),
     Mutation(Arc<HeaderMutation>),
+    /// `None` switches the filter off for the route.
+    Session(Option<Arc<StatefulSession>>),
 }
 
 impl PerRoute {
@@ -156,6 +161,8 @@ impl Settings {
             let config: mutation::HeaderMutationPerRoute = unpack(any, faults)?;
             let mutations = config.mutations.unwrap_or_default();
             Self::Mutation(Arc::new(HeaderMutation::compile(&mutations, false, faults)))
+        } else if is::<session::StatefulSessionPerRoute>(any) {
+            Self::Session(session_per_route(&unpack(any, faults)?, faults))
         } else {
             let suffix = if optional { ", which it may be" } else { "" };
             faults.ignore("", format!("{} is not supported{suffix}", type_name(any)));
@@ -265,6 +272,7 @@ impl FilterKind {
             || is::<LocalRateLimit>(any)
             || is::<ratelimit::RateLimit>(any)
             || is::<mutation::HeaderMutation>(any)
+            || is::<session::StatefulSession>(any)
     }
 
     fn compile(any: &Any, compiler: &mut Compiler<'_>) -> Option<Self> {
@@ -281,11 +289,34 @@ impl FilterKind {
         } else if is::<ratelimit::RateLimit>(any) {
             let config: ratelimit::RateLimit = unpack(any, faults)?;
             Some(Self::GlobalLimit(Arc::new(GlobalLimit::compile(&config, compiler)?)))
+        } else if is::<session::StatefulSession>(any) {
+            let session = StatefulSession::compile(&unpack(any, faults)?, faults);
+            Some(Self::Session(session.map(Arc::new)))
         } else {
             let config: mutation::HeaderMutation = unpack(any, faults)?;
             let mutations = config.mutations.unwrap_or_default();
             let wins = config.most_specific_header_mutations_wins;
             Some(Self::Mutation(Arc::new(HeaderMutation::compile(&mutations, wins, faults))))
+        }
+    }
+}
+
+fn session_per_route(
+    value: &session::StatefulSessionPerRoute,
+    faults: &mut Faults,
+) -> Option<Arc<StatefulSession>> {
+    use session::stateful_session_per_route::Override;
+    match &value.r#override {
+        Some(Override::StatefulSession(value)) => {
+            faults.enter("stateful_session");
+            let session = StatefulSession::compile(value, faults);
+            faults.leave();
+            session.map(Arc::new)
+        }
+        Some(Override::Disabled(_)) => None,
+        None => {
+            faults.reject("override", "missing");
+            None
         }
     }
 }

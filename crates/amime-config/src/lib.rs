@@ -60,6 +60,7 @@ pub mod route_action;
 pub mod route_cluster;
 pub mod route_match;
 pub mod secrets;
+pub mod stateful_session;
 pub mod tcp;
 pub mod tls;
 mod tls_common;

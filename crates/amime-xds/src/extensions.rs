@@ -5,7 +5,7 @@
 
 /// Category and name of each extension that the proxy implements, as it names
 /// them in its node.
-pub const OWN: [(&str, &str); 25] = [
+pub const OWN: [(&str, &str); 26] = [
     ("envoy.filters.http", "envoy.filters.http.router"),
     ("envoy.filters.http", "envoy.filters.http.fault"),
     ("envoy.filters.http", "envoy.filters.http.cors"),
@@ -14,6 +14,7 @@ pub const OWN: [(&str, &str); 25] = [
     ("envoy.filters.http", "envoy.filters.http.local_ratelimit"),
     ("envoy.filters.http", "envoy.filters.http.ratelimit"),
     ("envoy.filters.http", "envoy.filters.http.header_mutation"),
+    ("envoy.filters.http", "envoy.filters.http.stateful_session"),
     ("envoy.filters.http", "istio.alpn"),
     ("envoy.filters.http", "istio.metadata_exchange"),
     ("envoy.filters.http", "istio.stats"),

@@ -26,6 +26,8 @@ use amime_config::tls::Alpn;
 #[derive(Clone, Debug)]
 pub(super) enum Failure {
     NoHealthyUpstream,
+    /// The endpoint of a strict session is gone.
+    SessionLost(StatusCode),
     Overflow,
     Connect(ConnectError),
     Reset(ResetReason),
@@ -41,7 +43,8 @@ impl Failure {
     /// What the client is told.
     pub(super) fn into_error(self, retried: bool) -> ProxyError {
         match self {
-            Self::NoHealthyUpstream => ProxyError::NoHealthyUpstream,
+            Self::NoHealthyUpstream => ProxyError::NoHealthyUpstream(None),
+            Self::SessionLost(status) => ProxyError::NoHealthyUpstream(Some(status)),
             Self::Overflow => ProxyError::Overflow,
             Self::Connect(error) => ProxyError::Connect { error, retried },
             Self::Reset(reason) => ProxyError::Reset { reason, retried },
@@ -314,7 +317,10 @@ impl Request<'_> {
                 let reason = Some(error.to_string()).filter(|reason| !reason.is_empty());
                 self.exchange.log.borrow_mut().transport_failure = reason;
             }
-            Failure::Overflow | Failure::NoHealthyUpstream | Failure::Downstream(_) => return,
+            Failure::Overflow
+            | Failure::NoHealthyUpstream
+            | Failure::SessionLost(_)
+            | Failure::Downstream(_) => return,
             _ => self.cluster.stats.upstream_rq_rx_reset.inc(),
         }
         self.host.counters().rq_error.inc();

@@ -11,7 +11,7 @@ use super::error::ProxyError;
 use super::forward::{Plan, PreparedBody};
 use super::retry::{Decision, RetrySettings, RetryState};
 use super::timeouts::{Timeouts, route_timeout};
-use super::{hash, names};
+use super::{hash, names, session};
 use crate::upstream::{ClusterRuntime, Host, LbInput, Outcome, Resource, RetryInput};
 use amime_config::route_action::{HostRewrite, millis_value};
 
@@ -131,6 +131,12 @@ impl Attempts<'_> {
     }
 
     pub(super) fn choose_host(&self, tried: &[Rc<Host>]) -> Result<Rc<Host>, Failure> {
+        // Retries may leave the session's endpoint.
+        if tried.is_empty()
+            && let Some(host) = session::host(self.plan.exchange, self.cluster)?
+        {
+            return Ok(host);
+        }
         let retry = self.plan.action.retry.as_deref().filter(|_| !tried.is_empty());
         let retry = retry.map(|retry| RetryInput { tried, reselect: &retry.reselect });
         let chosen = hash::host(self.plan, self.cluster, LbInput { retry, ..self.input });

@@ -37,7 +37,8 @@ pub(crate) enum ProxyError {
     NoRoute,
     ClusterNotFound(StatusCode),
     UpgradeRefused,
-    NoHealthyUpstream,
+    /// Perhaps with a status that is not the usual one.
+    NoHealthyUpstream(Option<StatusCode>),
     /// A circuit breaker is open.
     Overflow,
     Connect {
@@ -147,7 +148,10 @@ impl ProxyError {
             Self::RequestTimeout => (408, F::NONE, "request_overall_timeout", "request timeout"),
             Self::NoRoute => (404, F::NR, "route_not_found", ""),
             Self::UpgradeRefused => (403, F::NONE, "upgrade_failed", ""),
-            Self::NoHealthyUpstream => (503, F::UH, "no_healthy_upstream", "no healthy upstream"),
+            Self::NoHealthyUpstream(status) => {
+                let status = status.map_or(503, |status| status.as_u16());
+                (status, F::UH, "no_healthy_upstream", "no healthy upstream")
+            }
             Self::Overflow => return reply(503, F::UO, OVERFLOW, reset_body(false, "overflow")),
             Self::ResponseTimeout => (504, F::UT, "response_timeout", TIMEOUT),
             Self::PerTryTimeout => (504, F::UT, "upstream_per_try_timeout", TIMEOUT),

@@ -16,7 +16,8 @@ use smallvec::SmallVec;
 use super::error::ProxyError;
 use super::exchange::Exchange;
 use super::request::Admitted;
-use super::{forward, names, prepare, rate_limit, response};
+use super::session::Session;
+use super::{forward, names, prepare, rate_limit, response, session};
 use crate::upstream::ClusterRuntime;
 use amime_config::cors::Cors;
 use amime_config::fault_injection::{Abort, Fault};
@@ -69,6 +70,8 @@ pub(crate) enum OnResponse {
     Mutate(Arc<HeaderMutation>),
     /// Tells the state of a bucket.
     Tell(Arc<TokenBucket>),
+    /// Tells the client which endpoint its session is with.
+    Session(Rc<Session>),
 }
 
 /// Runs the filters on a request.
@@ -118,6 +121,12 @@ async fn run_one(
             rate_limit::global(exchange, scope, limit, route).await?;
         }
         (FilterKind::Mutation(_), _) => mutate(exchange, scope, filter, true),
+        (FilterKind::Session(_), Some(Settings::Session(settings)))
+        | (FilterKind::Session(settings), _) => {
+            if let Some(settings) = settings {
+                session::begin(exchange, settings);
+            }
+        }
     }
     Ok(())
 }
@@ -154,6 +163,7 @@ pub(super) fn on_response(exchange: &Exchange, headers: &mut HeaderMap, status: 
                 response::edit(exchange, headers, status, &[&mutation.response]);
             }
             OnResponse::Tell(bucket) => rate_limit::tell(&bucket, headers),
+            OnResponse::Session(session) => session::tell(exchange, &session, headers),
         }
     }
 }

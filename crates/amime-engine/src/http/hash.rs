@@ -115,10 +115,10 @@ pub(crate) fn of_address(address: IpAddr) -> u64 {
 /// each further attempt takes a later one.
 fn named(plan: &Plan<'_>, cluster: &ClusterRuntime, input: LbInput<'_>) -> Option<Rc<Host>> {
     let head = plan.exchange.head.borrow();
-    let mut names = cluster.config().lb.override_headers.iter();
-    let list = names.find_map(|name| head.headers.get(name))?.to_str().ok()?;
+    let names = cluster.config().lb.override_headers.iter();
+    let lists = names.filter_map(|name| head.headers.get(name)?.to_str().ok());
     let attempt = input.retry.map_or(0, |retry| retry.tried.len());
-    let mut left = list.split(',').skip(attempt);
+    let mut left = lists.flat_map(|list| list.split(',')).skip(attempt);
     left.find_map(|address| cluster.session(address.trim().parse().ok()?))
 }
 

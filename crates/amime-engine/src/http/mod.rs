@@ -30,6 +30,7 @@ mod response;
 mod retry;
 mod router;
 mod serve;
+mod session;
 mod timeouts;
 pub(crate) mod upgrade;
 

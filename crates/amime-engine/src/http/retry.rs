@@ -201,7 +201,10 @@ impl<'a> RetryState<'a> {
             || on.contains(RetryOn::FIVE_XX)
             || on.contains(RetryOn::GATEWAY_ERROR);
         match failure {
-            Failure::Overflow | Failure::NoHealthyUpstream | Failure::Downstream(_) => false,
+            Failure::Overflow
+            | Failure::NoHealthyUpstream
+            | Failure::SessionLost(_)
+            | Failure::Downstream(_) => false,
             Failure::Connect(ConnectError::Overflow) => false,
             Failure::Connect(_) => {
                 broken

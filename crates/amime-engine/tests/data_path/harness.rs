@@ -123,18 +123,23 @@ impl Proxy {
     }
 
     pub(crate) fn with_secrets(identity: Arc<dyn SecretSource>) -> Self {
-        Self::start(identity, "")
+        Self::start(identity, "", 2)
     }
 
     /// A proxy that peers know as `node_id`.
     pub(crate) fn known_as(node_id: &str) -> Self {
-        Self::start(Arc::new(NoSecrets), node_id)
+        Self::start(Arc::new(NoSecrets), node_id, 2)
     }
 
-    fn start(identity: Arc<dyn SecretSource>, node_id: &str) -> Self {
+    /// A proxy with one worker, which sees all requests in flight.
+    pub(crate) fn of_one_worker() -> Self {
+        Self::start(Arc::new(NoSecrets), "", 1)
+    }
+
+    fn start(identity: Arc<dyn SecretSource>, node_id: &str, concurrency: usize) -> Self {
         let telemetry = Telemetry::new(TelemetryOptions::default());
         let runtime = Runtime::start(RuntimeOptions {
-            concurrency: 2,
+            concurrency,
             telemetry: telemetry.clone(),
             identity,
             mark: None,
@@ -262,6 +267,11 @@ pub(crate) fn static_cluster(name: &str, address: SocketAddr, fields: &str) -> R
 
 /// A cluster of several endpoints, with more YAML fields.
 pub(crate) fn endpoints_cluster(name: &str, addresses: &[SocketAddr], fields: &str) -> Resource {
+    cluster(&endpoints_cluster_yaml(name, addresses, fields))
+}
+
+/// The same as YAML.
+pub(crate) fn endpoints_cluster_yaml(name: &str, addresses: &[SocketAddr], fields: &str) -> String {
     let endpoints: String = addresses
         .iter()
         .map(|address| {
@@ -272,10 +282,10 @@ pub(crate) fn endpoints_cluster(name: &str, addresses: &[SocketAddr], fields: &s
             )
         })
         .collect();
-    cluster(&format!(
+    format!(
         "name: {name}\ntype: STATIC\nconnect_timeout: 1s\n{fields}\nload_assignment:\n  \
          cluster_name: {name}\n  endpoints:\n  - lb_endpoints:{endpoints}\n"
-    ))
+    )
 }
 
 /// A listener `http` with a connection manager of these YAML fields.

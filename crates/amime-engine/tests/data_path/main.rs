@@ -1,6 +1,7 @@
 //! The data path over loopback sockets, between small backends and raw
 //! clients.
 
+mod affinity;
 mod balancing;
 mod credentials;
 mod dns;

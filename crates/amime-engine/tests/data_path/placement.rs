@@ -412,3 +412,191 @@ async fn subsets_are_those_of_envoy() {
         }
     }
 }
+
+/// The same requests to both, each on a connection of its own: status, the
+/// headers named in `shown` and the body must agree.
+async fn alike(hcm: &str, yaml: &str, shown: &[&str], requests: &[String]) {
+    let envoy = Envoy::start(&http_listener_yaml(hcm), yaml).await;
+    let proxy = Proxy::with(vec![http_listener(hcm), cluster(yaml)]).await;
+    for request in requests {
+        let request = format!("{request}connection: close\r\n\r\n");
+        let see = |answer: String| {
+            let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
+            let status = head.split(' ').nth(1).unwrap_or_default().to_owned();
+            let lines = head.lines().filter(|line| {
+                shown.iter().any(|name| line.to_ascii_lowercase().starts_with(name))
+            });
+            (status, lines.map(str::to_owned).collect::<Vec<_>>(), body.to_owned())
+        };
+        let want = see(exchange(envoy.address, &request).await);
+        let got = see(exchange(proxy.address(), &request).await);
+        assert_eq!(got, want, "{request}");
+    }
+}
+
+/// A listener with a stateful session filter of these YAML fields.
+fn with_session(fields: &str, session: &str) -> String {
+    let name = if session.contains("header.v3") { "header" } else { "cookie" };
+    format!(
+        "{}http_filters:
+- name: envoy.filters.http.stateful_session
+  typed_config:
+    \"@type\": type.googleapis.com/envoy.extensions.filters.http.stateful_session.v3.StatefulSession
+    {fields}
+    session_state:
+      name: envoy.http.stateful_session.{name}
+      typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.http.stateful_session.{session}}}
+- name: router
+  typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+",
+        routes("- match: {prefix: /off}\n  route: {cluster: c}\n  typed_per_filter_config: {envoy.filters.http.stateful_session: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute, disabled: true}}\n- match: {prefix: /}\n  route: {cluster: c}")
+    )
+}
+
+#[tokio::test]
+async fn sessions_are_those_of_envoy() {
+    use base64::Engine;
+    let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+    let cookie_of = |address: &str, tail: &[u8]| {
+        let length = u8::try_from(address.len()).expect("short");
+        encode(&[&[10, length], address.as_bytes(), tail].concat())
+    };
+    let (only, gone) = (Backend::named("only").await, "127.0.0.1:1");
+    let yaml = crate::harness::endpoints_cluster_yaml("c", &[only.address], "");
+    let here = only.address.to_string();
+    let get = |path: &str, more: &str| format!("GET {path} HTTP/1.1\r\nhost: h\r\n{more}");
+    let mut requests = vec![get("/p", ""), get("/q", ""), get("/p/x", ""), get("/px", "")];
+    requests.push(get("/off", &format!("x-sess: {}\r\n", encode(gone.as_bytes()))));
+    for value in [
+        cookie_of(&here, b""),
+        cookie_of(gone, b""),
+        cookie_of(&here, b"\x10\x01"),
+        encode(here.as_bytes()),
+        "%%%".to_owned(),
+        encode(b"hello"),
+        encode(gone.as_bytes()),
+    ] {
+        requests.push(get("/p", &format!("cookie: a=b; sess=\"{value}\"\r\nx-sess: {value}\r\n")));
+    }
+    for (fields, session) in [
+        (
+            "strict: false",
+            "cookie.v3.CookieBasedSessionState, cookie: {name: sess, path: /p, attributes: [{name: SameSite, value: Lax}]}",
+        ),
+        (
+            "{strict: true, status_on_strict_destination_not_found: 410}",
+            "cookie.v3.CookieBasedSessionState, cookie: {name: sess}",
+        ),
+        ("strict: false", "header.v3.HeaderBasedSessionState, name: x-sess"),
+        ("strict: true", "header.v3.HeaderBasedSessionState, name: x-sess"),
+    ] {
+        let fields = fields.trim_matches(['{', '}']).replace(", ", "\n    ");
+        let hcm = with_session(&fields, session);
+        alike(&hcm, &yaml, &["set-cookie", "x-sess"], &requests).await;
+    }
+}
+
+#[tokio::test]
+async fn a_header_can_name_the_endpoint() {
+    let mut backends = Vec::new();
+    for name in ["e0", "e1", "e2"] {
+        backends.push(Backend::named(name).await);
+    }
+    let addresses: Vec<SocketAddr> = backends.iter().map(|backend| backend.address).collect();
+    // Without one that is there, the fallback always gives the same.
+    let policy = "load_balancing_policy:
+  policies:
+  - typed_extension_config:
+      name: envoy.load_balancing_policies.override_host
+      typed_config:
+        \"@type\": type.googleapis.com/envoy.extensions.load_balancing_policies.override_host.v3.OverrideHost
+        override_host_sources: [{header: x-first}, {header: x-second}]
+        fallback_policy:
+          policies:
+          - typed_extension_config:
+              name: envoy.load_balancing_policies.maglev
+              typed_config: {\"@type\": type.googleapis.com/envoy.extensions.load_balancing_policies.maglev.v3.Maglev}";
+    let yaml = crate::harness::endpoints_cluster_yaml("c", &addresses, policy);
+    let hcm = routes(
+        "- match: {prefix: /}\n  route: {cluster: c, hash_policy: [{header: {header_name: host}}]}",
+    );
+    let get = |more: String| format!("GET / HTTP/1.1\r\nhost: h\r\n{more}");
+    let requests = [
+        get(String::new()),
+        get(format!("x-first: {}\r\n", addresses[0])),
+        get(format!("x-first: {}\r\n", addresses[1])),
+        get(format!("x-second: {}\r\n", addresses[2])),
+        get(format!("x-second: {}\r\nx-first: {}\r\n", addresses[2], addresses[1])),
+        get(format!("x-first: 127.0.0.1:1, {}\r\n", addresses[1])),
+        get("x-first: 127.0.0.1:1\r\n".to_owned()),
+        get(format!("x-first: 127.0.0.1:1\r\nx-second: {}\r\n", addresses[1])),
+        get("x-first: nonsense\r\n".to_owned()),
+    ];
+    alike(&hcm, &yaml, &[], &requests).await;
+}
+
+/// Sends the same request again and again while no answer comes, and notes
+/// which backend each one reaches.
+async fn overflow(
+    start: impl AsyncFn(&str, &str) -> (SocketAddr, Box<dyn std::any::Any>),
+) -> Vec<usize> {
+    let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+    let mut backends = Vec::new();
+    for _ in 0..4 {
+        let gate = gate.clone();
+        backends.push(
+            Backend::start_async(move |_| {
+                let gate = gate.clone();
+                async move {
+                    let _ = gate.acquire().await;
+                    http::Response::new("late".into())
+                }
+            })
+            .await,
+        );
+    }
+    let mut yaml = "name: c\nlb_policy: MAGLEV\ncommon_lb_config: {consistent_hashing_lb_config: {hash_balance_factor: 130}}\nload_assignment:\n  cluster_name: c\n  endpoints:\n  - lb_endpoints:\n".to_owned();
+    for (index, backend) in backends.iter().enumerate() {
+        yaml.push_str(&format!(
+            "    - {{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}, load_balancing_weight: {}, metadata: {{filter_metadata: {{envoy.lb: {{hash_key: k{index}}}}}}}}}\n",
+            backend.address.port(),
+            index + 1,
+        ));
+    }
+    let hcm = routes(&format!("- match: {{prefix: /}}\n  route: {{cluster: c, {BY_USER}}}"));
+    let (address, _running) = start(&hcm, &yaml).await;
+    let (mut clients, mut reached) = (Vec::new(), Vec::new());
+    for number in 0..40 {
+        let before: Vec<usize> = backends.iter().map(Backend::count).collect();
+        let mut client = TcpStream::connect(address).await.expect("the proxy accepts");
+        let user = number % 3;
+        let request = format!("GET / HTTP/1.1\r\nhost: h\r\nx-user: u{user}\r\n\r\n");
+        client.write_all(request.as_bytes()).await.expect("the proxy reads");
+        clients.push(client);
+        let at = loop {
+            match (0..4).find(|at| backends[*at].count() > before[*at]) {
+                Some(at) => break at,
+                None => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+        };
+        reached.push(at);
+    }
+    gate.close();
+    reached
+}
+
+#[tokio::test]
+async fn requests_overflow_to_the_same_endpoints_as_in_envoy() {
+    let want = overflow(async |hcm: &str, yaml: &str| {
+        let envoy = Envoy::start(&http_listener_yaml(hcm), yaml).await;
+        (envoy.address, Box::new(envoy) as Box<dyn std::any::Any>)
+    })
+    .await;
+    let got = overflow(async |hcm: &str, yaml: &str| {
+        let proxy = Proxy::of_one_worker();
+        proxy.apply(vec![http_listener(hcm), cluster(yaml)]).await;
+        (proxy.address(), Box::new(proxy) as Box<dyn std::any::Any>)
+    })
+    .await;
+    assert_eq!(got, want);
+}
