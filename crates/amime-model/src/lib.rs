@@ -26,6 +26,7 @@ mod ingress;
 mod kube;
 pub mod labels;
 mod names;
+mod network;
 mod registry;
 mod scope;
 mod service;
@@ -42,6 +43,7 @@ pub use destination_rule::{DestinationRuleIndex, MergedRule, port_policy, subset
 pub use endpoints::ServiceEndpoints;
 pub use envoy_filter::EnvoyFilterIndex;
 pub use names::{CLUSTER_DOMAIN, MESH_GATEWAY, resolve_gateway, resolve_host, service_host};
+pub use network::Networks;
 pub use registry::ServiceIndex;
 pub use scope::{EgressListener, SidecarScope, UnknownDestinations};
 pub use service::{

@@ -22,6 +22,7 @@ use crate::config::{Config, sort_by_age};
 use crate::destination_rule::DestinationRuleIndex;
 use crate::endpoints::{EndpointIndex, Resources, ServiceEndpoints, in_namespace, of_kind};
 use crate::envoy_filter::EnvoyFilterIndex;
+use crate::network::Networks;
 use crate::registry::ServiceIndex;
 use crate::scope::{ScopeInputs, SidecarScope};
 use crate::service::{Endpoint, Labels, Resolution, Service, ServiceKey, selects};
@@ -62,6 +63,7 @@ struct Indexes {
     sidecars: BTreeMap<String, Vec<Arc<Config<Sidecar>>>>,
     authn: PeerAuthnIndex,
     envoy_filters: EnvoyFilterIndex,
+    networks: Networks,
     /// Scopes do not depend on endpoints, so they outlive endpoint changes.
     scopes: Mutex<HashMap<ScopeKey, Arc<SidecarScope>>>,
 }
@@ -253,6 +255,11 @@ impl Snapshot {
         &self.indexes.envoy_filters
     }
 
+    /// Networks other than one's own.
+    pub fn networks(&self) -> &Networks {
+        &self.indexes.networks
+    }
+
     /// What stands behind a service.
     pub fn endpoints(&self, service: &Service) -> Option<&ServiceEndpoints> {
         self.endpoints.get(&service.namespace, &service.key())
@@ -397,17 +404,28 @@ fn ingresses(resources: &Resources, mesh: &MeshConfig) -> ingress::Derived {
     ingress::derive(objects, mesh, &port_number)
 }
 
+/// The namespace of this name.
+fn namespace<'r>(resources: &'r Resources, name: &str) -> Option<&'r Arc<Resource>> {
+    let (kind, name) = (Kind::Namespace, name.to_owned());
+    resources.get(&ObjectKey { kind, namespace: String::new(), name })
+}
+
+fn networks(resources: &Resources, mesh: &MeshConfig) -> Networks {
+    let services = of_kind(resources, Kind::Service).filter_map(|resource| match resource {
+        Resource::Service(object) => Some(object),
+        _ => None,
+    });
+    let home = namespace(resources, &mesh.root_namespace);
+    Networks::build(services, home.map(|home| &home.metadata().labels))
+}
+
 /// Services of both registries.
 fn services(resources: &Resources, mesh: &MeshConfig) -> Vec<Service> {
     let mut services = Vec::new();
-    let namespace = |name: &str| {
-        let (kind, name) = (Kind::Namespace, name.to_owned());
-        resources.get(&ObjectKey { kind, namespace: String::new(), name })
-    };
     for resource in of_kind(resources, Kind::Service) {
         if let Resource::Service(object) = resource {
             let none = Labels::new();
-            let namespace = namespace(&object.metadata.namespace);
+            let namespace = namespace(resources, &object.metadata.namespace);
             let annotations = namespace.map_or(&none, |ns| &ns.metadata().annotations);
             services.push(kube::service(object, &mesh.trust_domain, annotations));
         }
@@ -417,8 +435,10 @@ fn services(resources: &Resources, mesh: &MeshConfig) -> Vec<Service> {
             services.extend(service_entry::services(object));
         }
     }
-    let labels =
-        |name: &str| namespace(name).map(|ns| ns.metadata().labels.clone()).unwrap_or_default();
+    let labels = |name: &str| {
+        let namespace = namespace(resources, name);
+        namespace.map(|ns| ns.metadata().labels.clone()).unwrap_or_default()
+    };
     visibility::narrow(&mut services, mesh, &labels);
     services
 }
@@ -472,6 +492,7 @@ impl Indexes {
             sidecars,
             authn: PeerAuthnIndex::build(configs!(PeerAuthentication), &mesh.root_namespace),
             envoy_filters: EnvoyFilterIndex::build(configs!(EnvoyFilter), &mesh.root_namespace),
+            networks: networks(resources, mesh),
             scopes: Mutex::default(),
         }
     }

@@ -18,6 +18,7 @@ use crate::cluster::with_mesh_default;
 use crate::context::{Context, Direction};
 use crate::locality::{self, LocalityGroup};
 use crate::names::OutboundName;
+use crate::network::Crossing;
 use crate::origin::{ISTIO, TRANSPORT_SOCKET_MATCH, origin, service_path};
 use crate::proto::{address, metadata, string_value, u32_value};
 
@@ -80,6 +81,7 @@ impl Subset<'_> {
     ) -> Vec<LocalityGroup> {
         let keep_unready = !self.panics(spec);
         let forced = spec.and_then(|rule| tls_mode(rule, self.name, self.port.number));
+        let crossing = Crossing::of(context).filter(|_| source == Source::Eds);
         let mut groups: BTreeMap<String, Vec<(Arc<Endpoint>, bool)>> = BTreeMap::new();
         for endpoint in self.endpoints(context, spec) {
             let usable = match endpoint.health {
@@ -100,8 +102,12 @@ impl Subset<'_> {
             }
         }
         let path = service_path(self.service);
-        let groups = groups.into_values();
+        let groups = groups.into_values().map(|group| match &crossing {
+            Some(crossing) => crossing.replaced(group),
+            None => group,
+        });
         groups
+            .filter(|group| !group.is_empty())
             .map(|group| LocalityGroup {
                 envoy: locality_endpoints(context, &group, &path),
                 members: group.into_iter().map(|(endpoint, _)| endpoint).collect(),

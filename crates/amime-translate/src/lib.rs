@@ -32,6 +32,7 @@ mod listener;
 mod locality;
 mod name_table;
 pub mod names;
+mod network;
 pub mod offline;
 mod origin;
 mod proto;

@@ -5,6 +5,7 @@ mod envoy_filter;
 mod generate;
 mod golden;
 mod locality;
+mod network;
 mod proxy_settings;
 mod secrets;
 mod simulation;
