@@ -46,6 +46,8 @@ pub struct Forward {
     pub max_stream_duration: Option<Duration>,
     /// Honour `grpc-timeout` up to this; zero means as given.
     pub grpc_timeout_max: Option<Duration>,
+    /// As `grpc_timeout_max`, for the stream's whole life.
+    pub grpc_stream_max: Option<Duration>,
     pub retry: Option<Arc<RetryPolicy>>,
     pub host_rewrite: HostRewrite,
     pub append_forwarded_host: bool,
@@ -170,7 +172,11 @@ impl Forward {
         faults.ignore_if(value.hedge_policy.is_some(), "hedge_policy");
         let stream = value.max_stream_duration.as_ref();
         let duration = |value: Option<&_>| value.map(values::duration);
-        let timeout = values::timeout(value.timeout.as_ref(), Some(ROUTE_TIMEOUT));
+        // The life of the stream takes the place of the timeout.
+        let timeout = match stream {
+            Some(_) => None,
+            None => values::timeout(value.timeout.as_ref(), Some(ROUTE_TIMEOUT)),
+        };
         Some(Self {
             cluster: cluster?,
             cluster_not_found: match value.cluster_not_found_response_code() {
@@ -189,9 +195,10 @@ impl Forward {
                 stream.and_then(|stream| stream.max_stream_duration.as_ref()),
             ),
             grpc_timeout_max: duration(
-                stream
-                    .and_then(|stream| stream.grpc_timeout_header_max.as_ref())
-                    .or(value.max_grpc_timeout.as_ref()),
+                value.max_grpc_timeout.as_ref().filter(|_| stream.is_none()),
+            ),
+            grpc_stream_max: duration(
+                stream.and_then(|stream| stream.grpc_timeout_header_max.as_ref()),
             ),
             retry,
             host_rewrite: host_rewrite(value, faults)?,

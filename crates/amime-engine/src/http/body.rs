@@ -185,6 +185,10 @@ impl Replay {
                         self.overflow = true;
                         self.chunks.clear();
                     }
+                    if self.incoming.is_end_stream() {
+                        self.ended = true;
+                        self.exchange.request_received();
+                    }
                     return Poll::Ready(Some(Ok(data)));
                 }
                 Err(frame) => self.trailers = frame.into_trailers().ok(),
@@ -241,7 +245,14 @@ impl Body for RequestBody {
                         exchange.count_received(frame.data_ref().map_or(0, Bytes::len));
                     }
                     Some(Err(error)) => exchange.body_failed.set(Some(*error)),
-                    None => exchange.request_received(),
+                    None => {}
+                }
+                // Codecs do not ask again once the end is known.
+                let last = frame.as_ref().is_none_or(|frame| {
+                    frame.as_ref().is_ok_and(|it| it.is_trailers() || incoming.is_end_stream())
+                });
+                if last {
+                    exchange.request_received();
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
             }

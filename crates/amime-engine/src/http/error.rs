@@ -125,7 +125,6 @@ impl ProxyError {
         use ResponseFlags as F;
         const TIMEOUT: &str = "upstream request timeout";
         const OVERFLOW: &str = "upstream_reset_before_response_started{overflow}";
-        const LIFE: &str = "upstream_max_stream_duration_reached";
         let (status, flags, details, body) = match self {
             Self::Connect { error, retried } => return connect_reply(error, *retried),
             Self::Reset { reason, retried } => return reset_reply(*reason, *retried),
@@ -143,7 +142,7 @@ impl ProxyError {
             Self::Refused(details) => (400, F::NONE, *details, ""),
             Self::MissingHost => (400, F::NONE, "missing_host_header", ""),
             Self::NotRelativePath => (404, F::NONE, "absolute_path_rejected", ""),
-            Self::NormalizedRedirect(_) => (307, F::NONE, "path_normalization_redirect", ""),
+            Self::NormalizedRedirect(_) => (307, F::NONE, "path_normalization_failed", ""),
             Self::Http10 => (426, F::DPE, "low_version", "Upgrade Required"),
             Self::RequestTimeout => (408, F::NONE, "request_overall_timeout", "request timeout"),
             Self::NoRoute => (404, F::NR, "route_not_found", ""),
@@ -156,7 +155,11 @@ impl ProxyError {
             Self::ResponseTimeout => (504, F::UT, "response_timeout", TIMEOUT),
             Self::PerTryTimeout => (504, F::UT, "upstream_per_try_timeout", TIMEOUT),
             Self::StreamIdle => (504, F::SI, "stream_idle_timeout", "stream timeout"),
-            Self::StreamDuration => (504, F::UMSDR, LIFE, "upstream max stream duration reached"),
+            Self::StreamDuration => {
+                let body = "downstream duration timeout";
+                let reply = reply(504, F::NONE, "max_duration_timeout", body);
+                return LocalReply { grpc: Some(4), ..reply };
+            }
         };
         reply(status, flags, details, body)
     }

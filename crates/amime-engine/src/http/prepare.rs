@@ -41,6 +41,11 @@ pub(super) fn prepare(plan: &Plan<'_>, timeouts: &Timeouts) {
     {
         head.headers.insert(names::EXPECTED_TIMEOUT, value);
     }
+    if let Some(grpc) = timeouts.grpc
+        && let Ok(value) = HeaderValue::from_str(&format!("{}m", grpc.as_millis()))
+    {
+        head.headers.insert(names::GRPC_TIMEOUT, value);
+    }
     if config.peer_exchange.to_upstream
         && let Some((metadata, id)) = &exchange.connection.worker.own_metadata
     {
@@ -87,7 +92,9 @@ fn rewrite_host(plan: &Plan<'_>, weighted: Option<&WeightedCluster>, head: &mut 
         };
     let Some(new) = new.filter(|host| !host.is_empty()) else { return };
     let old = head.headers.insert(header::HOST, new);
-    if !plan.exchange.connection.config.suppress_envoy_headers
+    let own = weighted.is_some_and(|entry| entry.host_rewrite.is_some());
+    if !own
+        && !plan.exchange.connection.config.suppress_envoy_headers
         && let Some(old) = &old
     {
         head.headers.insert(names::ORIGINAL_HOST, old.clone());
@@ -95,7 +102,13 @@ fn rewrite_host(plan: &Plan<'_>, weighted: Option<&WeightedCluster>, head: &mut 
     if plan.action.append_forwarded_host
         && let Some(old) = old
     {
-        head.headers.append(names::X_FORWARDED_HOST, old);
+        let joined = match head.headers.get(names::X_FORWARDED_HOST) {
+            Some(before) => [before.as_bytes(), b",", old.as_bytes()].concat(),
+            None => old.as_bytes().to_vec(),
+        };
+        if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+            head.headers.insert(names::X_FORWARDED_HOST, joined);
+        }
     }
 }
 

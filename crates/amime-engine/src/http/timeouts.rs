@@ -25,6 +25,8 @@ pub(super) struct Timeouts {
     /// Until the request has been read.
     pub(super) request: Option<Duration>,
     pub(super) stream_deadline: Option<Instant>,
+    /// The new value of `grpc-timeout`.
+    pub(super) grpc: Option<Duration>,
     overridden: bool,
 }
 
@@ -53,7 +55,18 @@ impl Timeouts {
         }
         let per_try = action.retry.as_ref().and_then(|retry| retry.per_try_timeout);
         let idle = action.idle_timeout.or(config.timeouts.stream_idle);
-        let life = action.max_stream_duration.or(config.timeouts.max_stream);
+        let asked = grpc_timeout(&head);
+        let life = match (action.grpc_stream_max, asked) {
+            (Some(max), Some(asked)) if max.is_zero() => Some(asked),
+            (Some(max), Some(asked)) => Some(asked.min(max)),
+            _ => action.max_stream_duration.or(config.timeouts.max_stream),
+        };
+        // What the upstream is told of a deadline that was changed.
+        let grpc = match (action.grpc_stream_max, action.grpc_timeout_max, asked) {
+            (Some(_), _, Some(_)) => life,
+            (None, Some(_), Some(_)) => route,
+            _ => None,
+        };
         Self {
             route,
             per_try: header(names::RQ_PER_TRY_TIMEOUT).or(per_try),
@@ -63,6 +76,7 @@ impl Timeouts {
             stream_deadline: life
                 .filter(|life| !life.is_zero())
                 .map(|life| Instant::from_std(plan.exchange.begun + life)),
+            grpc,
             overridden,
         }
     }
@@ -115,7 +129,11 @@ fn grpc_timeout(head: &RequestHead) -> Option<Duration> {
 
 /// Waits for the request's end; false if that took too long.
 async fn read_in_time(exchange: &Exchange, limit: Option<Duration>) -> bool {
-    let read = exchange.complete.notified();
+    let read = async {
+        exchange.complete.notified().await;
+        // Others may wait as well.
+        exchange.complete.notify_one();
+    };
     match limit {
         None => {
             read.await;

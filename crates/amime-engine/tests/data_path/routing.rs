@@ -202,3 +202,18 @@ async fn copies_go_where_a_level_above_the_route_says() {
     }
     assert_eq!(copy.only().head.headers()["host"], "h-shadow");
 }
+
+#[tokio::test]
+async fn a_copy_has_the_body_of_the_request() {
+    let (a, copy) = (Backend::named("a").await, Backend::named("copy").await);
+    let hcm = routes(
+        "- match: {prefix: /}\n  route: {cluster: a, request_mirror_policies: [{cluster: copy}]}",
+    );
+    let proxy = Proxy::http(&hcm, &[("a", a.address), ("copy", copy.address)]).await;
+    let head = "POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi";
+    assert!(proxy.raw(head).await.starts_with("HTTP/1.1 200"));
+    while copy.count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(copy.only().body, "hi");
+}
