@@ -79,6 +79,10 @@ pub struct Limits {
     pub pending: u32,
     pub requests: u32,
     pub retries: u32,
+    /// Connections to one endpoint.
+    pub per_host: u32,
+    /// The admin port tells what is left.
+    pub track_remaining: bool,
     pub(crate) retry_budget: Option<RetryBudget>,
 }
 
@@ -106,8 +110,15 @@ struct TransportChoice {
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Envoy's default thresholds.
-const DEFAULT_LIMITS: Limits =
-    Limits { connections: 1024, pending: 1024, requests: 1024, retries: 3, retry_budget: None };
+const DEFAULT_LIMITS: Limits = Limits {
+    connections: 1024,
+    pending: 1024,
+    requests: 1024,
+    retries: 3,
+    per_host: u32::MAX,
+    track_remaining: false,
+    retry_budget: None,
+};
 
 impl ClusterConfig {
     pub fn compile(value: &pb::Cluster, compiler: &mut Compiler<'_>) -> Option<Self> {
@@ -116,6 +127,7 @@ impl ClusterConfig {
         let id = compiler.names.cluster(&value.name);
         let faults = &mut compiler.faults;
         let check = HealthCheck::compile(&value.health_checks, faults);
+        without_effect(value, faults);
         faults.ignore_if(!value.filters.is_empty(), "filters");
         faults.reject_if(value.transport_socket_matcher.is_some(), "transport_socket_matcher");
         let metadata = value.metadata.as_ref();
@@ -135,7 +147,7 @@ impl ClusterConfig {
                 .as_ref()
                 .map_or(CONNECT_TIMEOUT, values::duration),
             http: HttpUpstream::compile(value, faults)?,
-            limits: limits(value.circuit_breakers.as_ref()),
+            limits: limits(value.circuit_breakers.as_ref(), faults),
             check,
             outlier: value
                 .outlier_detection
@@ -196,22 +208,71 @@ fn service_of(metadata: Option<&core::Metadata>) -> Option<ServiceIdentity> {
     Some(ServiceIdentity { host: text("host"), name: text("name"), namespace: text("namespace") })
 }
 
-fn limits(value: Option<&pb::CircuitBreakers>) -> [Limits; 2] {
+fn limits(value: Option<&pb::CircuitBreakers>, faults: &mut Faults) -> [Limits; 2] {
     let mut limits = [DEFAULT_LIMITS; 2];
     for threshold in value.iter().flat_map(|value| &value.thresholds) {
-        let slot = usize::from(threshold.priority == 1);
+        let Some(slot) = priority_slot(threshold) else { continue };
         limits[slot] = Limits {
             connections: values::u32_or(threshold.max_connections.as_ref(), 1024),
             pending: values::u32_or(threshold.max_pending_requests.as_ref(), 1024),
             requests: values::u32_or(threshold.max_requests.as_ref(), 1024),
             retries: values::u32_or(threshold.max_retries.as_ref(), 3),
+            per_host: u32::MAX,
+            track_remaining: threshold.track_remaining,
             retry_budget: threshold.retry_budget.as_ref().map(|budget| RetryBudget {
                 percent: budget.budget_percent.as_ref().map_or(20.0, |percent| percent.value),
                 min: values::u32_or(budget.min_retry_concurrency.as_ref(), 3),
             }),
         };
+        let pools = threshold.max_connection_pools.is_some();
+        faults.ignore_if(pools, "circuit_breakers.thresholds.max_connection_pools");
+    }
+    for threshold in value.iter().flat_map(|value| &value.per_host_thresholds) {
+        let Some(slot) = priority_slot(threshold) else { continue };
+        limits[slot].per_host = values::u32_or(threshold.max_connections.as_ref(), u32::MAX);
+        let others = threshold.max_pending_requests.is_some()
+            || threshold.max_requests.is_some()
+            || threshold.max_retries.is_some()
+            || threshold.max_connection_pools.is_some()
+            || threshold.retry_budget.is_some();
+        if others {
+            let field = "circuit_breakers.per_host_thresholds";
+            faults.reject(field, "only max_connections may be limited");
+        }
     }
     limits
+}
+
+fn priority_slot(threshold: &pb::circuit_breakers::Thresholds) -> Option<usize> {
+    usize::try_from(threshold.priority).ok().filter(|slot| *slot < 2)
+}
+
+/// Names fields that have no effect here.
+fn without_effect(value: &pb::Cluster, faults: &mut Faults) {
+    faults.ignore_if(value.preconnect_policy.is_some(), "preconnect_policy");
+    faults.ignore_if(value.upstream_config.is_some(), "upstream_config");
+    faults.ignore_if(
+        value.close_connections_on_host_health_failure,
+        "close_connections_on_host_health_failure",
+    );
+    faults.ignore_if(
+        value.connection_pool_per_downstream_connection,
+        "connection_pool_per_downstream_connection",
+    );
+    let common = value.common_lb_config.as_ref();
+    faults.ignore_if(
+        common.is_some_and(|common| common.close_connections_on_host_set_change),
+        "common_lb_config.close_connections_on_host_set_change",
+    );
+    faults.ignore_if(
+        common.is_some_and(|common| common.ignore_new_hosts_until_first_hc),
+        "common_lb_config.ignore_new_hosts_until_first_hc",
+    );
+    let options = value.upstream_connection_options.as_ref();
+    faults.ignore_if(
+        options.is_some_and(|options| options.happy_eyeballs_config.is_some()),
+        "upstream_connection_options.happy_eyeballs_config",
+    );
 }
 
 fn bind(value: Option<&core::BindConfig>, faults: &mut Faults) -> Option<SocketAddr> {
@@ -271,6 +332,9 @@ impl HttpUpstream {
         let upstream = value.upstream_http_protocol_options.as_ref();
         let mut http = Self::new(protocol, value.common_http_protocol_options.as_ref(), h2);
         http.auto_sni = upstream.is_some_and(|upstream| upstream.auto_sni);
+        let most = value.max_requests_per_connection.as_ref().map(|max| max.value);
+        http.max_requests_per_connection =
+            http.max_requests_per_connection.or(most.filter(|max| *max > 0));
         Some(http)
     }
 

@@ -116,6 +116,12 @@ impl EndpointState {
         self.flags.fetch_and(!flag::EJECTED, Ordering::Relaxed) & flag::EJECTED != 0
     }
 
+    /// True if no more connections of this priority may be opened to it.
+    pub fn is_full(&self, limits: &Limits) -> bool {
+        let active = || self.shards.iter().map(|shard| shard.cx_active.value()).sum::<i64>();
+        limits.per_host != u32::MAX && active() >= i64::from(limits.per_host)
+    }
+
     fn has(&self, flags: u32) -> bool {
         self.flags.load(Ordering::Relaxed) & flags != 0
     }
@@ -295,15 +301,21 @@ impl ClusterState {
         self.used[priority][resource as usize].load(Ordering::Relaxed)
     }
 
-    /// Takes one of `resource`; false if its limit is reached.
-    pub fn take(&self, limits: &[Limits; 2], priority: usize, resource: Resource) -> bool {
+    /// How much of `resource` may be in use now.
+    pub fn limit(&self, limits: &[Limits; 2], priority: usize, resource: Resource) -> u32 {
         let limits = &limits[priority];
-        let limit = match resource {
+        match resource {
             Resource::Connections => limits.connections,
             Resource::Pending => limits.pending,
             Resource::Requests => limits.requests,
             Resource::Retries => self.retry_limit(limits, priority),
-        };
+        }
+    }
+
+    /// Takes one of `resource`; false if its limit is reached.
+    pub fn take(&self, limits: &[Limits; 2], priority: usize, resource: Resource) -> bool {
+        let limit = self.limit(limits, priority, resource);
+        let limits = &limits[priority];
         let counted = limit != u32::MAX || self.counts_requests(limits, resource);
         if !counted {
             return true;

@@ -332,11 +332,18 @@ impl Telemetry {
 
 /// Envoy's dotted name within a block: some stats have a scope of their own.
 fn scoped(leaf: &str) -> String {
-    const SCOPES: [&str; 4] = ["outlier_detection", "fault", "rbac", "ssl"];
-    let scoped = SCOPES.iter().find_map(|scope| {
-        let rest = leaf.strip_prefix(scope)?.strip_prefix('_')?;
-        Some(format!("{scope}.{rest}"))
-    });
+    const SCOPES: [(&str, &str); 7] = [
+        ("outlier_detection_", "outlier_detection."),
+        ("health_check_", "health_check."),
+        ("circuit_breakers_default_", "circuit_breakers.default."),
+        ("circuit_breakers_high_", "circuit_breakers.high."),
+        ("fault_", "fault."),
+        ("rbac_", "rbac."),
+        ("ssl_", "ssl."),
+    ];
+    let scoped = SCOPES
+        .iter()
+        .find_map(|(joined, dotted)| Some(format!("{dotted}{}", leaf.strip_prefix(joined)?)));
     scoped.unwrap_or_else(|| leaf.to_owned())
 }
 

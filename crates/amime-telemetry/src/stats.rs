@@ -294,6 +294,15 @@ stat_block! {
         upstream_rq_tx_reset,
     }
     gauges {
+        circuit_breakers_default_cx_open, circuit_breakers_default_remaining_cx,
+        circuit_breakers_default_remaining_pending, circuit_breakers_default_remaining_retries,
+        circuit_breakers_default_remaining_rq, circuit_breakers_default_rq_open,
+        circuit_breakers_default_rq_pending_open, circuit_breakers_default_rq_retry_open,
+        circuit_breakers_high_cx_open, circuit_breakers_high_remaining_cx,
+        circuit_breakers_high_remaining_pending, circuit_breakers_high_remaining_retries,
+        circuit_breakers_high_remaining_rq, circuit_breakers_high_rq_open,
+        circuit_breakers_high_rq_pending_open, circuit_breakers_high_rq_retry_open,
+        health_check_degraded, health_check_healthy,
         max_host_weight, membership_degraded, membership_excluded, membership_healthy,
         membership_total, outlier_detection_ejections_active, upstream_cx_active,
         upstream_cx_rx_bytes_buffered, upstream_cx_tx_bytes_buffered, upstream_rq_active,

@@ -92,6 +92,7 @@ impl Attempts<'_> {
         let exchange = self.plan.exchange;
         exchange.log.borrow_mut().host = Some(host.clone());
         if !self.cluster.take(self.priority(), Resource::Requests) {
+            self.cluster.stats.upstream_rq_pending_overflow.inc();
             return Err(Failure::Overflow);
         }
         let attempt = attempt::Request {

@@ -13,6 +13,7 @@ use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 
 use super::Fault;
 use super::awaited::{Awaited, Need};
+use super::gauges;
 use super::names::{Answer, NamePort, Names};
 use super::state::{Refusal, finish};
 use crate::health;
@@ -299,6 +300,14 @@ impl Clusters {
             let ejector =
                 Ejector { outlier, cluster: &spec.state, stats: &stats, total: endpoints.len() };
             ejector.sweep(&endpoints);
+        }
+    }
+
+    /// Brings gauges up to date that nothing counts by itself.
+    pub(super) fn refresh_gauges(&self) {
+        for entry in self.active.values() {
+            let stats = self.telemetry.shared_cluster(&entry.spec.config.name);
+            gauges::refresh(&entry.spec, &stats);
         }
     }
 

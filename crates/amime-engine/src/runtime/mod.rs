@@ -8,6 +8,7 @@
 mod awaited;
 mod clusters;
 mod dump;
+mod gauges;
 mod held;
 mod keeper;
 mod listeners;
@@ -162,6 +163,12 @@ impl Runtime {
     /// All bound addresses of a listener, with their real ports.
     pub fn listener_addresses(&self, name: &str) -> Vec<SocketAddr> {
         self.state().listener_addresses(name)
+    }
+
+    /// Brings gauges up to date that nothing counts by itself, before they
+    /// are read.
+    pub fn refresh_gauges(&self) {
+        self.state().refresh_gauges();
     }
 
     /// The bound address of a listener, with its real port.

@@ -329,6 +329,11 @@ impl State {
         self.clusters.names_due(now)
     }
 
+    /// Brings gauges up to date that nothing counts by itself.
+    pub(super) fn refresh_gauges(&self) {
+        self.clusters.refresh_gauges();
+    }
+
     /// Endpoints to be checked actively.
     pub(super) fn checks(&self) -> Vec<crate::health::Job> {
         self.clusters.checks(self.mark)

@@ -234,6 +234,7 @@ async fn pending(
         return Err(ConnectError::Overflow);
     }
     cluster.stats.upstream_rq_pending_total.inc();
+    cluster.stats.upstream_rq_pending_active.inc();
     let _given = Give { cluster, priority };
     work.await
 }
@@ -246,6 +247,7 @@ struct Give<'a> {
 
 impl Drop for Give<'_> {
     fn drop(&mut self) {
+        self.cluster.stats.upstream_rq_pending_active.dec();
         self.cluster.give(self.priority, Resource::Pending);
     }
 }
@@ -256,7 +258,8 @@ async fn open_h1(request: Acquire<'_>, key: ConnKey) -> Result<Lease, ConnectErr
         // An endpoint without any connection may always open one: a request
         // queued behind none would never be served.
         let first = host.pool.open.get() == 0;
-        if cluster.take(priority, Resource::Connections) {
+        let full = host.endpoint.state.is_full(&cluster.config().limits[priority]);
+        if !full && cluster.take(priority, Resource::Connections) {
             break;
         }
         if first {
@@ -327,7 +330,8 @@ impl Drop for Done<'_> {
 
 async fn open_h2_now(request: Acquire<'_>, key: ConnKey) -> Result<Lease, ConnectError> {
     let Acquire { cluster, host, priority, .. } = request;
-    if !cluster.take(priority, Resource::Connections) {
+    let full = host.endpoint.state.is_full(&cluster.config().limits[priority]);
+    if full || !cluster.take(priority, Resource::Connections) {
         cluster.stats.upstream_cx_overflow.inc();
         if host.pool.open.get() > 0 {
             return Err(ConnectError::Overflow);

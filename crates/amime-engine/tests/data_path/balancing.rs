@@ -169,3 +169,40 @@ async fn retries_stop_at_their_circuit_breaker() {
     assert_eq!(proxy.get("h", "/third").await.status, 503);
     assert_eq!(backend.count(), 5, "the place is free again");
 }
+
+#[tokio::test]
+async fn connections_to_one_endpoint_stop_at_its_threshold() {
+    let gate: Arc<tokio::sync::Semaphore> = Arc::new(tokio::sync::Semaphore::new(0));
+    let held = gate.clone();
+    let backend = Backend::start_async(move |_| {
+        let held = held.clone();
+        async move {
+            held.acquire().await.expect("not closed").forget();
+            Response::new(Full::from("ok"))
+        }
+    })
+    .await;
+    let hcm = routes("- match: {prefix: /}\n  route: {cluster: c}");
+    let limit = "circuit_breakers: {per_host_thresholds: [{max_connections: 1}], thresholds: [{max_pending_requests: 1}]}";
+    let cluster = endpoints_cluster("c", &[backend.address], limit);
+    let proxy = Arc::new(Proxy::of_one_worker());
+    proxy.apply(vec![http_listener(&hcm), cluster]).await;
+    let ask = |proxy: Arc<Proxy>| tokio::spawn(async move { proxy.get("h", "/").await });
+    let first = ask(proxy.clone());
+    while backend.count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    // One may wait for the connection, the next one not even that.
+    let (second, third) = (ask(proxy.clone()), ask(proxy.clone()));
+    let mut replies = Vec::new();
+    while !second.is_finished() && !third.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    gate.add_permits(3);
+    for reply in [first, second, third] {
+        replies.push(reply.await.expect("the task ends").status);
+    }
+    replies.sort_unstable();
+    assert_eq!(replies, [200, 200, 503]);
+    assert_eq!(*backend.connections.lock().expect("not poisoned"), 1);
+}

@@ -132,7 +132,6 @@ impl Proxy {
     }
 
     /// A proxy with one worker, which sees all requests in flight.
-    #[cfg(feature = "oracle")]
     pub(crate) fn of_one_worker() -> Self {
         Self::start(Arc::new(NoSecrets), "", 1)
     }

@@ -73,6 +73,7 @@ pub(super) async fn server_info(context: &Context) -> Value {
 
 /// Brings the gauges up to date that nothing counts by itself.
 pub(super) fn refresh_gauges(context: &Context) {
+    context.runtime.refresh_gauges();
     let (dump, server) = (context.runtime.dump(), context.telemetry.server());
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     let warming = |type_url| {
