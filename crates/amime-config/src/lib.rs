@@ -24,6 +24,7 @@ pub mod binding;
 pub mod chain_match;
 pub mod cluster;
 pub mod connection;
+pub mod connection_cap;
 pub mod cors;
 pub mod criteria;
 pub mod discovery;

@@ -12,6 +12,9 @@ use envoy_types::pb::envoy::extensions::filters::listener::{
     http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst,
     proxy_protocol::v3::ProxyProtocol, tls_inspector::v3::TlsInspector,
 };
+use envoy_types::pb::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit as ConnectionLimitFilter;
+use envoy_types::pb::envoy::extensions::filters::network::direct_response::v3::Config as DirectResponse;
+use envoy_types::pb::envoy::extensions::filters::network::echo::v3::Echo;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use envoy_types::pb::envoy::extensions::filters::network::local_ratelimit::v3::LocalRateLimit;
 use envoy_types::pb::envoy::extensions::filters::network::ratelimit::v3::RateLimit;
@@ -23,6 +26,7 @@ use super::Compiler;
 use super::binding::{Binding, bindings};
 use super::chain_match::{ChainMatch, distinct};
 use super::cluster::{Keepalive, keepalive};
+use super::connection_cap::ConnectionCap;
 use super::filters::config_type;
 use super::global_limit::GlobalConnectionLimit;
 use super::hcm::HttpConfig;
@@ -102,6 +106,8 @@ pub struct FilterChain {
 pub enum NetworkLimit {
     Local(ConnectionLimit),
     Global(GlobalConnectionLimit),
+    /// Of connections open at once.
+    Open(Arc<ConnectionCap>),
 }
 
 /// The last network filter.
@@ -109,6 +115,10 @@ pub enum NetworkLimit {
 pub enum Terminal {
     Http(Arc<HttpConfig>),
     Tcp(Arc<TcpConfig>),
+    /// Sends back what comes.
+    Echo,
+    /// Says one thing and closes.
+    Say(Vec<u8>),
     /// A chain without filters closes what it is given.
     Close,
 }
@@ -309,6 +319,19 @@ impl Parent<'_, '_> {
             let config: Option<LocalRateLimit> = unpack(any, faults);
             let limit = config.and_then(|config| ConnectionLimit::compile(&config, faults));
             found.limits.extend(limit.map(NetworkLimit::Local));
+        } else if is::<ConnectionLimitFilter>(any) {
+            let faults = &mut compiler.faults;
+            let config: Option<ConnectionLimitFilter> = unpack(any, faults);
+            let cap = config.and_then(|config| ConnectionCap::compile(&config, faults));
+            found.limits.extend(cap.map(NetworkLimit::Open));
+        } else if is::<Echo>(any) {
+            found.terminal = Some(Terminal::Echo);
+        } else if is::<DirectResponse>(any) {
+            let config: DirectResponse = unpack(any, &mut compiler.faults).unwrap_or_default();
+            match config.response.as_ref().map_or(Ok(Vec::new()), values::data_source) {
+                Ok(text) => found.terminal = Some(Terminal::Say(text)),
+                Err(reason) => compiler.faults.reject("response", reason),
+            }
         } else if is::<RateLimit>(any) {
             let config: Option<RateLimit> = unpack(any, &mut compiler.faults);
             let limit = config.and_then(|it| GlobalConnectionLimit::compile(&it, compiler));

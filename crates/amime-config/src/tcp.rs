@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use amime_telemetry::{IstioStats, ListenerTelemetry};
+use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
 use envoy_types::pb::envoy::r#type::v3::{HashPolicy, hash_policy};
 
@@ -27,6 +28,12 @@ pub struct TcpConfig {
     pub idle_timeout: Option<Duration>,
     pub max_duration: Option<Duration>,
     pub connect_attempts: u32,
+    /// First and longest wait between two attempts to connect.
+    pub backoff: Option<(Duration, Duration)>,
+    /// Log once the upstream is connected.
+    pub log_connected: bool,
+    /// Log open connections this often.
+    pub log_interval: Option<Duration>,
     pub telemetry: ListenerTelemetry,
     pub hash_source_ip: bool,
     /// The cluster is the one that the server name names.
@@ -82,7 +89,10 @@ impl TcpConfig {
         if compiler.tcp_stats {
             telemetry.istio_stats = Some(Arc::new(IstioStats::default()));
         }
-        compiler.faults.reject_if(value.on_demand.is_some(), "on_demand");
+        without_effect(value, &mut compiler.faults);
+        let log = value.access_log_options.as_ref();
+        let interval = log.and_then(|log| log.access_log_flush_interval.as_ref());
+        let interval = interval.or(value.access_log_flush_interval.as_ref());
         let tunneling = value.tunneling_config.as_ref().and_then(|tunneling| {
             let compile = |faults: &mut Faults| Tunneling::compile(tunneling, faults);
             compiler.faults.within("tunneling_config", compile)
@@ -118,8 +128,15 @@ impl TcpConfig {
             stat_prefix: value.stat_prefix.clone(),
             clusters,
             total,
-            idle_timeout: values::timeout(value.idle_timeout.as_ref(), Some(IDLE_TIMEOUT)),
+            idle_timeout: values::timeout(
+                value.idle_timeout.as_ref().or(value.downstream_idle_timeout.as_ref()),
+                Some(IDLE_TIMEOUT),
+            ),
             max_duration: values::timeout(value.max_downstream_connection_duration.as_ref(), None),
+            backoff: backoff(value.backoff_options.as_ref()),
+            log_connected: log.is_some_and(|log| log.flush_access_log_on_connected)
+                || value.flush_access_log_on_connected,
+            log_interval: values::timeout(interval, None),
             connect_attempts: values::u32_or(value.max_connect_attempts.as_ref(), 1).max(1),
             telemetry,
             hash_source_ip: hash_source_ip(&value.hash_policy, &mut compiler.faults),
@@ -140,6 +157,32 @@ impl TcpConfig {
         }
         first
     }
+}
+
+/// Reports what is not honoured.
+fn without_effect(value: &pb::TcpProxy, faults: &mut Faults) {
+    faults.reject_if(value.on_demand.is_some(), "on_demand");
+    faults.ignore_if(value.upstream_idle_timeout.is_some(), "upstream_idle_timeout");
+    faults.ignore_if(
+        value.max_downstream_connection_duration_jitter_percentage.is_some(),
+        "max_downstream_connection_duration_jitter_percentage",
+    );
+    faults.ignore_if(!value.proxy_protocol_tlvs.is_empty(), "proxy_protocol_tlvs");
+    faults.ignore_if(value.upstream_connect_mode != 0, "upstream_connect_mode");
+    faults.ignore_if(value.max_early_data_bytes.is_some(), "max_early_data_bytes");
+    faults.ignore_if(value.check_drain_close.is_some(), "check_drain_close");
+    let log = value.access_log_options.as_ref();
+    faults.ignore_if(
+        log.is_some_and(|log| log.flush_access_log_on_start),
+        "access_log_options.flush_access_log_on_start",
+    );
+}
+
+fn backoff(value: Option<&core::BackoffStrategy>) -> Option<(Duration, Duration)> {
+    let value = value?;
+    let base = value.base_interval.as_ref().map(values::duration)?;
+    let max = value.max_interval.as_ref().map_or(base * 10, values::duration);
+    Some((base, max.max(base)))
 }
 
 fn hash_source_ip(list: &[HashPolicy], faults: &mut Faults) -> bool {

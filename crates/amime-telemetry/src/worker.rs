@@ -141,6 +141,11 @@ impl WorkerTelemetry {
         }
     }
 
+    /// Logs a connection that has not ended, at the moment that the record says.
+    pub fn tcp_log(&self, record: &TcpRecord<'_>) {
+        self.log(&record.listener.access_logs, &Subject::from(record));
+    }
+
     fn log(&self, loggers: &[AccessLogger], subject: &Subject<'_>) {
         for logger in loggers.iter().filter(|logger| logger.accepts(subject)) {
             let mut buffers = self.buffers.borrow_mut();

@@ -1,5 +1,6 @@
 //! From an accepted socket to the filter chain that serves it.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use crate::upstream::connect::keepalive_options;
 use crate::worker::Worker;
 use amime_config::chain_match::{ChainInput, choose};
 use amime_config::connection::Connection;
+use amime_config::connection_cap::CountedIn;
 use amime_config::listener::{
     FilterChain, ListenerConfig, NetworkLimit, ProxyProtocolMode, Terminal,
 };
@@ -215,7 +217,7 @@ impl Incoming {
             listener.stats.no_filter_chain_match.inc();
             let end = ConnectionEnd {
                 flags: ResponseFlags::NR,
-                details: Some("filter_chain_not_found"),
+                details: Some("filter_chain_not_found".into()),
                 ..ConnectionEnd::default()
             };
             return end.log(&worker, &listener, None, &self.facts);
@@ -368,7 +370,7 @@ impl Incoming {
             }
             Err(_) => {
                 listener.stats.downstream_cx_transport_socket_connect_timeout.inc();
-                let details = Some("transport socket timeout was reached");
+                let details = Some("transport socket timeout was reached".into());
                 let end = ConnectionEnd { details, ..ConnectionEnd::default() };
                 end.log(&worker, &listener, Some(&chain), &facts);
             }
@@ -455,7 +457,7 @@ fn count_failure(stats: &ListenerStats, counted: Counted) {
 #[derive(Default)]
 struct ConnectionEnd {
     flags: ResponseFlags,
-    details: Option<&'static str>,
+    details: Option<Cow<'static, str>>,
     /// Why the handshake failed.
     failure: Option<String>,
 }
@@ -478,7 +480,7 @@ impl ConnectionEnd {
             record.downstream.transport_failure = self.failure.as_deref();
             record.duration = facts.accepted.elapsed().unwrap_or_default();
             record.flags = self.flags;
-            record.connection_termination_details = self.details;
+            record.connection_termination_details = self.details.as_deref();
             worker.telemetry.tcp(&record);
         }
     }
@@ -499,59 +501,77 @@ async fn dispatch(
     dialed: Option<Dialed>,
 ) {
     let mut end = ConnectionEnd::default();
+    if let Some(policy) = denied(&worker, &facts, &chain) {
+        end.details = Some(format!("rbac_access_denied_matched_policy[{policy}]").into());
+        return end.log(&worker, &listener, Some(&chain), &facts);
+    }
+    let Some(_counted) = within_limits(&worker, &chain).await else {
+        return end.log(&worker, &listener, Some(&chain), &facts);
+    };
     let logged = listener.config.log.is_some().then(|| facts.clone());
-    if !admitted(&worker, &facts, &chain) {
-        end.details = Some("rbac_access_denied");
-    } else if within_limits(&worker, &chain).await {
-        match &chain.terminal {
-            Terminal::Http(config) => {
-                let life = listener.life(&chain);
-                let connection = HttpConnection::new(worker.clone(), facts, config.clone(), life);
-                serve(connection, io).await;
-            }
-            Terminal::Tcp(config) => {
-                let parts = (config.clone(), chain.clone());
-                tcp::proxy(worker.clone(), facts, io, parts, dialed).await;
-            }
-            Terminal::Close => {}
+    match &chain.terminal {
+        Terminal::Http(config) => {
+            let life = listener.life(&chain);
+            let connection = HttpConnection::new(worker.clone(), facts, config.clone(), life);
+            serve(connection, io).await;
         }
+        Terminal::Tcp(config) => {
+            let parts = (config.clone(), chain.clone());
+            tcp::proxy(worker.clone(), facts, io, parts, dialed).await;
+        }
+        Terminal::Echo => tcp::echo(io).await,
+        Terminal::Say(text) => tcp::say(io, text).await,
+        Terminal::Close => {}
     }
     if let Some(facts) = logged {
         end.log(&worker, &listener, None, &facts);
     }
 }
 
-/// True if the limits of new connections let one more in.
-async fn within_limits(worker: &Rc<Worker>, chain: &FilterChain) -> bool {
+/// What counts the connection in, if the limits let one more in.
+async fn within_limits(worker: &Rc<Worker>, chain: &FilterChain) -> Option<Vec<CountedIn>> {
+    let mut counted = Vec::new();
     for limit in &chain.limits {
         let within = match limit {
             NetworkLimit::Local(limit) => limit.admits(token_bucket::now()),
             NetworkLimit::Global(limit) => admitted_by_service(worker, limit).await,
+            NetworkLimit::Open(cap) => {
+                let entered = cap.enter();
+                if let (None, Some(delay)) = (&entered, cap.delay) {
+                    tokio::time::sleep(delay).await;
+                }
+                let within = entered.is_some();
+                counted.extend(entered);
+                within
+            }
         };
         if !within {
-            return false;
+            return None;
         }
     }
-    true
+    Some(counted)
 }
 
-/// Runs the network access-control filters.
-fn admitted(worker: &Worker, facts: &Connection, chain: &FilterChain) -> bool {
+/// The policy by which the network access-control filters refuse the
+/// connection, `none` if none lets it in.
+fn denied(worker: &Worker, facts: &Connection, chain: &FilterChain) -> Option<Arc<str>> {
     let subject = Subject { connection: facts, request: None, remote: facts.remote.ip() };
     let stat_prefix = match &chain.terminal {
-        Terminal::Http(config) => &config.stat_prefix,
-        Terminal::Tcp(config) => &config.stat_prefix,
-        Terminal::Close => return true,
+        Terminal::Http(config) => Some(&config.stat_prefix),
+        Terminal::Tcp(config) => Some(&config.stat_prefix),
+        Terminal::Echo | Terminal::Say(_) | Terminal::Close => None,
     };
-    chain.rbac.iter().all(|rbac| {
-        let Some(rules) = &rbac.rules else { return true };
+    for rules in chain.rbac.iter().filter_map(|rbac| rbac.rules.as_ref()) {
         let verdict = rules.check(subject);
-        let stats = worker.telemetry.tcp_proxy(stat_prefix);
-        if verdict.allowed {
-            stats.rbac_allowed.inc();
-        } else {
-            stats.rbac_denied.inc();
+        let stats = stat_prefix.map(|prefix| worker.telemetry.tcp_proxy(prefix));
+        match (stats, verdict.allowed) {
+            (Some(stats), true) => stats.rbac_allowed.inc(),
+            (Some(stats), false) => stats.rbac_denied.inc(),
+            (None, _) => {}
         }
-        verdict.allowed
-    })
+        if !verdict.allowed {
+            return Some(verdict.policy.unwrap_or_else(|| "none".into()));
+        }
+    }
+    None
 }

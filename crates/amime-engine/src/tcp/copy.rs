@@ -3,6 +3,7 @@
 //! Each direction reads only when all it read before has been written, so a
 //! slow receiver stops its sender; memory is one buffer a direction.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -32,12 +33,35 @@ pub(crate) enum CopyEnd {
     DownstreamFailed,
     UpstreamFailed,
     Idle,
+    /// It lived as long as it may.
+    Expired,
 }
 
 const BUFFER: usize = 16 * 1024;
 
+/// Bytes copied so far, for those who look on.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    pub(crate) up: Cell<u64>,
+    pub(crate) down: Cell<u64>,
+}
+
 /// Copies until both sides have closed, one fails, or nothing moves for `idle`.
 pub(crate) async fn copy_both<D, U>(downstream: D, upstream: U, idle: Option<Duration>) -> Copied
+where
+    D: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    copy_watched(downstream, upstream, idle, &Progress::default()).await
+}
+
+/// As [`copy_both`], telling how far it has come.
+pub(crate) async fn copy_watched<D, U>(
+    downstream: D,
+    upstream: U,
+    idle: Option<Duration>,
+    progress: &Progress,
+) -> Copied
 where
     D: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
@@ -52,7 +76,10 @@ where
     let mut timer = idle.map(|idle| Box::pin(tokio::time::sleep(idle)));
     let end = std::future::poll_fn(|cx| {
         let before = copy.moved();
-        if let Poll::Ready(end) = copy.poll(cx) {
+        let polled = copy.poll(cx);
+        progress.up.set(copy.up.written);
+        progress.down.set(copy.down.written);
+        if let Poll::Ready(end) = polled {
             return Poll::Ready(end);
         }
         match (&mut timer, idle) {

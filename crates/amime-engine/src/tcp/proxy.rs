@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use amime_telemetry::{ResponseFlags, TcpEvent, TcpRecord, UpstreamRecord};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::copy::{Copied, CopyEnd, copy_both};
+use super::copy::{Copied, CopyEnd, Progress, copy_watched};
 use super::tunnel::Tunnel;
 use crate::http::of_address;
 use crate::listener::{Connection, DownstreamIo};
@@ -32,6 +32,7 @@ pub(crate) struct Dialed {
     host: Rc<Host>,
     /// What the upstream has said already.
     first: Vec<u8>,
+    attempts: u32,
     _open: Option<OpenGuard>,
 }
 
@@ -47,6 +48,7 @@ struct DialFailure {
     reason: Option<String>,
     cluster: Option<Rc<ClusterRuntime>>,
     host: Option<Rc<Host>>,
+    attempts: u32,
 }
 
 /// Proxies `io` until both sides are done.
@@ -73,41 +75,43 @@ pub(crate) async fn proxy(
             if failure.cluster.is_none() {
                 stats.downstream_cx_no_route.inc();
             }
-            record.flags = failure.flags;
-            record.upstream = UpstreamRecord {
-                host: failure.host.as_ref().map(|host| host.endpoint.address),
-                cluster: failure.cluster.as_ref().map(|cluster| &cluster.config().info),
-                transport_failure: failure.reason.as_deref(),
-                attempts: u32::from(failure.host.is_some()),
-                ..UpstreamRecord::default()
-            };
-            worker.telemetry.tcp(&record);
-            record.event = TcpEvent::Closed;
-            record.duration = begun.elapsed();
-            worker.telemetry.tcp(&record);
+            failed(&worker, &failure, record, begun);
             return;
         }
     };
-    let Dialed { io: upstream, facts, cluster, host, first, _open } = dialed;
-    record.upstream = UpstreamRecord {
-        host: Some(host.endpoint.address),
-        host_name: Some(&*host.endpoint.hostname).filter(|name| !name.is_empty()),
-        local_address: facts.local,
-        cluster: Some(&cluster.config().info),
-        tls: facts.tls.as_ref().map(TlsFacts::record),
-        peer: host.endpoint.peer.as_ref(),
-        attempts: 1,
-        ..UpstreamRecord::default()
-    };
+    let Dialed { io: upstream, facts, cluster, host, first, attempts, _open } = dialed;
+    record.upstream = reached(&host, &facts, &cluster);
+    record.upstream.attempts = attempts;
     worker.telemetry.tcp(&record);
-    let copied = join(io, upstream, &first, &config).await;
+    if config.log_connected {
+        worker.telemetry.tcp_log(&record);
+    }
+    let progress = Progress::default();
+    let copy = join(io, upstream, &first, &config, &progress);
+    let copied = match config.log_interval {
+        None => copy.await,
+        Some(interval) => {
+            let report = |record: &mut TcpRecord<'_>| {
+                record.event = TcpEvent::Progress;
+                record.duration = begun.elapsed();
+                record.bytes_received = progress.up.get();
+                record.bytes_sent = progress.down.get();
+                worker.telemetry.tcp_log(record);
+            };
+            reporting(copy, interval, || report(&mut record)).await
+        }
+    };
     stats.downstream_cx_rx_bytes_total.add(copied.up);
     stats.downstream_cx_tx_bytes_total.add(copied.down);
     cluster.stats.upstream_cx_tx_bytes_total.add(copied.up);
     cluster.stats.upstream_cx_rx_bytes_total.add(copied.down);
-    if copied.end == CopyEnd::Idle {
-        stats.idle_timeout.inc();
-        record.flags.insert(ResponseFlags::SI);
+    match copied.end {
+        CopyEnd::Idle => stats.idle_timeout.inc(),
+        CopyEnd::Expired => {
+            stats.max_downstream_connection_duration.inc();
+            record.flags.insert(ResponseFlags::DT);
+        }
+        CopyEnd::Closed | CopyEnd::DownstreamFailed | CopyEnd::UpstreamFailed => {}
     }
     record.event = TcpEvent::Closed;
     record.duration = begun.elapsed();
@@ -116,21 +120,81 @@ pub(crate) async fn proxy(
     worker.telemetry.tcp(&record);
 }
 
-async fn join(mut io: DownstreamIo, upstream: Io, first: &[u8], config: &TcpConfig) -> Copied {
+/// The upstream side of a connection that stands.
+fn reached<'a>(
+    host: &'a Host,
+    facts: &'a ConnectionFacts,
+    cluster: &'a ClusterRuntime,
+) -> UpstreamRecord<'a> {
+    UpstreamRecord {
+        host: Some(host.endpoint.address),
+        host_name: Some(&*host.endpoint.hostname).filter(|name| !name.is_empty()),
+        local_address: facts.local,
+        cluster: Some(&cluster.config().info),
+        tls: facts.tls.as_ref().map(TlsFacts::record),
+        peer: host.endpoint.peer.as_ref(),
+        ..UpstreamRecord::default()
+    }
+}
+
+/// Logs a connection for which there is no upstream.
+fn failed(worker: &Worker, failure: &DialFailure, mut record: TcpRecord<'_>, begun: Instant) {
+    record.flags = failure.flags;
+    let upstream = UpstreamRecord {
+        host: failure.host.as_ref().map(|host| host.endpoint.address),
+        cluster: failure.cluster.as_ref().map(|cluster| &cluster.config().info),
+        transport_failure: failure.reason.as_deref(),
+        attempts: failure.attempts,
+        ..UpstreamRecord::default()
+    };
+    let mut record = TcpRecord { upstream, ..record };
+    worker.telemetry.tcp(&record);
+    record.event = TcpEvent::Closed;
+    record.duration = begun.elapsed();
+    worker.telemetry.tcp(&record);
+}
+
+/// Waits for `copy`, reporting at intervals.
+async fn reporting(
+    copy: impl Future<Output = Copied>,
+    interval: Duration,
+    mut report: impl FnMut(),
+) -> Copied {
+    let mut copy = std::pin::pin!(copy);
+    loop {
+        match tokio::time::timeout(interval, &mut copy).await {
+            Ok(copied) => return copied,
+            Err(_) => report(),
+        }
+    }
+}
+
+async fn join(
+    mut io: DownstreamIo,
+    upstream: Io,
+    first: &[u8],
+    config: &TcpConfig,
+    progress: &Progress,
+) -> Copied {
     if !first.is_empty() && io.write_all(first).await.is_err() {
         return Copied { end: CopyEnd::DownstreamFailed, ..Copied::default() };
     }
     let copy = async {
         match upstream {
-            Io::Direct(upstream) => copy_both(io, upstream, config.idle_timeout).await,
+            Io::Direct(upstream) => copy_watched(io, upstream, config.idle_timeout, progress).await,
             Io::Tunnel(Tunnel { io: upstream, _held }) => {
-                copy_both(io, upstream, config.idle_timeout).await
+                copy_watched(io, upstream, config.idle_timeout, progress).await
             }
         }
     };
     let mut copied = match config.max_duration {
         None => copy.await,
-        Some(limit) => tokio::time::timeout(limit, copy).await.unwrap_or_default(),
+        Some(limit) => tokio::time::timeout(limit, copy).await.unwrap_or_else(|_| Copied {
+            up: progress.up.get(),
+            down: progress.down.get(),
+            end: CopyEnd::Expired,
+            ..Copied::default()
+        }),
     };
     copied.down += first.len() as u64;
     copied
@@ -146,6 +210,7 @@ async fn dial(
         reason: None,
         cluster: cluster.cloned(),
         host: None,
+        attempts: 0,
     };
     let (cluster, metadata) = match connection.sni.as_deref() {
         Some(name) if config.by_server_name => (worker.snapshot().cluster_by_name(name), None),
@@ -156,7 +221,10 @@ async fn dial(
     };
     let Some(cluster) = cluster else { return Err(failure(ResponseFlags::NC, None)) };
     let mut last = failure(ResponseFlags::UH, Some(&cluster));
-    for _ in 0..config.connect_attempts {
+    for attempt in 0..config.connect_attempts {
+        if attempt > 0 {
+            back_off(config, attempt).await;
+        }
         let Some(host) = choose(connection, &cluster, config, metadata) else { break };
         let opened = match &config.tunneling {
             None => {
@@ -175,15 +243,31 @@ async fn dial(
         match opened {
             Ok((io, facts, open)) => {
                 cluster.observe(&host, Outcome::Served);
-                return Ok(Dialed { io, facts, cluster, host, first: Vec::new(), _open: open });
+                let first = Vec::new();
+                let attempts = attempt + 1;
+                return Ok(Dialed { io, facts, cluster, host, first, attempts, _open: open });
             }
             Err(ConnectError::Overflow) => {
                 return Err(failure(ResponseFlags::UO, Some(&cluster)));
             }
-            Err(error) => last = refused(&cluster, host, &error),
+            Err(error) => {
+                last = refused(&cluster, host, &error);
+                last.attempts = attempt + 1;
+            }
         }
     }
+    if last.attempts == config.connect_attempts {
+        last.flags.insert(ResponseFlags::URX);
+        cluster.stats.upstream_cx_connect_attempts_exceeded.inc();
+    }
     Err(last)
+}
+
+/// Waits before another attempt, for a random part of a growing interval.
+async fn back_off(config: &TcpConfig, attempt: u32) {
+    let Some((base, max)) = config.backoff else { return };
+    let grown = base.saturating_mul(1 << attempt.saturating_sub(1).min(16)).min(max);
+    tokio::time::sleep(grown.mul_f64(fastrand::f64())).await;
 }
 
 /// Opens a connection to an endpoint, counted until the guard is dropped;
@@ -236,6 +320,7 @@ fn refused(cluster: &Rc<ClusterRuntime>, host: Rc<Host>, error: &ConnectError) -
         reason: Some(error.to_string()).filter(|reason| !reason.is_empty()),
         cluster: Some(cluster.clone()),
         host: Some(host),
+        attempts: 1,
     }
 }
 

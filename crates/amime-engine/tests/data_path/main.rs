@@ -18,6 +18,7 @@ mod proxy_protocol;
 mod rate_limits;
 mod retries;
 mod routing;
+mod tcp;
 mod tls;
 mod tunnels;
 mod updates;

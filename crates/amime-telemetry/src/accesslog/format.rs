@@ -8,7 +8,8 @@ use http::HeaderMap;
 use super::json::JsonFormat;
 use super::operator::Operator;
 use crate::{
-    DownstreamRecord, HttpRecord, ListenerTelemetry, ResponseFlags, TcpRecord, UpstreamRecord,
+    DownstreamRecord, HttpRecord, ListenerTelemetry, ResponseFlags, TcpEvent, TcpRecord,
+    UpstreamRecord,
 };
 
 /// Istio's default text format.
@@ -256,6 +257,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) connection_termination_details: Option<&'a str>,
     pub(crate) downstream: &'a DownstreamRecord<'a>,
     pub(crate) upstream: &'a UpstreamRecord<'a>,
+    /// The moment that is logged.
+    pub(crate) log_type: &'static str,
 }
 
 impl<'a> Subject<'a> {
@@ -281,6 +284,7 @@ impl<'a> From<&'a HttpRecord<'a>> for Subject<'a> {
             connection_termination_details: record.connection_termination_details,
             downstream: &record.downstream,
             upstream: &record.upstream,
+            log_type: "DownstreamEnd",
         }
     }
 }
@@ -298,6 +302,11 @@ impl<'a> From<&'a TcpRecord<'a>> for Subject<'a> {
             connection_termination_details: record.connection_termination_details,
             downstream: &record.downstream,
             upstream: &record.upstream,
+            log_type: match record.event {
+                TcpEvent::Opened => "TcpUpstreamConnected",
+                TcpEvent::Progress => "TcpPeriodic",
+                TcpEvent::Closed => "TcpConnectionEnd",
+            },
         }
     }
 }

@@ -474,9 +474,7 @@ static FIELDS: [Field; 78] = [
     num("CONNECTION_ID", |s, out| number(out, s.downstream.connection_id)),
     text("GRPC_STATUS", grpc_name),
     num("GRPC_STATUS_NUMBER", |s, out| grpc_status(s).is_some_and(|code| number(out, code))),
-    text("ACCESS_LOG_TYPE", |s, out| {
-        put(out, if s.http.is_some() { "DownstreamEnd" } else { "TcpConnectionEnd" })
-    }),
+    text("ACCESS_LOG_TYPE", |s, out| put(out, s.log_type)),
     text("STREAM_ID", |s, out| {
         let id = s.request_headers().and_then(|headers| headers.get("x-request-id"));
         id.is_some_and(|id| put_bytes(out, id.as_bytes()))
