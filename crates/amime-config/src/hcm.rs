@@ -251,6 +251,7 @@ fn strip_port(value: &pb::HttpConnectionManager) -> StripPort {
 
 fn refuse_unsupported(value: &pb::HttpConnectionManager, faults: &mut Faults) {
     faults.ignore_if(value.tracing.is_some(), "tracing");
+    faults.ignore_if(values::bool_or(value.add_user_agent.as_ref(), false), "add_user_agent");
     faults.reject_if(
         !value.original_ip_detection_extensions.is_empty(),
         "original_ip_detection_extensions",

@@ -77,30 +77,44 @@ fn gateways_stand_in_for_the_endpoints_of_their_network() {
     let far = gateway("far", 15444, &["192.0.2.1", "192.0.2.2", "2001:db8::1"]);
     let here = gateway("here", 15444, &["192.0.2.9"]);
     let yaml = [SERVICE, &far, &here].concat();
-    check(&yaml, &client(&json!({"NETWORK": "here"})), CLUSTER, expect![[r#"
+    check(
+        &yaml,
+        &client(&json!({"NETWORK": "here"})),
+        CLUSTER,
+        expect![[r#"
         10.0.0.1:80 weight 3 istio
         10.0.0.2:80 weight 3 istio
         10.0.0.6:80 weight 3 istio
         192.0.2.1:15444 weight 5 istio
         192.0.2.2:15444 weight 5 istio
         in all 19
-    "#]]);
+    "#]],
+    );
     // A client of no network reaches none directly that has gateways.
-    check(&yaml, &client(&json!({})), CLUSTER, expect![[r#"
+    check(
+        &yaml,
+        &client(&json!({})),
+        CLUSTER,
+        expect![[r#"
         10.0.0.1:80 weight 3 istio
         10.0.0.6:80 weight 3 istio
         192.0.2.1:15444 weight 5 istio
         192.0.2.2:15444 weight 5 istio
         192.0.2.9:15444 weight 3 istio
         in all 19
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn networks_without_gateways_are_reached_directly() {
     let closed = gateway("far", 80, &["192.0.2.1"]);
     let yaml = [SERVICE, &closed].concat();
-    check(&yaml, &client(&json!({"NETWORK": "here"})), CLUSTER, expect![[r#"
+    check(
+        &yaml,
+        &client(&json!({"NETWORK": "here"})),
+        CLUSTER,
+        expect![[r#"
         10.0.0.1:80 weight 1 istio
         10.0.0.2:80 weight 1 istio
         10.0.0.3:80 weight 1 istio
@@ -108,7 +122,8 @@ fn networks_without_gateways_are_reached_directly() {
         10.0.0.5:80 weight 1 
         10.0.0.6:80 weight 1 istio
         in all 8
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -120,7 +135,11 @@ metadata: {name: istio-system, labels: {topology.istio.io/network: here}}
 ";
     let here = gateway("here", 15444, &["192.0.2.9"]);
     let yaml = [SERVICE, home, &here].concat();
-    check(&yaml, &client(&json!({})), CLUSTER, expect![[r#"
+    check(
+        &yaml,
+        &client(&json!({})),
+        CLUSTER,
+        expect![[r#"
         10.0.0.1:80 weight 1 istio
         10.0.0.2:80 weight 1 istio
         10.0.0.3:80 weight 1 istio
@@ -128,15 +147,21 @@ metadata: {name: istio-system, labels: {topology.istio.io/network: here}}
         10.0.0.5:80 weight 1 
         10.0.0.6:80 weight 1 istio
         in all 8
-    "#]]);
-    check(&yaml, &client(&json!({"NETWORK": "far"})), CLUSTER, expect![[r#"
+    "#]],
+    );
+    check(
+        &yaml,
+        &client(&json!({"NETWORK": "far"})),
+        CLUSTER,
+        expect![[r#"
         10.0.0.3:80 weight 1 istio
         10.0.0.4:80 weight 3 istio
         10.0.0.5:80 weight 1 
         10.0.0.6:80 weight 1 istio
         192.0.2.9:15444 weight 2 istio
         in all 8
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -144,10 +169,15 @@ fn proxies_see_the_networks_that_they_ask_for() {
     let far = gateway("far", 15444, &["192.0.2.1"]);
     let yaml = [SERVICE, &far].concat();
     let metadata = json!({"NETWORK": "here", "REQUESTED_NETWORK_VIEW": "here,other"});
-    check(&yaml, &client(&metadata), CLUSTER, expect![[r#"
+    check(
+        &yaml,
+        &client(&metadata),
+        CLUSTER,
+        expect![[r#"
         10.0.0.1:80 weight 1 istio
         10.0.0.2:80 weight 1 istio
         10.0.0.6:80 weight 1 istio
         in all 3
-    "#]]);
+    "#]],
+    );
 }
