@@ -11,9 +11,9 @@
 //! `ca.pem` is the root of all but `other`; every name has `NAME.pem` and
 //! `NAME.key`.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use rcgen::string::Ia5String;
@@ -37,7 +37,7 @@ const LEAVES: [(&str, &[&str]); 5] = [
 ];
 
 /// Names by certificate, for results that show who answered.
-static NAMES: OnceLock<HashMap<Vec<u8>, &'static str>> = OnceLock::new();
+static NAMES: Mutex<BTreeMap<Vec<u8>, &'static str>> = Mutex::new(BTreeMap::new());
 
 /// The folder of certificates.
 #[derive(Clone, Debug)]
@@ -50,7 +50,7 @@ impl Certs {
     pub(crate) fn write(dir: &Path) -> Result<Self> {
         let (root, stranger) = (issuer("root")?, issuer("stranger")?);
         std::fs::write(dir.join("ca.pem"), root.pem())?;
-        let mut names = HashMap::new();
+        let mut names = BTreeMap::new();
         for (name, sans) in LEAVES {
             let key = KeyPair::generate()?;
             let mut leaf = CertificateParams::new(Vec::new())?;
@@ -66,18 +66,16 @@ impl Certs {
             std::fs::write(dir.join(format!("{name}.pem")), leaf.pem())?;
             std::fs::write(dir.join(format!("{name}.key")), key.serialize_pem())?;
         }
-        // Set once: a process has one set of certificates.
-        let _ = NAMES.set(names);
+        // Suites may run side by side in one process, each with its own.
+        NAMES.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
         Ok(Self { dir: dir.to_owned() })
     }
 
     /// The name of one of our certificates.
     pub(crate) fn name_of(certificate: &[u8]) -> String {
-        let name = NAMES.get().and_then(|names| names.get(certificate));
-        name.map_or_else(
-            || format!("unknown, {} bytes", certificate.len()),
-            |name| (*name).to_owned(),
-        )
+        let names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = names.get(certificate).map(|name| (*name).to_owned());
+        name.unwrap_or_else(|| format!("unknown, {} bytes", certificate.len()))
     }
 
     /// Settings of a backend with the certificate `a`.
