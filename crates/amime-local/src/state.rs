@@ -8,11 +8,16 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 
 /// Longest path that fits a Unix socket address, without the NUL.
 const LONGEST_SOCKET_PATH: usize = 107;
+
+/// Time that a mesh has to end after its `amime up` was killed.
+const DYING: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(10);
 
 /// Why a state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -163,12 +168,28 @@ impl StateDir {
             return Err(StateError::TooLong(self.api_socket()));
         }
         self.create(&self.root)?;
-        let lock = self.lock()?;
+        let lock = self.lock_of_the_dead()?;
         self.clean()?;
         for dir in [self.run(), self.logs(), self.proxies()] {
             self.create(&dir)?;
         }
         Ok(lock)
+    }
+
+    /// Takes the lock. A mesh dies with its `amime up`, but not in the same
+    /// moment: one whose `up` was killed is waited for.
+    fn lock_of_the_dead(&self) -> Result<StateLock, StateError> {
+        let deadline = Instant::now() + DYING;
+        loop {
+            match self.lock() {
+                Err(StateError::InUse { owner, .. })
+                    if is_gone(&owner) && Instant::now() < deadline =>
+                {
+                    std::thread::sleep(POLL);
+                }
+                other => return other,
+            }
+        }
     }
 
     /// Takes the lock if nobody holds it, without cleaning.
@@ -261,6 +282,14 @@ pub(crate) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     std::fs::rename(&draft, path)
 }
 
+/// True if no such process runs; one that nobody has waited for does not.
+fn is_gone(pid: &str) -> bool {
+    pid.parse::<u32>().is_ok_and(|pid| {
+        std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.is_empty())
+            || !Path::new(&format!("/proc/{pid}")).exists()
+    })
+}
+
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
     let path = path.to_owned();
     move |source| StateError::Io { action, path, source }
@@ -295,6 +324,19 @@ mod tests {
         assert!(state.is_in_use());
         drop(lock);
         assert!(!state.is_in_use());
+    }
+
+    #[test]
+    fn a_mesh_that_dies_with_its_owner_is_waited_for() {
+        let dir = tempfile::tempdir().expect("directory");
+        let state = StateDir::new(dir.path());
+        let lock = state.acquire().expect("free");
+        let mut killed = std::process::Command::new("true").spawn().expect("runs");
+        killed.wait().expect("ends");
+        std::fs::write(state.lock_file(), killed.id().to_string()).expect("written");
+        let next = std::thread::spawn(move || state.acquire().map(drop));
+        drop(lock);
+        next.join().expect("no panic").expect("free again");
     }
 
     #[test]
