@@ -82,7 +82,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Client<T> {
         self.receiving = true;
         self.keep_alive = true;
         self.connection.decoder.expect(to);
-        let out = &mut self.connection.transport.out.tail;
+        let out = self.connection.transport.out.head();
         encode_request((method, target), headers, framing, casing, out);
     }
 

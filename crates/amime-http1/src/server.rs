@@ -148,7 +148,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Server<T> {
     /// Writes a head that comes before the response's.
     pub fn write_interim(&mut self, status: StatusCode, headers: &HeaderMap) {
         let head = (self.version(), status);
-        let out = &mut self.connection.transport.out.tail;
+        let out = self.connection.transport.out.head();
         encode_response(head, headers, Framing::AsIs, Casing::Lower, out);
     }
 
@@ -192,7 +192,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Server<T> {
             self.connection_header(headers);
         }
         let head = (self.version(), status);
-        let out = &mut self.connection.transport.out.tail;
+        let out = self.connection.transport.out.head();
         encode_response(head, headers, framing, casing, out);
     }
 

@@ -1,35 +1,67 @@
-//! Giving back memory that only the start of a process needed.
+//! Giving back memory that only the start of a process, or a burst, needed.
 
 use std::fs;
 use std::io;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Pause between looks. A look reads one small file.
 const PAUSE: Duration = Duration::from_secs(1);
+/// The first look comes sooner: nothing runs as much code once as a start.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// Less than this is not worth the page faults. About what one kind of traffic
 /// through a proxy needs.
 const WORTHWHILE_BYTES: usize = 6 << 20;
+/// Pause between trims of the heap, whose free parts may be wanted again soon.
+const HEAP_PAUSE: Duration = Duration::from_secs(5);
+/// Growth of the heap since its last trim that makes another one worthwhile.
+const WORTHWHILE_GROWTH: usize = 1 << 20;
+/// Bytes of a page, the unit of `/proc/self/statm`.
+const PAGE: usize = 4096;
 
-/// Calls [`release_code_pages`] from a thread of its own, at most once a
-/// second, whenever at least 6 MiB of files are mapped.
+/// Gives memory back from a thread of its own: calls [`release_code_pages`]
+/// whenever at least 6 MiB of files are mapped, at most once a second, and
+/// [`release_free_heap`] whenever the heap has grown by 1 MiB, at most every
+/// five seconds.
 ///
 /// A process runs much code once or rarely (argument parsing, TLS set-up,
 /// decoding configuration), and each page of it stays counted as resident.
 /// With a proxy in every pod that is most of what a proxy costs. What is in use
 /// comes back with about a hundred page faults, well under a millisecond in all.
+/// The allocator likewise keeps what a burst of requests needed.
 /// Failures are ignored: they cost memory, not function.
-pub fn keep_code_trimmed() {
+pub fn keep_trimmed() {
     let work = || {
+        let mut pause = FIRST_PAUSE;
+        let (mut trimmed, mut heap_kept) = (Instant::now(), 0);
         loop {
-            thread::sleep(PAUSE);
-            if resident_file_bytes().is_ok_and(|bytes| bytes >= WORTHWHILE_BYTES) {
+            thread::sleep(pause);
+            pause = PAUSE;
+            let Ok(resident) = Resident::now() else { continue };
+            if resident.files >= WORTHWHILE_BYTES {
                 let _ = release_code_pages();
+            }
+            let grown = resident.anonymous.saturating_sub(heap_kept) >= WORTHWHILE_GROWTH;
+            if grown && trimmed.elapsed() >= HEAP_PAUSE {
+                release_free_heap();
+                trimmed = Instant::now();
+                heap_kept = Resident::now().map_or(resident.anonymous, |now| now.anonymous);
             }
         }
     };
     // The stack is for one small file and a loop over its lines.
     let _ = thread::Builder::new().name("trim".into()).stack_size(64 << 10).spawn(work);
+}
+
+/// Gives free pages of the heap back to the kernel, in the middle of it too.
+/// Without effect where the C library has no such call.
+pub fn release_free_heap() {
+    // SAFETY: the call only takes the allocator's own locks; memory in use is
+    // left as it is.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        nix::libc::malloc_trim(0);
+    }
 }
 
 /// Unmaps the resident pages of program files that nobody can have changed;
@@ -58,14 +90,24 @@ pub fn release_code_pages() -> io::Result<usize> {
     Ok(bytes)
 }
 
-/// Bytes of file-backed pages that are resident now, from `/proc/self/statm`.
-fn resident_file_bytes() -> io::Result<usize> {
-    let pages = fs::read_to_string("/proc/self/statm")?
-        .split_ascii_whitespace()
-        .nth(2)
-        .and_then(|pages| pages.parse::<usize>().ok())
-        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
-    Ok(pages * 4096)
+/// Bytes in memory, from `/proc/self/statm`.
+struct Resident {
+    /// Pages of files, shared memory included.
+    files: usize,
+    /// Heap and stacks.
+    anonymous: usize,
+}
+
+impl Resident {
+    fn now() -> io::Result<Self> {
+        let text = fs::read_to_string("/proc/self/statm")?;
+        let mut pages = text.split_ascii_whitespace().skip(1).map_while(|n| n.parse().ok());
+        let (Some(all), Some(files)) = (pages.next(), pages.next()) else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        let (all, files): (usize, usize) = (all, files);
+        Ok(Self { files: files * PAGE, anonymous: all.saturating_sub(files) * PAGE })
+    }
 }
 
 /// The bounds of a mapping that holds a file's bytes as they are on disk: code,
@@ -104,6 +146,19 @@ mod tests {
         check("7000-8000 r-xp 00000000 00:00 0 [vdso]", None);
         check("7000-8000 r-xp 00000000 00:00 0", None);
         check("", None);
+    }
+
+    #[test]
+    #[cfg(target_env = "gnu")]
+    fn free_pages_between_used_ones_are_given_back() {
+        let blocks: Vec<Vec<u8>> = (0..4096).map(|_| vec![1; 8192]).collect();
+        let kept: Vec<_> = blocks.into_iter().step_by(64).collect();
+        let before = Resident::now().expect("statm is readable").anonymous;
+        release_free_heap();
+        let after = Resident::now().expect("statm is readable").anonymous;
+        // Other tests allocate meanwhile, but not as much as was freed.
+        assert!(before.saturating_sub(after) > 16 << 20, "{before} then {after}");
+        assert!(kept.iter().all(|block| block == &[1; 8192]));
     }
 
     #[test]

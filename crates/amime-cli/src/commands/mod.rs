@@ -40,7 +40,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 /// Runs the part of the mesh that was asked for.
 pub(crate) fn run_part(part: Part) -> anyhow::Result<ExitCode> {
     // A mesh on a laptop has many of these, each mapping this whole program.
-    amime_net::memory::keep_code_trimmed();
+    amime_net::memory::keep_trimmed();
     match part {
         Part::Bookinfo(args) => runtime()?.block_on(bookinfo::run(args))?,
         // The others build the runtimes that fit them.

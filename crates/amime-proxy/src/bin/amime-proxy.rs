@@ -14,7 +14,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    amime_net::memory::keep_code_trimmed();
+    amime_net::memory::keep_trimmed();
     match amime_proxy::run(Cli::parse().proxy) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
