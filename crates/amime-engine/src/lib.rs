@@ -1,9 +1,11 @@
 //! The data path of the proxy: from an accepted connection to an upstream and
 //! back, as Envoy v3 resources say.
 //!
-//! Owns the worker threads, listeners, HTTP and TCP proxying, TLS and upstream
-//! clusters. It leaves to `amime-proxy` where resources and certificates come from and who may look at them, and to
-//! `amime-telemetry` what becomes of its records.
+//! Owns the worker threads, listeners, HTTP and TCP proxying, and the pools of
+//! upstream connections. It leaves to `amime-upstream` which endpoint that is
+//! and how to reach it, to `amime-proxy` where resources and certificates come
+//! from and who may look at them, and to `amime-telemetry` what becomes of its
+//! records.
 //!
 //! [`runtime::Runtime`] is the way in. A connection goes through `listener`
 //! (what is it?), `http` or `tcp` (where to?) and `upstream` (through which
@@ -15,11 +17,9 @@
 //!
 //! Spec: <https://www.envoyproxy.io/docs/envoy/latest/intro/life_of_a_request>
 
-mod health;
 mod http;
 mod listener;
 pub mod runtime;
 mod tcp;
-pub mod tls;
 mod upstream;
 mod worker;

@@ -22,9 +22,10 @@ use super::rate_limit::OwnBuckets;
 use super::upgrade::OnUpgrade;
 use super::{h1, request, response, router};
 use crate::listener::{ChainLife, Connection, DownstreamIo};
-use crate::worker::{LocalExecutor, Worker};
+use crate::worker::Worker;
 use amime_config::hcm::{Codec, HttpConfig, RouteSource};
 use amime_config::route::LocalTable;
+use amime_upstream::LocalExecutor;
 
 /// A downstream connection that speaks HTTP.
 pub(crate) struct HttpConnection {

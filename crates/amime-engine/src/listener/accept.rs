@@ -20,8 +20,6 @@ use super::proxy_protocol::{self, Header};
 use super::sniff;
 use crate::http::{HttpConnection, admitted_by_service, serve};
 use crate::tcp::{self, Dialed};
-use crate::tls::{Counted, NOT_READY, TlsFailure};
-use crate::upstream::connect::keepalive_options;
 use crate::worker::Worker;
 use amime_config::chain_match::{ChainInput, choose};
 use amime_config::connection::Connection;
@@ -33,6 +31,8 @@ use amime_config::rbac::Subject;
 use amime_config::tls::DownstreamTls;
 use amime_config::tls_facts::TlsFacts;
 use amime_config::token_bucket;
+use amime_upstream::connect::keepalive_options;
+use amime_upstream::tls::{Counted, NOT_READY, TlsFailure};
 
 /// A listener as one worker serves it.
 pub(crate) struct LiveListener {

@@ -10,8 +10,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use crate::tls::MaybeTls;
 use amime_config::connection::Connection;
+use amime_upstream::tls::MaybeTls;
 
 /// A stream whose first bytes have been read already.
 pub(crate) struct Prefixed<T> {

@@ -16,7 +16,6 @@ use super::awaited::{Awaited, Need};
 use super::gauges;
 use super::names::{Answer, NamePort, Names};
 use super::state::{Refusal, finish};
-use crate::health;
 use crate::upstream::{ClusterSpec, SharedLb};
 use amime_config::cluster::ClusterConfig;
 use amime_config::discovery::{Discovery, Dns};
@@ -24,6 +23,7 @@ use amime_config::endpoint::AssignmentSpec;
 use amime_config::names::ClusterId;
 use amime_config::outlier::Ejector;
 use amime_config::{Faults, Required};
+use amime_upstream::health;
 
 /// One version of a cluster.
 pub(super) struct ClusterEntry {

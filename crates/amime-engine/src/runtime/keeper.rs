@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::Runtime;
 use super::clusters::DnsJob;
 use super::resolver::{Resolvers, look_up};
-use crate::health::Checks;
+use amime_upstream::health::Checks;
 
 /// Longest sleep between two looks for something to do.
 const LOOK: Duration = Duration::from_secs(1);

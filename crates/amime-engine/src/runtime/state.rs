@@ -335,7 +335,7 @@ impl State {
     }
 
     /// Endpoints to be checked actively.
-    pub(super) fn checks(&self) -> Vec<crate::health::Job> {
+    pub(super) fn checks(&self) -> Vec<amime_upstream::health::Job> {
         self.clusters.checks(self.mark)
     }
 

@@ -1,17 +1,18 @@
-//! Clusters at run time: endpoints, load balancing, connection pools, passive
-//! health checks, circuit breakers.
+//! Connections to endpoints: pools, the HTTP protocols on them, calls of the
+//! proxy's own.
 //!
-//! Each worker has pools of its own; what must be common to all (ejection,
-//! limits, counters) is in `amime_config::endpoint_state` and costs no lock.
+//! Which endpoint it is and how to reach it is `amime-upstream`'s; each worker
+//! has pools of its own.
 
-pub(crate) mod cluster;
-pub(crate) mod connect;
 pub(crate) mod grpc;
 pub(crate) mod h1;
-pub(crate) mod lb;
 pub(crate) mod pool;
-mod proxy_header;
 
-pub(crate) use amime_config::endpoint_state::{EndpointShard, Outcome, Resource};
-pub(crate) use cluster::{ClusterRuntime, ClusterSpec, Host};
-pub(crate) use lb::{LbInput, RetryInput, SharedLb};
+pub(crate) use amime_upstream::{
+    ClusterSpec, EndpointShard, Outcome, Resource, RetryInput, SharedLb, connect,
+};
+use pool::HostPool;
+
+pub(crate) type ClusterRuntime = amime_upstream::ClusterRuntime<HostPool>;
+pub(crate) type Host = amime_upstream::Host<HostPool>;
+pub(crate) type LbInput<'a> = amime_upstream::LbInput<'a, HostPool>;

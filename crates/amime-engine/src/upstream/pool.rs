@@ -15,16 +15,15 @@ use hyper::client::conn::{TrySendError, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Notify;
 
-use super::cluster::{ClusterRuntime, Host};
-use super::connect::UpstreamIo;
-use super::connect::{ConnectError, ConnectionFacts, Target, connect};
+use super::connect::{ConnectError, ConnectionFacts, Target, UpstreamIo, connect};
 use super::h1::{H1, H1Error, Interim};
+use super::{ClusterRuntime, Host};
 use crate::http::body::{RequestBody, UpstreamBody};
 use crate::http::pipe::Duplex;
-use crate::tls::Counted;
-use crate::worker::LocalExecutor;
 use amime_config::endpoint_state::{Resource, now_ms};
 use amime_config::tls::Alpn;
+use amime_upstream::tls::Counted;
+use amime_upstream::{LocalExecutor, Pool};
 
 /// What distinguishes connections to one endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,9 +116,8 @@ pub(crate) struct Lease {
     pub(crate) reused: bool,
 }
 
-impl HostPool {
-    /// Moves all connections into a new pool.
-    pub(crate) fn take(&self) -> Self {
+impl Pool for HostPool {
+    fn take(&self) -> Self {
         Self {
             idle: RefCell::new(self.idle.take()),
             shared: RefCell::new(self.shared.take()),
@@ -129,12 +127,13 @@ impl HostPool {
         }
     }
 
-    /// Closes idle connections and stops sharing others.
-    pub(crate) fn clear(&self) {
+    fn clear(&self) {
         self.idle.borrow_mut().clear();
         self.shared.borrow_mut().clear();
     }
+}
 
+impl HostPool {
     /// Closes connections that have idled for `limit` and lets go of those that
     /// the endpoint has closed.
     pub(crate) fn sweep(&self, limit: Option<Duration>) {

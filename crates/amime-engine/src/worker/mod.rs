@@ -23,19 +23,6 @@ pub(crate) use snapshot::{Published, Snapshot, SocketSet};
 
 use crate::listener::accept_loop;
 
-/// Runs futures of a codec on the worker's own thread.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct LocalExecutor;
-
-impl<F> hyper::rt::Executor<F> for LocalExecutor
-where
-    F: Future + 'static,
-{
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
-    }
-}
-
 /// What all workers share.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use amime_config::secrets::{NoSecrets, SecretSource};
 use amime_engine::runtime::{Runtime, RuntimeOptions};
-use amime_engine::tls::{NoSecrets, SecretSource};
 use amime_telemetry::{Telemetry, TelemetryOptions};
 use amime_xds::client::Update;
 use amime_xds::json::from_yaml;

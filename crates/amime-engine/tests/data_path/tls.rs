@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use amime_engine::tls::SecretSource;
+use amime_config::secrets::SecretSource;
 use amime_identity::{LiveBundle, LiveCert, PrivateKey, TrustBundle, WorkloadCert};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 

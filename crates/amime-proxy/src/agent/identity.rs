@@ -6,8 +6,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use amime_config::secrets::SecretSource;
 use amime_core::SpiffeId;
-use amime_engine::tls::SecretSource;
 use amime_identity::{
     CertError, CertificateDetails, KeyError, LiveBundle, LiveCert, TrustBundle, WorkloadCert,
     new_key_and_csr,

@@ -8,7 +8,7 @@ use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerInco
 
 /// Counter of `ssl.*` that a failure goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Counted {
+pub enum Counted {
     /// `fail_verify_no_cert`
     NoCertificate,
     /// `fail_verify_error`
@@ -25,18 +25,19 @@ pub(crate) enum Counted {
 
 /// A failed handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct TlsFailure {
+pub struct TlsFailure {
     /// `TLS_error:|...:TLS_error_end`; empty if the peer just went away.
-    pub(crate) reason: String,
-    pub(crate) counted: Counted,
+    pub reason: String,
+    /// Counter that it belongs to.
+    pub counted: Counted,
 }
 
 /// What is said where our own certificate or the roots have not come yet.
-pub(crate) const NOT_READY: &str = "TLS error: Secret is not supplied by SDS";
+pub const NOT_READY: &str = "TLS error: Secret is not supplied by SDS";
 
 impl TlsFailure {
     /// Reads the error of a handshake; `first` is what the peer sent first.
-    pub(crate) fn of(error: &io::Error, first: &[u8]) -> Self {
+    pub fn of(error: &io::Error, first: &[u8]) -> Self {
         let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
         let Some(cause) = cause else {
             return Self { reason: String::new(), counted: Counted::Nowhere };

@@ -1,4 +1,4 @@
-//! A worker's view of a cluster: its endpoints with their pools.
+//! A worker's view of a cluster: its endpoints with their connection pools.
 //!
 //! Invariant: an endpoint that survives an update keeps its pool, so a push
 //! closes no connection; the pool of one that is gone empties when its last
@@ -13,7 +13,6 @@ use std::sync::Arc;
 use amime_telemetry::{ClusterStats, WorkerTelemetry};
 
 use super::lb::{LbInput, SharedLb, WorkerLb};
-use super::pool::HostPool;
 use amime_config::cluster::ClusterConfig;
 use amime_config::discovery::Discovery;
 use amime_config::endpoint::{Endpoint, EndpointSet, HealthStatus};
@@ -22,36 +21,54 @@ use amime_config::outlier::Ejector;
 
 /// A cluster with its endpoints, shared by all workers.
 #[derive(Debug)]
-pub(crate) struct ClusterSpec {
-    pub(crate) config: Arc<ClusterConfig>,
-    pub(crate) endpoints: Arc<EndpointSet>,
-    pub(crate) state: Arc<ClusterState>,
-    pub(crate) lb: SharedLb,
+pub struct ClusterSpec {
+    /// Its settings.
+    pub config: Arc<ClusterConfig>,
+    /// Its members.
+    pub endpoints: Arc<EndpointSet>,
+    /// Circuit breakers and the version of its members' health.
+    pub state: Arc<ClusterState>,
+    /// Tables that endpoints are picked from.
+    pub lb: SharedLb,
+}
+
+/// Connections of one worker to one endpoint.
+pub trait Pool: Default {
+    /// Moves all connections into a new pool.
+    fn take(&self) -> Self;
+
+    /// Closes idle connections and stops sharing others.
+    fn clear(&self);
 }
 
 /// One endpoint as a worker uses it.
-pub(crate) struct Host {
-    pub(crate) endpoint: Arc<Endpoint>,
-    pub(crate) pool: HostPool,
+pub struct Host<P> {
+    /// What is known of it.
+    pub endpoint: Arc<Endpoint>,
+    /// Connections to it.
+    pub pool: P,
     worker: usize,
     /// Requests of this worker in flight.
-    pub(crate) active: Cell<u32>,
+    pub active: Cell<u32>,
     /// No longer in its cluster: connections are not kept.
     retired: Cell<bool>,
 }
 
-impl Host {
-    fn new(endpoint: Arc<Endpoint>, pool: HostPool, worker: usize) -> Rc<Self> {
+impl<P: Pool> Host<P> {
+    fn new(endpoint: Arc<Endpoint>, pool: P, worker: usize) -> Rc<Self> {
         Rc::new(Self { endpoint, pool, worker, active: Cell::new(0), retired: Cell::new(false) })
     }
 
     /// This worker's counters of the endpoint.
-    pub(crate) fn counters(&self) -> &EndpointShard {
+    #[inline]
+    pub fn counters(&self) -> &EndpointShard {
         let shards = &self.endpoint.state.shards;
         &shards[self.worker.min(shards.len() - 1)]
     }
 
-    pub(crate) fn retired(&self) -> bool {
+    /// True once it is no longer in its cluster: connections are not kept.
+    #[inline]
+    pub fn retired(&self) -> bool {
         self.retired.get()
     }
 
@@ -62,23 +79,25 @@ impl Host {
 }
 
 /// A worker's cluster.
-pub(crate) struct ClusterRuntime {
-    pub(crate) spec: Arc<ClusterSpec>,
-    pub(crate) stats: Arc<ClusterStats>,
+pub struct ClusterRuntime<P> {
+    /// What all workers share of it.
+    pub spec: Arc<ClusterSpec>,
+    /// This worker's counters.
+    pub stats: Arc<ClusterStats>,
     /// In the order of the spec's endpoints.
-    hosts: Vec<Rc<Host>>,
+    hosts: Vec<Rc<Host<P>>>,
     lb: WorkerLb,
     /// Endpoints of an original-destination cluster, made as they are asked for.
-    dynamic: RefCell<HashMap<SocketAddr, Rc<Host>>>,
+    dynamic: RefCell<HashMap<SocketAddr, Rc<Host<P>>>>,
     worker: usize,
 }
 
 /// Endpoints that an original-destination cluster remembers per worker.
 const MAX_DYNAMIC: usize = 1024;
 
-impl ClusterRuntime {
+impl<P: Pool> ClusterRuntime<P> {
     /// Builds the view, taking pools over from the one it replaces.
-    pub(crate) fn new(
+    pub fn new(
         spec: Arc<ClusterSpec>,
         previous: Option<&Rc<Self>>,
         telemetry: &WorkerTelemetry,
@@ -88,7 +107,7 @@ impl ClusterRuntime {
         let keep = previous.filter(|old| Arc::ptr_eq(&old.spec.config, &spec.config));
         let spread = spec.config.discovery.spread();
         let key = |endpoint: &Endpoint| (spread.key(endpoint.address), endpoint.transport_index);
-        let mut old: HashMap<(Option<SocketAddr>, usize), &Rc<Host>> = HashMap::new();
+        let mut old: HashMap<(Option<SocketAddr>, usize), &Rc<Host<P>>> = HashMap::new();
         for host in keep.iter().flat_map(|old| &old.hosts) {
             old.insert(key(&host.endpoint), host);
         }
@@ -100,7 +119,7 @@ impl ClusterRuntime {
                 host.retired.set(true);
                 moved
             }
-            None => Host::new(endpoint.clone(), HostPool::default(), worker),
+            None => Host::new(endpoint.clone(), P::default(), worker),
         };
         let hosts = spec.endpoints.endpoints().map(&mut build).collect();
         old.into_values().for_each(|host| host.retire());
@@ -116,36 +135,38 @@ impl ClusterRuntime {
     }
 
     /// Closes idle connections; those in use close when their request ends.
-    pub(crate) fn retire(&self) {
+    pub fn retire(&self) {
         self.hosts.iter().for_each(|host| host.retire());
         self.dynamic.borrow().values().for_each(|host| host.retire());
     }
 
-    pub(crate) fn config(&self) -> &ClusterConfig {
+    /// Its settings.
+    #[inline]
+    pub fn config(&self) -> &ClusterConfig {
         &self.spec.config
     }
 
     /// Calls `visit` for every endpoint in use.
-    pub(crate) fn each_host(&self, mut visit: impl FnMut(&Rc<Host>)) {
+    pub fn each_host(&self, mut visit: impl FnMut(&Rc<Host<P>>)) {
         self.hosts.iter().for_each(&mut visit);
         self.dynamic.borrow().values().for_each(visit);
     }
 
     /// An endpoint for a request.
-    pub(crate) fn choose(&self, input: LbInput<'_>) -> Option<Rc<Host>> {
+    pub fn choose(&self, input: LbInput<'_, P>) -> Option<Rc<Host<P>>> {
         let at = self.lb.choose(&self.spec, &self.hosts, &self.stats, input)?;
         self.hosts.get(at).cloned()
     }
 
     /// The endpoint at `address`, if its health is one in which sessions stay.
-    pub(crate) fn session(&self, address: SocketAddr) -> Option<Rc<Host>> {
+    pub fn session(&self, address: SocketAddr) -> Option<Rc<Host<P>>> {
         let host = self.hosts.get(self.spec.lb.position(&self.spec, address)?)?;
         let status = host.endpoint.health_status();
         self.config().lb.override_status.contains(&status).then(|| host.clone())
     }
 
     /// The endpoint at `address`, for original-destination clusters.
-    pub(crate) fn original_dst(&self, address: SocketAddr) -> Rc<Host> {
+    pub fn original_dst(&self, address: SocketAddr) -> Rc<Host<P>> {
         let mut dynamic = self.dynamic.borrow_mut();
         if let Some(host) = dynamic.get(&address) {
             return host.clone();
@@ -169,7 +190,7 @@ impl ClusterRuntime {
             lb: None,
             state: Arc::new(EndpointState::new(1)),
         });
-        let host = Host::new(endpoint, HostPool::default(), self.worker);
+        let host = Host::new(endpoint, P::default(), self.worker);
         if dynamic.len() < MAX_DYNAMIC {
             dynamic.insert(address, host.clone());
         }
@@ -177,12 +198,12 @@ impl ClusterRuntime {
     }
 
     /// True if endpoints are what the client dialed.
-    pub(crate) fn is_original_dst(&self) -> bool {
+    pub fn is_original_dst(&self) -> bool {
         matches!(self.config().discovery, Discovery::OriginalDst { .. })
     }
 
     /// Feeds passive health checking.
-    pub(crate) fn observe(&self, host: &Host, outcome: Outcome) {
+    pub fn observe(&self, host: &Host<P>, outcome: Outcome) {
         let Some(outlier) = &self.config().outlier else { return };
         let state = &host.endpoint.state;
         for kind in state.observe(outcome, outlier, host.counters()).into_iter().flatten() {
@@ -196,11 +217,13 @@ impl ClusterRuntime {
         }
     }
 
-    pub(crate) fn take(&self, priority: usize, resource: Resource) -> bool {
+    /// Takes one of what a circuit breaker counts; false if there is no more.
+    pub fn take(&self, priority: usize, resource: Resource) -> bool {
         self.spec.state.take(&self.config().limits, priority, resource)
     }
 
-    pub(crate) fn give(&self, priority: usize, resource: Resource) {
+    /// Gives back what [`Self::take`] took.
+    pub fn give(&self, priority: usize, resource: Resource) {
         self.spec.state.give(&self.config().limits, priority, resource);
     }
 }

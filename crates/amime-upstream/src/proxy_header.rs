@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use amime_config::tls::ProxyHeader;
 
 /// Source and destination as the client sees them.
-pub(crate) type Ends = (SocketAddr, SocketAddr);
+pub type Ends = (SocketAddr, SocketAddr);
 
 /// The header of a connection. `client` is the downstream side, if it counts;
 /// else the connection speaks for itself: version 1 with `own` ends, version

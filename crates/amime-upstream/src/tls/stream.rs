@@ -8,9 +8,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// A connected stream; `S` is the TLS session over it.
-pub(crate) enum MaybeTls<S> {
+pub enum MaybeTls<S> {
+    /// As it is.
     Tcp(TcpStream),
-    // Boxed: the session's state is some kilobytes.
+    /// Encrypted. Boxed: the session's state is some kilobytes.
     Tls(Box<S>),
 }
 

@@ -13,8 +13,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::Job;
-use crate::upstream::connect::{Target, UpstreamIo, connect};
-use crate::worker::LocalExecutor;
+use crate::LocalExecutor;
+use crate::connect::{Target, UpstreamIo, connect};
 use amime_config::health_check::{HealthCheck, HttpProbe, Probe};
 use amime_config::tls::Alpn;
 

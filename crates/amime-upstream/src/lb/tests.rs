@@ -17,8 +17,19 @@ use amime_xds::json::from_yaml;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::google::protobuf as wkt;
 
-use super::{LbInput, RetryInput, SharedLb};
-use crate::upstream::{ClusterRuntime, ClusterSpec, Host, Outcome};
+use super::{RetryInput, SharedLb};
+use crate::{ClusterSpec, Outcome, Pool};
+
+/// Nothing is connected here.
+impl Pool for () {
+    fn take(&self) -> Self {}
+
+    fn clear(&self) {}
+}
+
+type ClusterRuntime = crate::ClusterRuntime<()>;
+type Host = crate::Host<()>;
+type LbInput<'a> = super::LbInput<'a, ()>;
 
 /// A cluster `c`; `@N` in its endpoints stands for the address `10.0.x.y:80`
 /// of endpoint N.

@@ -15,7 +15,7 @@ use super::edf::Edf;
 use super::host_set::{List, Turns};
 use super::load::Loads;
 use super::{LbInput, Tables};
-use crate::upstream::Host;
+use crate::cluster::Host;
 
 /// Tables with a worker's places in their turns.
 pub(super) struct View {
@@ -43,16 +43,15 @@ impl View {
 }
 
 /// One pick.
-#[derive(Clone, Copy)]
-pub(super) struct Pick<'a> {
+pub(super) struct Pick<'a, P> {
     pub(super) settings: &'a LbSettings,
-    pub(super) hosts: &'a [Rc<Host>],
+    pub(super) hosts: &'a [Rc<Host<P>>],
     pub(super) view: &'a View,
     pub(super) stats: &'a ClusterStats,
-    pub(super) input: LbInput<'a>,
+    pub(super) input: LbInput<'a, P>,
 }
 
-impl Pick<'_> {
+impl<P> Pick<'_, P> {
     /// An endpoint of `balancer`. One that a retry is to stay away from is
     /// drawn again, as often as the route allows.
     pub(super) fn of(&self, balancer: &Balancer) -> Option<u32> {

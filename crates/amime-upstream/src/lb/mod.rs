@@ -28,33 +28,57 @@ use amime_config::criteria::MetadataMatch;
 use amime_config::retry::Reselect;
 use amime_telemetry::ClusterStats;
 
-use super::cluster::{ClusterSpec, Host};
+use crate::cluster::{ClusterSpec, Host};
 use balancer::Balancer;
 use host_set::Members;
 use pick::{Pick, View};
 use subsets::{LookUp, Subsets};
 
 /// What a choice may depend on.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct LbInput<'a> {
-    pub(crate) hash: Option<u64>,
+pub struct LbInput<'a, P> {
+    /// Of the request, where the policy places by hash; without it the choice
+    /// is random.
+    pub hash: Option<u64>,
     /// Which endpoints the route wants.
-    pub(crate) metadata: Option<&'a MetadataMatch>,
+    pub metadata: Option<&'a MetadataMatch>,
     /// Set for attempts after the first.
-    pub(crate) retry: Option<RetryInput<'a>>,
+    pub retry: Option<RetryInput<'a, P>>,
+}
+
+// Derived, they would ask the same of `P`.
+impl<P> Clone for LbInput<'_, P> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<P> Copy for LbInput<'_, P> {}
+
+impl<P> Default for LbInput<'_, P> {
+    fn default() -> Self {
+        Self { hash: None, metadata: None, retry: None }
+    }
 }
 
 /// What a further attempt stays away from.
-#[derive(Clone, Copy)]
-pub(crate) struct RetryInput<'a> {
+pub struct RetryInput<'a, P> {
     /// Hosts tried already, in order.
-    pub(crate) tried: &'a [Rc<Host>],
-    pub(crate) reselect: &'a Reselect,
+    pub tried: &'a [Rc<Host<P>>],
+    /// What the route says about choosing again.
+    pub reselect: &'a Reselect,
 }
+
+impl<P> Clone for RetryInput<'_, P> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<P> Copy for RetryInput<'_, P> {}
 
 /// Tables of one set of endpoints, shared by the workers.
 #[derive(Debug, Default)]
-pub(crate) struct SharedLb {
+pub struct SharedLb {
     current: Mutex<Option<Arc<Tables>>>,
     by_address: OnceLock<HashMap<SocketAddr, usize>>,
 }
@@ -112,12 +136,12 @@ impl WorkerLb {
     }
 
     /// An endpoint, by its position among the cluster's `hosts`.
-    pub(crate) fn choose(
+    pub(crate) fn choose<P>(
         &self,
         spec: &ClusterSpec,
-        hosts: &[Rc<Host>],
+        hosts: &[Rc<Host<P>>],
         stats: &ClusterStats,
-        input: LbInput<'_>,
+        input: LbInput<'_, P>,
     ) -> Option<usize> {
         let view = self.view(spec);
         let settings = &spec.config.lb;

@@ -21,22 +21,25 @@ use amime_config::tls::{Alpn, UpstreamTls, UpstreamTransport};
 use amime_config::tls_facts::TlsFacts;
 
 /// A connected upstream.
-pub(crate) type UpstreamIo = MaybeTls<TlsStream<TcpStream>>;
+pub type UpstreamIo = MaybeTls<TlsStream<TcpStream>>;
 
 /// Facts of an upstream connection.
 #[derive(Debug)]
-pub(crate) struct ConnectionFacts {
-    pub(crate) local: Option<SocketAddr>,
-    pub(crate) tls: Option<TlsFacts>,
+pub struct ConnectionFacts {
+    /// Our end of it.
+    pub local: Option<SocketAddr>,
+    /// Of the handshake, if there was one.
+    pub tls: Option<TlsFacts>,
 }
 
 /// Why a connection could not be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ConnectError {
+pub enum ConnectError {
     /// Refused, unreachable and the like, in the system's words.
     Failed(Rc<str>),
     /// The handshake failed, in [`TlsFailure`]'s words.
     Tls(Rc<TlsFailure>),
+    /// Not within the cluster's `connect_timeout`.
     Timeout,
     /// A circuit breaker is open.
     Overflow,
@@ -54,23 +57,29 @@ impl fmt::Display for ConnectError {
 }
 
 /// What to connect to and how.
-pub(crate) struct Target<'a> {
-    pub(crate) address: SocketAddr,
+pub struct Target<'a> {
+    /// Where to.
+    pub address: SocketAddr,
     /// Further addresses of the same endpoint.
-    pub(crate) more: &'a [SocketAddr],
-    pub(crate) hostname: &'a str,
-    pub(crate) transport: &'a UpstreamTransport,
-    pub(crate) alpn: Alpn,
+    pub more: &'a [SocketAddr],
+    /// Name of the endpoint, for contexts that ask for it as server name.
+    pub hostname: &'a str,
+    /// What the stream is wrapped in.
+    pub transport: &'a UpstreamTransport,
+    /// Protocols to offer.
+    pub alpn: Alpn,
     /// Server name to ask for instead of the context's.
-    pub(crate) sni: Option<&'a str>,
+    pub sni: Option<&'a str>,
     /// Whom a PROXY header names.
-    pub(crate) client: Option<Ends>,
+    pub client: Option<Ends>,
     /// `SO_MARK` of the socket.
-    pub(crate) mark: Option<u32>,
+    pub mark: Option<u32>,
 }
 
 /// Connects within the cluster's timeout, handshake included.
-pub(crate) async fn connect(
+///
+/// Errors: every way in which a connection does not come about.
+pub async fn connect(
     cluster: &ClusterConfig,
     target: Target<'_>,
 ) -> Result<(UpstreamIo, ConnectionFacts), ConnectError> {
@@ -209,7 +218,7 @@ fn socket(
 }
 
 /// Socket options for TCP keep-alive.
-pub(crate) fn keepalive_options(value: &Keepalive) -> TcpKeepalive {
+pub fn keepalive_options(value: &Keepalive) -> TcpKeepalive {
     let mut options = TcpKeepalive::new()
         .with_time(value.time.unwrap_or(Duration::from_secs(7200)))
         .with_interval(value.interval.unwrap_or(Duration::from_secs(75)));

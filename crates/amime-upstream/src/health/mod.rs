@@ -21,12 +21,17 @@ use probe::{Prober, Verdict};
 
 /// An endpoint to be checked.
 #[derive(Clone)]
-pub(crate) struct Job {
-    pub(crate) cluster: Arc<ClusterConfig>,
-    pub(crate) endpoint: Arc<Endpoint>,
-    pub(crate) state: Arc<ClusterState>,
-    pub(crate) stats: Arc<ClusterStats>,
-    pub(crate) mark: Option<u32>,
+pub struct Job {
+    /// Settings of the check and of the connection.
+    pub cluster: Arc<ClusterConfig>,
+    /// Whom to ask.
+    pub endpoint: Arc<Endpoint>,
+    /// Told when health has changed.
+    pub state: Arc<ClusterState>,
+    /// Counts checks.
+    pub stats: Arc<ClusterStats>,
+    /// `SO_MARK` of its sockets.
+    pub mark: Option<u32>,
 }
 
 struct Running {
@@ -37,12 +42,12 @@ struct Running {
 
 /// The checks under way.
 #[derive(Default)]
-pub(crate) struct Checks(HashMap<(ClusterId, *const EndpointState), Running>);
+pub struct Checks(HashMap<(ClusterId, *const EndpointState), Running>);
 
 impl Checks {
     /// Starts checks of new endpoints and ends those of gone ones. `changed`
     /// is called when health has changed.
-    pub(crate) fn follow(&mut self, jobs: Vec<Job>, changed: impl Fn() + Clone + 'static) {
+    pub fn follow(&mut self, jobs: Vec<Job>, changed: impl Fn() + Clone + 'static) {
         let mut before = std::mem::take(&mut self.0);
         for job in jobs {
             let key = (job.cluster.id, Arc::as_ptr(&job.endpoint.state));

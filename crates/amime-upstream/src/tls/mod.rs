@@ -1,0 +1,7 @@
+//! TLS on the data path: plain and encrypted streams behind one type.
+
+mod failure;
+mod stream;
+
+pub use failure::{Counted, NOT_READY, TlsFailure};
+pub use stream::MaybeTls;
