@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::io;
+use std::iter;
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// Pause between looks. A look reads one small file.
 const PAUSE: Duration = Duration::from_secs(1);
-/// The first look comes sooner: nothing runs as much code once as a start.
+/// Pause in the first seconds: nothing runs as much code once as a start.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const FIRST_LOOKS: usize = 8;
 /// Less than this is not worth the page faults. About what one kind of traffic
 /// through a proxy needs.
 const WORTHWHILE_BYTES: usize = 6 << 20;
@@ -20,7 +22,8 @@ const WORTHWHILE_GROWTH: usize = 1 << 20;
 const PAGE: usize = 4096;
 
 /// Gives memory back from a thread of its own: calls [`release_code_pages`]
-/// whenever at least 6 MiB of files are mapped, at most once a second, and
+/// whenever at least 6 MiB of files are mapped, at most once a second after the
+/// first two, and
 /// [`release_free_heap`] whenever the heap has grown by 1 MiB, at most every
 /// five seconds.
 ///
@@ -32,11 +35,10 @@ const PAGE: usize = 4096;
 /// Failures are ignored: they cost memory, not function.
 pub fn keep_trimmed() {
     let work = || {
-        let mut pause = FIRST_PAUSE;
+        let first = iter::repeat_n(FIRST_PAUSE, FIRST_LOOKS);
         let (mut trimmed, mut heap_kept) = (Instant::now(), 0);
-        loop {
+        for pause in first.chain(iter::repeat(PAUSE)) {
             thread::sleep(pause);
-            pause = PAUSE;
             let Ok(resident) = Resident::now() else { continue };
             if resident.files >= WORTHWHILE_BYTES {
                 let _ = release_code_pages();
