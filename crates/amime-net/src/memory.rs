@@ -11,9 +11,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Pause in the first seconds: nothing runs as much code once as a start.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const FIRST_LOOKS: usize = 8;
-/// Less than this is not worth the page faults. About what one kind of traffic
-/// through a proxy needs.
-const WORTHWHILE_BYTES: usize = 6 << 20;
+/// Less than this is not worth the page faults.
+const WORTHWHILE_BYTES: usize = 4 << 20;
 /// Pause between trims of the heap, whose free parts may be wanted again soon.
 const HEAP_PAUSE: Duration = Duration::from_secs(5);
 /// Growth of the heap since its last trim that makes another one worthwhile.
@@ -22,10 +21,9 @@ const WORTHWHILE_GROWTH: usize = 1 << 20;
 const PAGE: usize = 4096;
 
 /// Gives memory back from a thread of its own: calls [`release_code_pages`]
-/// whenever at least 6 MiB of files are mapped, at most once a second after the
-/// first two, and
-/// [`release_free_heap`] whenever the heap has grown by 1 MiB, at most every
-/// five seconds.
+/// whenever at least 4 MiB of files are mapped, at most once a second after the
+/// first two, and [`release_free_heap`] whenever the heap has grown by 1 MiB, at
+/// most every five seconds.
 ///
 /// A process runs much code once or rarely (argument parsing, TLS set-up,
 /// decoding configuration), and each page of it stays counted as resident.
