@@ -89,12 +89,6 @@ const UNHONOURED: &[(Kind, &str, &str)] = &[
     (Kind::EnvoyFilter, "spec.targetRefs.[].kind=Service", AMBIENT),
     (Kind::EnvoyFilter, "spec.targetRefs.[].kind=ServiceEntry", AMBIENT),
     (Kind::EnvoyFilter, "spec.targetRefs.[].kind=GatewayClass", AMBIENT),
-    // Sidecar.
-    (
-        Kind::Sidecar,
-        "spec.ingress.[].tls",
-        "sidecars do not terminate TLS other than the mesh's own yet",
-    ),
 ];
 
 const PROXY_START: &str = "proxies are started with settings of their own";

@@ -8,7 +8,8 @@ use envoy_types::pb::envoy::config::listener::v3 as pb;
 use super::faults::Faults;
 use super::values::{self, HostAddress, bool_or};
 
-/// One address that a listener accepts on. Equal ones can share a socket.
+/// One address that a listener accepts on, or the stand-in of a Unix socket.
+/// Equal ones can share a socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
     pub address: SocketAddr,
@@ -19,6 +20,8 @@ pub struct Binding {
     /// Each worker has a queue of its own; else they share one.
     pub reuse_port: bool,
     pub options: Vec<SocketOption>,
+    /// Permissions of a Unix socket's file; 0 leaves them as they come.
+    pub mode: u32,
 }
 
 /// An option by its numbers.
@@ -62,12 +65,19 @@ fn binding(
     faults: &mut Faults,
 ) -> Option<Binding> {
     let ip = match values::address(address, faults)? {
-        HostAddress::Ip(ip) => ip,
-        HostAddress::Name(..) | HostAddress::Pipe(_) => {
-            faults.reject("address", "not an IP address");
+        HostAddress::Ip(ip) | HostAddress::Pipe(ip) => ip,
+        HostAddress::Name(..) => {
+            faults.reject("address", "neither an IP address nor a Unix socket");
             return None;
         }
     };
+    let mode = match address.and_then(|address| address.address.as_ref()) {
+        Some(core::address::Address::Pipe(pipe)) => pipe.mode,
+        _ => 0,
+    };
+    if mode > 0o777 {
+        faults.reject("address.pipe.mode", "above 0777");
+    }
     let socket = match address.and_then(|address| address.address.as_ref()) {
         Some(core::address::Address::SocketAddress(socket)) => Some(socket),
         _ => None,
@@ -85,6 +95,7 @@ fn binding(
         free_bind: bool_or(value.freebind.as_ref(), false),
         reuse_port: bool_or(value.enable_reuse_port.as_ref(), true),
         options: options.to_vec(),
+        mode,
     })
 }
 

@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 
 use super::faults::Faults;
 use super::listener::FilterChain;
-use super::values::cidr;
+use super::values::{cidr, within};
 
 /// The criteria of one chain; empty ones match anything.
 #[derive(Debug, Default)]
@@ -204,7 +204,7 @@ fn longest(nets: &[IpNet], ip: IpAddr) -> Option<usize> {
     if nets.is_empty() {
         return Some(0);
     }
-    let matching = nets.iter().filter(|net| net.contains(&ip));
+    let matching = nets.iter().filter(|net| within(net, ip));
     matching.map(|net| usize::from(net.prefix_len()) + 1).max()
 }
 

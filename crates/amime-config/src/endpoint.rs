@@ -60,6 +60,7 @@ pub struct AssignmentSpec {
 /// An endpoint that can be connected to.
 #[derive(Debug)]
 pub struct Endpoint {
+    /// That of an IP socket, or the stand-in of a Unix one.
     pub address: SocketAddr,
     /// Further addresses, tried when the first one is slow or fails.
     pub more: Vec<SocketAddr>,
@@ -282,7 +283,9 @@ impl EndpointSpec {
     /// The addresses of each endpoint that it stands for.
     fn addresses(&self, resolved: &Resolved, spread: Spread) -> Vec<Vec<SocketAddr>> {
         match &self.address {
-            HostAddress::Ip(address) => vec![[&[*address], self.more.as_slice()].concat()],
+            HostAddress::Ip(address) | HostAddress::Pipe(address) => {
+                vec![[&[*address], self.more.as_slice()].concat()]
+            }
             HostAddress::Name(name, port) => {
                 let found = resolved.get(&(name.clone(), *port));
                 let found = found.map(Vec::as_slice).unwrap_or_default();
@@ -294,7 +297,6 @@ impl EndpointSpec {
                     }
                 }
             }
-            HostAddress::Pipe(_) => Vec::new(),
         }
     }
 }
@@ -363,10 +365,6 @@ impl EndpointSpec {
             return None;
         };
         let address = values::address(endpoint.address.as_ref(), faults)?;
-        if matches!(address, HostAddress::Pipe(_)) {
-            faults.reject("address.pipe", "Unix sockets are not supported upstream");
-            return None;
-        }
         let hostname = match (&address, endpoint.hostname.as_str()) {
             (HostAddress::Name(name, _), "") => name.as_str(),
             (_, name) => name,
@@ -378,8 +376,8 @@ impl EndpointSpec {
         for (index, one) in endpoint.additional_addresses.iter().enumerate() {
             faults.enter(format!("endpoint.additional_addresses[{index}]"));
             match values::address(one.address.as_ref(), faults) {
-                Some(HostAddress::Ip(address)) => more.push(address),
-                Some(_) => faults.reject("address", "not an IP address"),
+                Some(HostAddress::Ip(address) | HostAddress::Pipe(address)) => more.push(address),
+                Some(_) => faults.reject("address", "neither an IP address nor a Unix socket"),
                 None => {}
             }
             faults.leave();

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
+use amime_core::unix::{Shown, ShownHost, port_of};
 use amime_telemetry::ResponseFlags;
 use http::{HeaderMap, HeaderValue};
 
@@ -235,12 +236,12 @@ impl Piece {
             Self::ResponseFlags => input.flags.write_short(out),
             Self::ResponseCodeDetails => put(out, Some(input.details)),
             Self::LocalReplyBody => put(out, Some(input.local_reply)),
-            Self::RemoteAddress => put(out, input.downstream_remote),
-            Self::RemoteAddressWithoutPort => put(out, input.downstream_remote.map(|a| a.ip())),
-            Self::LocalAddress => put(out, input.downstream_local),
-            Self::LocalAddressWithoutPort => put(out, input.downstream_local.map(|a| a.ip())),
-            Self::LocalPort => put(out, input.downstream_local.map(|a| a.port())),
-            Self::UpstreamHost => put(out, input.upstream_host),
+            Self::RemoteAddress => put(out, input.downstream_remote.map(Shown)),
+            Self::RemoteAddressWithoutPort => put(out, input.downstream_remote.map(ShownHost)),
+            Self::LocalAddress => put(out, input.downstream_local.map(Shown)),
+            Self::LocalAddressWithoutPort => put(out, input.downstream_local.map(ShownHost)),
+            Self::LocalPort => put(out, input.downstream_local.and_then(port_of)),
+            Self::UpstreamHost => put(out, input.upstream_host.map(Shown)),
             Self::Sni => put(out, input.sni),
             Self::Protocol => put(out, Some(input.protocol)),
             Self::PeerUriSan => put(out, input.peer_uri_san),

@@ -323,6 +323,8 @@ fn remote_address(value: &pb::HttpConnectionManager, faults: &mut Faults) -> Rem
     // and later.
     let ranges = value.internal_address_config.iter().flat_map(|config| &config.cidr_ranges);
     let internal = ranges.filter_map(|range| values::cidr(range, faults)).collect();
+    let sockets = value.internal_address_config.as_ref().is_some_and(|config| config.unix_sockets);
+    faults.ignore_if(sockets, "internal_address_config.unix_sockets");
     RemoteAddress {
         use_remote: bool_or(value.use_remote_address.as_ref(), false),
         trusted_hops: value.xff_num_trusted_hops,

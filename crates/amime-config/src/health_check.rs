@@ -232,8 +232,8 @@ impl CheckedAs {
     ) -> Self {
         let address = value.address.as_ref().and_then(|address| {
             match values::address(Some(address), faults)? {
-                HostAddress::Ip(address) => Some(address),
-                HostAddress::Name(..) | HostAddress::Pipe(_) => {
+                HostAddress::Ip(address) | HostAddress::Pipe(address) => Some(address),
+                HostAddress::Name(..) => {
                     faults.reject("endpoint.health_check_config.address", "not an IP address");
                     None
                 }

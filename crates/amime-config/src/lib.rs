@@ -143,6 +143,11 @@ impl<'a> Compiler<'a> {
             Some(Some(Source::PathConfigSource(file))) => &file.path,
             Some(Some(Source::Path(path))) => path,
             Some(_) => {
+                if let Some(files) = secrets::SecretFile::of_agent(&sds.name) {
+                    let key = files.key();
+                    self.required.secret_files.insert(files);
+                    return Some(key);
+                }
                 let timeout = values::fetch_timeout(sds.sds_config.as_ref());
                 self.required.secrets.insert(sds.name.clone(), timeout);
                 return Some(sds.name.clone());
@@ -153,7 +158,8 @@ impl<'a> Compiler<'a> {
                 return None;
             }
         };
-        let file = secrets::SecretFile { path: path.into(), name: sds.name.clone() };
+        let (path, name) = (path.into(), sds.name.clone());
+        let file = secrets::SecretFile::Response { path, name };
         let key = file.key();
         self.required.secret_files.insert(file);
         Some(key)

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use amime_core::unix::is_stand_in;
 use envoy_types::pb::envoy::config::core::v3::CidrRange;
 use envoy_types::pb::envoy::config::route::v3::{RateLimit, rate_limit as pb};
 use http::HeaderMap;
@@ -234,7 +235,9 @@ impl Action {
                 let query = input.head.path.query().unwrap_or_default();
                 optional(key, query_value(query, name).map(str::to_owned), *skip)
             }
+            Self::RemoteAddress if is_stand_in(input.remote) => None,
             Self::RemoteAddress => constant("remote_address", &input.remote.to_string()),
+            Self::Masked { .. } if is_stand_in(input.remote) => None,
             Self::Masked { v4, v6 } => {
                 let bits = if input.remote.is_ipv4() { *v4 } else { *v6 };
                 let net = IpNet::new(input.remote, bits).ok()?.trunc();
@@ -251,7 +254,7 @@ impl Action {
                 valued(key, value, hit == *expect)
             }
             Self::RemoteMatch { key, value, invert, nets } => {
-                let hit = nets.iter().any(|net| net.contains(&input.remote));
+                let hit = nets.iter().any(|net| values::within(net, input.remote));
                 valued(key, value, hit != *invert)
             }
         }

@@ -223,7 +223,7 @@ impl Condition {
             Self::Path(matcher) => {
                 subject.request.is_some_and(|head| matcher.matches(head.path.path().as_bytes()))
             }
-            Self::DestinationIp(net) => net.contains(&connection.local.ip()),
+            Self::DestinationIp(net) => values::within(net, connection.local.ip()),
             Self::DestinationPorts(start, end) => {
                 (*start..=*end).contains(&connection.local.port())
             }
@@ -237,8 +237,8 @@ impl Condition {
                 let Some(name) = name else { return true };
                 name.matches(tls.principal().as_bytes())
             }
-            Self::DirectRemoteIp(net) => net.contains(&connection.direct_remote.ip()),
-            Self::RemoteIp(net) => net.contains(&subject.remote),
+            Self::DirectRemoteIp(net) => values::within(net, connection.direct_remote.ip()),
+            Self::RemoteIp(net) => values::within(net, subject.remote),
         }
     }
 }

@@ -126,17 +126,65 @@ impl SecretStore {
     }
 }
 
-/// A file that holds the secret of a name.
+/// Where on this machine the secret of a name is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SecretFile {
-    pub path: PathBuf,
-    pub name: String,
+pub enum SecretFile {
+    /// Among the resources of a file in the form of a discovery response.
+    Response { path: PathBuf, name: String },
+    /// In files that the name itself tells, as names of Istio's agent do.
+    Named { name: String },
 }
 
+/// How names of Istio's agent for files begin: a certificate and its key with
+/// a tilde between, and roots.
+const CERTIFICATE_FILES: &str = "file-cert:";
+const ROOT_FILE: &str = "file-root:";
+
 impl SecretFile {
-    /// What the secret is kept by: names are unique only within a file.
+    /// The files that a name tells, if it is such a name.
+    pub fn of_agent(name: &str) -> Option<Self> {
+        let file = Self::Named { name: name.to_owned() };
+        file.named_secret().is_some().then_some(file)
+    }
+
+    /// What the secret is kept by: names are unique only within a response.
     pub fn key(&self) -> String {
-        format!("{}@{}", self.name, self.path.display())
+        match self {
+            Self::Response { path, name } => format!("{name}@{}", path.display()),
+            Self::Named { name } => name.clone(),
+        }
+    }
+
+    /// The secret that a name tells, with its content still in files.
+    pub fn named_secret(&self) -> Option<pb::Secret> {
+        let Self::Named { name } = self else { return None };
+        let file = |path: &str| {
+            let specifier = core::data_source::Specifier::Filename(path.to_owned());
+            Some(core::DataSource { specifier: Some(specifier), ..Default::default() })
+        };
+        let kind = if let Some(files) = name.strip_prefix(CERTIFICATE_FILES) {
+            let (certificate, key) = files.split_once('~')?;
+            pb::secret::Type::TlsCertificate(pb::TlsCertificate {
+                certificate_chain: file(certificate),
+                private_key: file(key),
+                ..Default::default()
+            })
+        } else {
+            let roots = name.strip_prefix(ROOT_FILE)?;
+            pb::secret::Type::ValidationContext(pb::CertificateValidationContext {
+                trusted_ca: file(roots),
+                ..Default::default()
+            })
+        };
+        Some(pb::Secret { name: name.clone(), r#type: Some(kind) })
+    }
+
+    /// The files to watch.
+    pub fn files(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Response { path, .. } => vec![path.clone()],
+            Self::Named { .. } => self.named_secret().as_ref().map(files_of).unwrap_or_default(),
+        }
     }
 }
 

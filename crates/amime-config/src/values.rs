@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use amime_core::unix;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
 use envoy_types::pb::google::protobuf as pb;
@@ -108,17 +109,15 @@ pub enum HostAddress {
     Ip(SocketAddr),
     /// A name to resolve, and a port.
     Name(String, u16),
-    /// A Unix stream socket.
-    Pipe(std::path::PathBuf),
+    /// The stand-in of a Unix stream socket, see [`amime_core::unix`].
+    Pipe(SocketAddr),
 }
 
 /// Reads an Envoy address, recording a fault for kinds that cannot be used.
 pub fn address(value: Option<&core::Address>, faults: &mut Faults) -> Option<HostAddress> {
     match value.and_then(|value| value.address.as_ref()) {
         Some(core::address::Address::SocketAddress(socket)) => socket_address(socket, faults),
-        Some(core::address::Address::Pipe(pipe)) => {
-            Some(HostAddress::Pipe(pipe.path.clone().into()))
-        }
+        Some(core::address::Address::Pipe(pipe)) => pipe_address(&pipe.path, faults),
         Some(core::address::Address::EnvoyInternalAddress(_)) => {
             faults.reject("address", "internal addresses are not supported");
             None
@@ -128,6 +127,20 @@ pub fn address(value: Option<&core::Address>, faults: &mut Faults) -> Option<Hos
             None
         }
     }
+}
+
+fn pipe_address(path: &str, faults: &mut Faults) -> Option<HostAddress> {
+    if path.is_empty() || path.len() > unix::MAX_PATH || path.contains('\0') {
+        let reason = format!("not the path of a Unix socket, of 1 to {} bytes", unix::MAX_PATH);
+        faults.reject("address.pipe.path", reason);
+        return None;
+    }
+    Some(HostAddress::Pipe(unix::stand_in(path)))
+}
+
+/// True if `ip` is in `net`; Unix sockets are in none.
+pub(crate) fn within(net: &IpNet, ip: IpAddr) -> bool {
+    net.contains(&ip) && !unix::is_stand_in(ip)
 }
 
 /// Reads the address of a DNS server, which may be one for UDP.

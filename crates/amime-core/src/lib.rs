@@ -22,6 +22,7 @@ pub mod log;
 mod name;
 mod protocol;
 mod spiffe;
+pub mod unix;
 
 pub use duration::Duration;
 pub use hostname::Hostname;

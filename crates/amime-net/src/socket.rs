@@ -4,10 +4,13 @@
 //! Leaves binding policy and accept loops to the caller. Works on anything
 //! that has a descriptor: std, tokio and socket2 sockets alike.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsString};
+use std::fs::Permissions;
 use std::io::{self, Read, Seek, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
 
 use nix::fcntl::{FcntlArg, FdFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -241,6 +244,44 @@ impl ListenerBuilder {
             .iter()
             .filter(|option| option.when == stage)
             .try_for_each(|option| set_raw_option(socket, option))
+    }
+}
+
+/// Listens on a Unix stream socket, non-blocking and close-on-exec: at `path`,
+/// or under an abstract name if it begins with `@`. A socket that another
+/// process left there is replaced, any other file is not. `mode` are the
+/// permissions of the file, 0 those that it gets anyway.
+///
+/// The result has the type of TCP listeners, which are moved and copied alike;
+/// to accept, it must be a [`UnixListener`](std::os::unix::net::UnixListener)
+/// again.
+///
+/// # Errors
+/// What `bind`, `chmod` or `listen` reported.
+pub fn listen_unix(path: &str, mode: u32, backlog: i32) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    let name = unix_name(path);
+    let file = (!path.starts_with('@')).then_some(Path::new(&name));
+    let left = file.and_then(|file| std::fs::symlink_metadata(file).ok());
+    if let (Some(file), Some(left)) = (file, left)
+        && left.file_type().is_socket()
+    {
+        std::fs::remove_file(file)?;
+    }
+    socket.bind(&SockAddr::unix(&name)?)?;
+    if let Some(file) = file.filter(|_| mode != 0) {
+        std::fs::set_permissions(file, Permissions::from_mode(mode))?;
+    }
+    socket.listen(backlog)?;
+    Ok(OwnedFd::from(socket).into())
+}
+
+/// What the system knows a Unix socket by: abstract names begin with a zero.
+pub fn unix_name(path: &str) -> OsString {
+    match path.strip_prefix('@') {
+        Some(name) => OsString::from(format!("\0{name}")),
+        None => OsString::from(path),
     }
 }
 

@@ -3,14 +3,18 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use amime_core::unix;
 use amime_identity::server_name;
+use amime_net::socket::unix_name;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -37,6 +41,8 @@ pub struct ConnectionFacts {
 pub enum ConnectError {
     /// Refused, unreachable and the like, in the system's words.
     Failed(Rc<str>),
+    /// The same, before anything was sent, with the address.
+    AtOnce(Rc<str>),
     /// The handshake failed, in [`TlsFailure`]'s words.
     Tls(Rc<TlsFailure>),
     /// Not within the cluster's `connect_timeout`.
@@ -49,6 +55,7 @@ impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failed(reason) => write!(f, "delayed connect error: {reason}"),
+            Self::AtOnce(reason) => write!(f, "immediate connect error: {reason}"),
             Self::Tls(failure) => f.write_str(&failure.reason),
             Self::Timeout => f.write_str("connection timeout"),
             Self::Overflow => f.write_str("overflow"),
@@ -95,9 +102,20 @@ async fn open(
 ) -> Result<(UpstreamIo, ConnectionFacts), ConnectError> {
     let failed = |error: io::Error| ConnectError::Failed(os_reason(&error).into());
     let stream = match target.more {
-        [] => {
-            socket(cluster, &target, target.address).map_err(failed)?.connect(target.address).await
-        }
+        [] => match unix::path_of(target.address) {
+            None => {
+                let socket = socket(cluster, &target, target.address).map_err(failed)?;
+                socket.connect(target.address).await
+            }
+            Some(path) => match dial_unix(&path).await {
+                Ok(stream) => Ok(stream),
+                // Nothing has to come back for it to fail.
+                Err(error) => {
+                    let reason = format!("{}|remote address:{path}", os_reason(&error));
+                    return Err(ConnectError::AtOnce(reason.into()));
+                }
+            },
+        },
         _ => race(cluster, &target).await,
     };
     let mut stream = stream.map_err(failed)?;
@@ -128,14 +146,20 @@ async fn race(cluster: &ClusterConfig, target: &Target<'_>) -> io::Result<TcpStr
     let mut attempts = tokio::task::JoinSet::new();
     let mut last = io::Error::other("no address");
     loop {
-        match waiting.next().map(|address| (address, socket(cluster, target, address))) {
-            Some((address, Ok(socket))) => {
-                attempts.spawn_local(socket.connect(address));
+        let next = waiting.next().map(|address| (address, unix::path_of(address)));
+        match next {
+            Some((_, Some(path))) => {
+                attempts.spawn_local(async move { dial_unix(&path).await });
             }
-            Some((_, Err(error))) => {
-                last = error;
-                continue;
-            }
+            Some((address, None)) => match socket(cluster, target, address) {
+                Ok(socket) => {
+                    attempts.spawn_local(socket.connect(address));
+                }
+                Err(error) => {
+                    last = error;
+                    continue;
+                }
+            },
             None if attempts.is_empty() => return Err(last),
             None => {}
         }
@@ -190,6 +214,18 @@ async fn handshake(
         .map_err(|error| ConnectError::Tls(Rc::new(TlsFailure::of(&error, b""))))?;
     let facts = TlsFacts::of(stream.get_ref().1, tls.local_uri_san());
     Ok((stream, facts))
+}
+
+/// Connects to a Unix socket.
+async fn dial_unix(path: &str) -> io::Result<TcpStream> {
+    as_tcp(UnixStream::connect(Path::new(&unix_name(path))).await?)
+}
+
+/// A Unix stream under the type of TCP's: a connected stream is read, written
+/// and closed the same way whatever its family. What only TCP has, options and
+/// addresses, answers with an error.
+pub fn as_tcp(stream: UnixStream) -> io::Result<TcpStream> {
+    TcpStream::from_std(std::net::TcpStream::from(OwnedFd::from(stream.into_std()?)))
 }
 
 fn socket(

@@ -5,6 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use amime_config::tls::ProxyHeader;
+use amime_core::unix::is_stand_in;
 
 /// Source and destination as the client sees them.
 pub type Ends = (SocketAddr, SocketAddr);
@@ -13,7 +14,11 @@ pub type Ends = (SocketAddr, SocketAddr);
 /// else the connection speaks for itself: version 1 with `own` ends, version
 /// 2 by saying that it is local.
 pub(crate) fn encode(version: ProxyHeader, client: Option<Ends>, own: Ends) -> Vec<u8> {
+    let named = |ends: &Ends| !is_stand_in(ends.0.ip()) && !is_stand_in(ends.1.ip());
+    let client = client.filter(named);
     match version {
+        // The text form has no other way to say that there are no addresses.
+        ProxyHeader::V1 if client.is_none() && !named(&own) => b"PROXY UNKNOWN\r\n".to_vec(),
         ProxyHeader::V1 => version1(client.unwrap_or(own)),
         ProxyHeader::V2 => version2(client),
     }

@@ -6,6 +6,7 @@
 mod harness;
 mod life;
 mod outage;
+mod sidecar;
 mod strict;
 #[cfg(feature = "capture")]
 mod wire;

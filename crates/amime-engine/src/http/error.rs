@@ -212,7 +212,9 @@ fn connect_reply(error: &ConnectError, retried: bool) -> LocalReply {
     let (name, detail) = match error {
         ConnectError::Overflow => return ProxyError::Overflow.reply(),
         ConnectError::Timeout => ("connection timeout", "connection_timeout"),
-        ConnectError::Failed(_) => ("remote connection failure", "remote_connection_failure"),
+        ConnectError::Failed(_) | ConnectError::AtOnce(_) => {
+            ("remote connection failure", "remote_connection_failure")
+        }
         // Envoy reports a failed handshake as a failed connection.
         ConnectError::Tls(_) => ("remote connection failure", "remote_connection_failure"),
     };

@@ -17,6 +17,7 @@ use super::serve::HttpConnection;
 use amime_config::hcm::{ForwardClientCert, HttpConfig, StripPort, Underscores};
 use amime_config::head::{RequestHead, Scheme};
 use amime_config::matcher::joined;
+use amime_core::unix::{is_stand_in, port_of};
 
 /// What one pass over the header names has seen.
 #[derive(Default)]
@@ -77,8 +78,10 @@ pub(crate) fn admit(
     }
     let (remote, internal) = remote_address(connection, head, survey.forwarded_for);
     forwarded_proto(connection, head, survey.forwarded_proto);
-    if config.append_forwarded_port {
-        let port = HeaderValue::from(connection.downstream.local.port());
+    if config.append_forwarded_port
+        && let Some(port) = port_of(connection.downstream.local)
+    {
+        let port = HeaderValue::from(port);
         head.headers.entry("x-forwarded-port").or_insert(port);
     }
     if survey.envoy {
@@ -86,7 +89,7 @@ pub(crate) fn admit(
     }
     if internal {
         head.headers.insert(names::X_ENVOY_INTERNAL, HeaderValue::from_static("true"));
-    } else if config.remote.use_remote {
+    } else if config.remote.use_remote && !is_stand_in(remote) {
         // Behind other proxies each request has a client of its own.
         let address = Bytes::from(remote.to_string());
         if let Ok(value) = HeaderValue::from_maybe_shared(address) {
@@ -319,7 +322,7 @@ fn remote_address(
             client = address;
         }
     }
-    if remote.use_remote && !remote.skip_append {
+    if remote.use_remote && !remote.skip_append && !is_stand_in(direct) {
         append_forwarded_for(&mut head.headers, direct);
     }
     let internal = single && remote.internal.iter().any(|net| net.contains(&client));

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -12,9 +11,10 @@ use amime_telemetry::{ListenerStats, ResponseFlags, TcpEvent, TcpRecord};
 use bytes::{Buf, Bytes, BytesMut};
 use socket2::SockRef;
 use tokio::io::AsyncReadExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
+use super::acceptor::{self, Acceptor, Ends};
 use super::io::{DownstreamIo, Prefixed, Transport};
 use super::proxy_protocol::{self, Header};
 use super::sniff;
@@ -31,6 +31,7 @@ use amime_config::rbac::Subject;
 use amime_config::tls::DownstreamTls;
 use amime_config::tls_facts::TlsFacts;
 use amime_config::token_bucket;
+use amime_core::unix;
 use amime_upstream::connect::keepalive_options;
 use amime_upstream::tls::{Counted, NOT_READY, TlsFailure};
 
@@ -71,7 +72,11 @@ impl LiveListener {
         worker: &Worker,
     ) -> Rc<Self> {
         let address = config.address();
-        let stats = worker.telemetry.listener(&format!("{}_{}", address.ip(), address.port()));
+        let name = match unix::path_of(address) {
+            Some(path) => path.replace(':', "_"),
+            None => format!("{}_{}", address.ip(), address.port()),
+        };
+        let stats = worker.telemetry.listener(&name);
         let life = |chain: &Arc<FilterChain>| {
             let same = previous.and_then(|old| old.chains.get(&chain.identity));
             (chain.identity, same.cloned().unwrap_or_default())
@@ -97,17 +102,13 @@ impl LiveListener {
 
 /// Accepts until the task is aborted. The listener served is looked up anew
 /// for each connection, so an update keeps the socket.
-pub(crate) async fn accept_loop(
-    worker: Rc<Worker>,
-    name: Rc<RefCell<Arc<str>>>,
-    socket: TcpListener,
-) {
+pub(crate) async fn accept_loop(worker: Rc<Worker>, name: Rc<RefCell<Arc<str>>>, socket: Acceptor) {
     loop {
         match socket.accept().await {
-            Ok((stream, peer)) => {
+            Ok((stream, ends)) => {
                 let name = name.borrow().clone();
                 let Some(listener) = worker.snapshot().listener(&name) else { continue };
-                tokio::task::spawn_local(connection(worker.clone(), listener, stream, peer));
+                tokio::task::spawn_local(connection(worker.clone(), listener, stream, ends));
             }
             // Out of descriptors, or a client that left: neither is for ever.
             Err(error) => {
@@ -126,22 +127,16 @@ struct Incoming {
     transport: &'static str,
 }
 
-async fn connection(
-    worker: Rc<Worker>,
-    listener: Rc<LiveListener>,
-    stream: TcpStream,
-    peer: SocketAddr,
-) {
+async fn connection(worker: Rc<Worker>, listener: Rc<LiveListener>, stream: TcpStream, ends: Ends) {
     let _active = worker.connection_opened();
     let _ = stream.set_nodelay(true);
-    let Ok(own) = stream.local_addr() else { return };
-    let (own, peer) = (unmapped(own), unmapped(peer));
+    let Ok((own, peer)) = ends.known(&stream) else { return };
     let filters = &listener.config.filters;
     let mut local = own;
     if (filters.original_dst || listener.config.hand_off)
         && let Ok(original) = amime_net::socket::original_dst(&stream)
     {
-        local = unmapped(original);
+        local = acceptor::unmapped(original);
     }
     let redirected = local != own;
     let listener = match redirected && listener.config.hand_off {
@@ -174,11 +169,6 @@ async fn connection(
     incoming.run(worker, listener).await;
     stats.downstream_cx_active.dec();
     stats.downstream_cx_destroy.inc();
-}
-
-/// IPv4 clients of an IPv6 socket, as the IPv4 addresses they have.
-fn unmapped(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// How inspection ended.

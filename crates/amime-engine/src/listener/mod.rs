@@ -2,10 +2,12 @@
 //! destination, PROXY protocol, first bytes, filter chain, TLS.
 
 mod accept;
+mod acceptor;
 mod io;
 mod proxy_protocol;
 mod sniff;
 
 pub(crate) use accept::{ChainLife, LiveListener, accept_loop};
+pub(crate) use acceptor::Acceptor;
 pub(crate) use amime_config::connection::Connection;
 pub(crate) use io::{DownstreamIo, Prefixed};

@@ -17,7 +17,8 @@ use crate::worker::SocketSet;
 use amime_config::Required;
 use amime_config::binding::{Binding, SocketOption, SocketStage};
 use amime_config::listener::ListenerConfig;
-use amime_net::socket::{ListenerBuilder, OptionStage, RawOption};
+use amime_core::unix::{self, Shown};
+use amime_net::socket::{ListenerBuilder, OptionStage, RawOption, listen_unix};
 
 /// One version of a listener.
 pub(super) struct ListenerEntry {
@@ -80,7 +81,8 @@ impl Listeners {
                 if mine && sockets.asked == *binding {
                     return Ok(sockets.clone());
                 }
-                if !mine && sockets.asked.address == address && address.port() != 0 {
+                if !mine && sockets.asked.address == address && takes_one(address) {
+                    let address = Shown(address);
                     return Err(format!("address: {address} is the address of listener `{name}`"));
                 }
             }
@@ -89,7 +91,7 @@ impl Listeners {
             return Ok(self.spare.swap_remove(at));
         }
         bind_all(binding, config.backlog, self.workers)
-            .map_err(|error| format!("address: cannot bind {address}: {error}"))
+            .map_err(|error| format!("address: cannot bind {}: {error}", Shown(address)))
     }
 
     /// Puts listeners in force that have all they need; their names.
@@ -113,7 +115,7 @@ impl Listeners {
     pub(super) fn remove(&mut self, name: &str) {
         let gone = [self.active.remove(name), self.warming.remove(name)];
         for entry in gone.into_iter().flatten() {
-            let known = entry.sockets.into_iter().filter(|set| set.asked.address.port() != 0);
+            let known = entry.sockets.into_iter().filter(|set| takes_one(set.asked.address));
             self.spare.extend(known);
         }
     }
@@ -161,8 +163,21 @@ impl Listeners {
     }
 }
 
+/// True for an address that is one: port 0 is another each time.
+fn takes_one(address: SocketAddr) -> bool {
+    address.port() != 0 || unix::is_stand_in(address.ip())
+}
+
 fn bind_all(binding: &Binding, backlog: u32, workers: usize) -> std::io::Result<Arc<SocketSet>> {
     let mut address = binding.address;
+    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+    if let Some(path) = unix::path_of(address) {
+        // A path has one queue, which all workers take from.
+        let socket = listen_unix(&path, binding.mode, backlog)?;
+        let more = (1..workers).map(|_| socket.try_clone()).collect::<std::io::Result<Vec<_>>>()?;
+        let sockets = std::iter::once(socket).chain(more).collect();
+        return Ok(SocketSet::new(binding.clone(), address, sockets));
+    }
     let mut sockets: Vec<TcpListener> = Vec::with_capacity(workers);
     let options: Vec<RawOption> = binding.options.iter().map(raw_option).collect();
     for _ in 0..workers {
@@ -172,7 +187,7 @@ fn bind_all(binding: &Binding, backlog: u32, workers: usize) -> std::io::Result<
             continue;
         }
         let socket = ListenerBuilder::new(address)
-            .backlog(i32::try_from(backlog).unwrap_or(i32::MAX))
+            .backlog(backlog)
             .reuse_port(binding.reuse_port)
             .transparent(binding.transparent)
             .free_bind(binding.free_bind)

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 
 pub(crate) use snapshot::{Published, Snapshot, SocketSet};
 
-use crate::listener::accept_loop;
+use crate::listener::{Acceptor, accept_loop};
 
 /// What all workers share.
 #[derive(Debug, Default)]
@@ -128,7 +128,7 @@ impl Accepting {
                 continue;
             }
             let Some(socket) = sockets.take(worker.index) else { continue };
-            match tokio::net::TcpListener::from_std(socket) {
+            match Acceptor::new(socket, sockets.address) {
                 Ok(socket) => {
                     let listener = Rc::new(RefCell::new(name.clone()));
                     let task = accept_loop(worker.clone(), listener.clone(), socket);

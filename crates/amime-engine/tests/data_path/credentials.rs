@@ -237,6 +237,34 @@ async fn a_secret_in_a_file_is_watched_and_so_are_the_files_it_names() {
 }
 
 #[tokio::test]
+async fn files_that_a_name_of_istios_agent_tells_are_read_and_watched() {
+    let (ca, directory) = (Authority::new(), Directory::new("agent"));
+    let put = |issued: &crate::pki::Issued| {
+        directory.write("key.pem", &issued.key);
+        directory.write("chain.pem", &issued.chain);
+    };
+    let context = format!(
+        "common_tls_context: {{tls_certificate_sds_secret_configs: [{{name: 'file-cert:{0}/chain.pem~{0}/key.pem', sds_config: {{api_config_source: {{api_type: GRPC, transport_api_version: V3, grpc_services: [{{envoy_grpc: {{cluster_name: sds-grpc}}}}]}}}}}}]}}",
+        directory.0.display()
+    );
+    // Files may come after the listener.
+    let proxy = Proxy::with(vec![tls_listener(&context)]).await;
+    assert!(proxy.runtime.required_names(TypeUrl::Secret).is_empty(), "not asked for over ADS");
+    for _ in 0..2 {
+        let issued = ca.host("shop.test");
+        put(&issued);
+        let want = issued.chain.replace("\r\n", "\n");
+        let met = async || match Client::of(&ca, "shop.test").connect(proxy.address()).await {
+            Ok(stream) => shown(&stream) == want,
+            Err(_) => false,
+        };
+        while !met().await {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn versions_and_suites_are_those_configured() {
     let ca = Authority::new();
     let context = format!(

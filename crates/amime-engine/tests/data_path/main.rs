@@ -21,5 +21,6 @@ mod routing;
 mod tcp;
 mod tls;
 mod tunnels;
+mod unix;
 mod updates;
 mod warming;

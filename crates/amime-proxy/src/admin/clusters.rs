@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use amime_core::unix::Shown;
 use amime_engine::runtime::{ClusterDump, EndpointDump, RuntimeDump};
 use serde_json::{Value, json};
 
@@ -29,7 +30,7 @@ pub(super) fn text(dump: &RuntimeDump) -> String {
 
 fn endpoint_text(out: &mut String, cluster: &str, endpoint: &EndpointDump) {
     let mut line = |field: &str, value: &dyn std::fmt::Display| {
-        let _ = writeln!(out, "{cluster}::{}::{field}::{value}", endpoint.address);
+        let _ = writeln!(out, "{cluster}::{}::{field}::{value}", Shown(endpoint.address));
     };
     line("cx_active", &endpoint.cx_active);
     line("cx_connect_fail", &endpoint.cx_connect_fail);

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::net::SocketAddr;
 
+use amime_core::unix::{Shown, path_of};
 use amime_engine::runtime::RuntimeDump;
 use serde_json::{Value, json};
 
@@ -10,7 +11,8 @@ use serde_json::{Value, json};
 pub(super) fn text(dump: &RuntimeDump) -> String {
     let mut out = String::new();
     for listener in &dump.listeners {
-        let address = listener.address.map_or_else(String::new, |address| address.to_string());
+        let address =
+            listener.address.map_or_else(String::new, |address| Shown(address).to_string());
         // A write to a `String` cannot fail.
         let _ = writeln!(out, "{}::{address}", listener.name);
     }
@@ -34,6 +36,9 @@ pub(super) fn json(dump: &RuntimeDump) -> Value {
 
 /// `envoy.config.core.v3.Address` of a socket.
 pub(super) fn socket_address(address: SocketAddr) -> Value {
+    if let Some(path) = path_of(address) {
+        return json!({"pipe": {"path": &*path}});
+    }
     json!({"socket_address": {
         "address": address.ip().to_string(),
         "port_value": address.port(),

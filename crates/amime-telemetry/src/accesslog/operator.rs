@@ -7,6 +7,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use amime_core::unix::{Shown, ShownHost, port_of};
 use http::{HeaderMap, HeaderName};
 
 use super::argument::Argument;
@@ -339,15 +340,15 @@ fn millis(out: &mut Vec<u8>, value: Option<Duration>) -> bool {
 
 fn address(out: &mut Vec<u8>, value: Option<SocketAddr>) -> bool {
     // A write to a `Vec` cannot fail.
-    value.is_some_and(|value| write!(out, "{value}").is_ok())
+    value.is_some_and(|value| write!(out, "{}", Shown(value)).is_ok())
 }
 
 fn ip(out: &mut Vec<u8>, value: Option<SocketAddr>) -> bool {
-    value.is_some_and(|value| write!(out, "{}", value.ip()).is_ok())
+    value.is_some_and(|value| write!(out, "{}", ShownHost(value)).is_ok())
 }
 
 fn port(out: &mut Vec<u8>, value: Option<SocketAddr>) -> bool {
-    value.is_some_and(|value| number(out, u64::from(value.port())))
+    value.and_then(port_of).is_some_and(|port| number(out, u64::from(port)))
 }
 
 fn response_code(subject: &Subject<'_>, out: &mut Vec<u8>) -> bool {

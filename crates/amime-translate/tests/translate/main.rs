@@ -9,4 +9,5 @@ mod network;
 mod proxy_settings;
 mod secrets;
 mod simulation;
+mod sockets;
 mod support;

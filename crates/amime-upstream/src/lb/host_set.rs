@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use amime_config::endpoint::{Endpoint, EndpointSet, Health};
 use amime_config::lb_policy::LbSettings;
 use amime_config::lb_subset::SubsetSettings;
+use amime_core::unix::Shown;
 
 use super::bounded::Shares;
 use super::hash_table::{HashTable, Placed};
@@ -255,7 +256,7 @@ fn hash_key(endpoint: &Endpoint, by_hostname: bool) -> String {
     match endpoint.lb_text("hash_key") {
         Some(key) if !key.is_empty() => key.to_owned(),
         _ if by_hostname => endpoint.hostname.to_string(),
-        _ => endpoint.address.to_string(),
+        _ => Shown(endpoint.address).to_string(),
     }
 }
 

@@ -22,8 +22,8 @@ type Stamp = Option<(u64, u64, i64, i64)>;
 /// The files as last seen.
 #[derive(Default)]
 pub(super) struct SecretFiles {
-    /// Files that hold discovery responses.
-    responses: HashMap<SecretFile, Stamp>,
+    /// Files that configuration names.
+    responses: HashMap<SecretFile, Vec<Stamp>>,
     /// Files that received secrets refer to, by the secret's name.
     parts: HashMap<String, Vec<(PathBuf, Stamp)>>,
 }
@@ -41,17 +41,17 @@ impl State {
         let wanted: Vec<SecretFile> =
             users.flat_map(|required| &required.secret_files).cloned().collect();
         for file in wanted {
-            let stamp = stamp(&file.path);
-            if self.secret_files.responses.get(&file) == Some(&stamp) {
+            let stamps = file.files().iter().map(|path| stamp(path)).collect();
+            if self.secret_files.responses.get(&file) == Some(&stamps) {
                 continue;
             }
             match read(&file) {
                 Ok(secret) => self.take(&Resource::encode(file.key(), &secret)),
                 Err(reason) => {
-                    tracing::warn!(file = %file.path.display(), reason, "secret not read");
+                    tracing::warn!(secret = file.key(), reason, "secret not read");
                 }
             }
-            self.secret_files.responses.insert(file, stamp);
+            self.secret_files.responses.insert(file, stamps);
         }
     }
 
@@ -93,14 +93,20 @@ fn stamp(path: &Path) -> Stamp {
 
 /// The secret of the file's name.
 fn read(file: &SecretFile) -> Result<Secret, String> {
-    let text = std::fs::read_to_string(&file.path).map_err(|error| error.to_string())?;
+    let (path, name) = match file {
+        SecretFile::Response { path, name } => (path, name),
+        SecretFile::Named { name } => {
+            return file.named_secret().ok_or_else(|| format!("`{name}` tells no files"));
+        }
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
     let response: DiscoveryResponse = from_yaml(&text).map_err(|error| error.to_string())?;
     for any in &response.resources {
         let secret: Secret = prost::Message::decode(any.value.as_slice())
             .map_err(|error| format!("resource is no secret: {error}"))?;
-        if secret.name == file.name {
+        if secret.name == *name {
             return Ok(secret);
         }
     }
-    Err(format!("holds no secret named `{}`", file.name))
+    Err(format!("holds no secret named `{name}`"))
 }
