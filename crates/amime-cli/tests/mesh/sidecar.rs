@@ -10,8 +10,9 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 
 use crate::harness::{Mesh, PATIENCE};
 
-/// Clients in `details` go through a socket of its sidecar, requests to
-/// `ratings` and to a host of its own end at a socket of the test's.
+/// Clients of `details` go through a socket of its sidecar, requests to
+/// `ratings` and to a host of its own end at a socket of the test's. At a
+/// socket, hosts of services are known on port 80 only.
 const OBJECTS: &str = r#"
 apiVersion: networking.istio.io/v1
 kind: Sidecar
@@ -46,16 +47,30 @@ spec:
 ---
 apiVersion: v1
 kind: Service
-metadata: {name: ratings-tls, namespace: default}
+metadata: {name: plain, namespace: default}
+spec:
+  selector: {app: reviews, version: v1}
+  ports: [{name: http, port: 80, targetPort: 9080}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: mutual, namespace: default}
 spec:
   selector: {app: ratings}
-  ports: [{name: http, port: 8443, targetPort: 9443}]
+  ports: [{name: http, port: 80, targetPort: 9080}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: own, namespace: default}
+spec:
+  selector: {app: ratings}
+  ports: [{name: http, port: 80, targetPort: 9443}]
 ---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
-metadata: {name: ratings-tls, namespace: default}
+metadata: {name: own, namespace: default}
 spec:
-  host: ratings-tls
+  host: own
   trafficPolicy:
     tls: {mode: SIMPLE, caCertificates: DIR/ca.pem, sni: ratings.test, subjectAltNames: [ratings.test]}
 ---
@@ -89,16 +104,16 @@ fn a_sidecar_listens_at_sockets_forwards_to_them_and_ends_tls() {
         }
     };
     // From a socket into the mesh.
-    answer("details:9080", &|answer| answer.contains("200 OK"));
+    answer("plain", &|answer| answer.contains("200 OK"));
     let ours = |answer: &str| answer.contains("this is the test");
     // To a socket in place of an address.
     answer("socket.test", &ours);
     // Through mutual TLS to a socket behind the other sidecar.
-    let mutual = answer("ratings:9080", &ours).to_ascii_lowercase();
+    let mutual = answer("mutual", &ours).to_ascii_lowercase();
     assert!(mutual.contains("x-forwarded-client-cert: by=spiffe://cluster.local/ns/default/sa/"));
-    // Through TLS that ends there, with a certificate out of files.
-    let own = answer("ratings-tls:8443", &ours).to_ascii_lowercase();
-    assert!(own.contains("x-forwarded-proto: https"), "{own}");
+    // Through TLS that ends there: the client checks the certificate, which is
+    // out of files, and the port takes nothing but TLS.
+    let own = answer("own", &ours).to_ascii_lowercase();
     assert!(!own.contains("x-forwarded-client-cert"), "no client certificate is asked for: {own}");
 }
 
@@ -147,7 +162,7 @@ fn serve(path: &Path) {
 /// The whole answer; an error while nobody listens.
 fn ask(path: &Path, host: &str) -> std::io::Result<String> {
     let mut stream = UnixStream::connect(path)?;
-    let request = format!("GET /details/0 HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+    let request = format!("GET /reviews/0 HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
