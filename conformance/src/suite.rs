@@ -336,9 +336,12 @@ async fn finish(
     let mut outcome = done.outcome;
     let upstream =
         world.backends.journal.take(&done.id, exchange.upstream, UPSTREAM_PATIENCE).await;
-    let mut requests: Vec<_> = upstream.iter().enumerate().map(request_lines).collect();
-    if exchange.upstream > 1 {
-        // Mirrored requests come in any order.
+    // Mirrored requests come in any order.
+    let mirrored = exchange.upstream > 1;
+    let upstream = upstream.iter().enumerate();
+    let mut requests: Vec<_> =
+        upstream.map(|(index, lines)| request_lines(lines, index > 0 && !mirrored)).collect();
+    if mirrored {
         requests.sort_unstable();
     }
     for line in requests.into_iter().flatten() {
@@ -360,12 +363,13 @@ async fn finish(
     outcome
 }
 
-/// A request as a backend saw it, without the case's id.
-fn request_lines((attempt, lines): (usize, &Vec<String>)) -> Vec<String> {
+/// A request as a backend saw it, without the case's id; `again` if it is not
+/// the first attempt.
+fn request_lines(lines: &[String], again: bool) -> Vec<String> {
     let lines = lines.iter().filter(|line| !line.starts_with("x-case: "));
     let lines = lines.map(|line| match line.split_once(": ") {
         // After the first attempt it is what the clock has left of the time.
-        Some((name @ "x-envoy-expected-rq-timeout-ms", _)) if attempt > 0 => format!("{name}: *"),
+        Some((name @ "x-envoy-expected-rq-timeout-ms", _)) if again => format!("{name}: *"),
         _ => line.clone(),
     });
     lines.collect()

@@ -153,7 +153,8 @@ impl Settings {
             let config: rbac::RbacPerRoute = unpack(any, faults)?;
             Self::Rbac(config.rbac.map(|rbac| Arc::new(compile_rbac(&rbac, faults))))
         } else if is::<LocalRateLimit>(any) {
-            Self::LocalLimit(Arc::new(LocalLimit::compile(&unpack(any, faults)?, faults)?))
+            let config: LocalRateLimit = unpack(any, faults)?;
+            Self::LocalLimit(Arc::new(LocalLimit::compile(&config, compiler)?))
         } else if is::<ratelimit::RateLimitPerRoute>(any) {
             let config: ratelimit::RateLimitPerRoute = unpack(any, faults)?;
             Self::GlobalLimit(Arc::new(GlobalLimitRoute::compile(&config, faults)))
@@ -284,8 +285,8 @@ impl FilterKind {
         } else if is::<rbac::Rbac>(any) {
             Some(Self::Rbac(Arc::new(compile_rbac(&unpack(any, faults)?, faults))))
         } else if is::<LocalRateLimit>(any) {
-            let limit = LocalLimit::compile(&unpack(any, faults)?, faults)?;
-            Some(Self::LocalLimit(Arc::new(limit)))
+            let config: LocalRateLimit = unpack(any, faults)?;
+            Some(Self::LocalLimit(Arc::new(LocalLimit::compile(&config, compiler)?)))
         } else if is::<ratelimit::RateLimit>(any) {
             let config: ratelimit::RateLimit = unpack(any, faults)?;
             Some(Self::GlobalLimit(Arc::new(GlobalLimit::compile(&config, compiler)?)))

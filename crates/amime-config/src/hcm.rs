@@ -9,7 +9,6 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use http::HeaderValue;
 use ipnet::IpNet;
 
-use super::Compiler;
 use super::faults::Faults;
 use super::filters::{FilterChain, HttpFilter};
 use super::h1::Http1;
@@ -19,6 +18,7 @@ use super::names::RouteConfigId;
 use super::peer_metadata::PeerExchange;
 use super::route::RouteTable;
 use super::values::{self, bool_or, u32_or};
+use super::{Compiler, Node};
 
 /// A compiled `HttpConnectionManager`.
 #[derive(Debug)]
@@ -44,6 +44,10 @@ pub struct HttpConfig {
     pub h2: H2Settings,
     pub max_headers_kb: u32,
     pub max_headers: usize,
+    /// What may be buffered of one message.
+    pub buffer_limit: usize,
+    /// What is told of our own cluster and node upstream.
+    pub user_agent: Option<UserAgent>,
     pub underscores: Underscores,
     pub timeouts: Timeouts,
     pub max_requests_per_connection: Option<u32>,
@@ -65,6 +69,14 @@ pub enum Codec {
     Auto,
     Http1,
     Http2,
+}
+
+/// Values of the headers that `add_user_agent` adds.
+#[derive(Debug)]
+pub struct UserAgent {
+    /// Also of `x-envoy-downstream-service-cluster`.
+    pub cluster: HeaderValue,
+    pub node: Option<HeaderValue>,
 }
 
 /// Where routes come from.
@@ -168,6 +180,9 @@ impl HttpConfig {
         telemetry.istio_stats = chain.istio_stats.clone();
         refuse_unsupported(value, &mut compiler.faults);
         let common = value.common_http_protocol_options.unwrap_or_default();
+        let user_agent = bool_or(value.add_user_agent.as_ref(), false);
+        let user_agent = user_agent.then(|| UserAgent::of(compiler.node)).flatten();
+        let buffer_limit = compiler.buffer_limit;
         let faults = &mut compiler.faults;
         let local_replies = value.local_reply_config.as_ref().map(|config| {
             faults.within("local_reply_config", |faults| LocalReplies::compile(config, faults))
@@ -196,6 +211,8 @@ impl HttpConfig {
             proxy_100_continue: value.proxy_100_continue,
             h2: H2Settings::compile(value.http2_protocol_options.as_ref()),
             max_headers_kb: u32_or(value.max_request_headers_kb.as_ref(), 60).min(8192),
+            buffer_limit,
+            user_agent,
             max_headers: u32_or(common.max_headers_count.as_ref(), 100) as usize,
             underscores: underscores(&common),
             timeouts: timeouts(value, &common),
@@ -211,6 +228,16 @@ impl HttpConfig {
             scheme: scheme_override(value.scheme_header_transformation.as_ref()),
             peer_exchange: chain.peer_exchange,
             istio_alpn: chain.istio_alpn,
+        })
+    }
+}
+
+impl UserAgent {
+    fn of(node: &Node) -> Option<Self> {
+        let value = |text: &str| HeaderValue::from_str(text).ok();
+        Some(Self {
+            cluster: value(&node.cluster)?,
+            node: value(&node.id).filter(|id| !id.is_empty()),
         })
     }
 }
@@ -251,7 +278,6 @@ fn strip_port(value: &pb::HttpConnectionManager) -> StripPort {
 
 fn refuse_unsupported(value: &pb::HttpConnectionManager, faults: &mut Faults) {
     faults.ignore_if(value.tracing.is_some(), "tracing");
-    faults.ignore_if(values::bool_or(value.add_user_agent.as_ref(), false), "add_user_agent");
     faults.reject_if(
         !value.original_ip_detection_extensions.is_empty(),
         "original_ip_detection_extensions",

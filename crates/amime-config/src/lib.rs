@@ -95,6 +95,15 @@ pub struct Required {
     pub secret_files: BTreeSet<secrets::SecretFile>,
 }
 
+/// What configuration may say of the proxy itself.
+#[derive(Clone, Debug, Default)]
+pub struct Node {
+    /// The proxy is a gateway rather than a sidecar.
+    pub gateway: bool,
+    pub id: String,
+    pub cluster: String,
+}
+
 /// What compiling needs and collects.
 pub struct Compiler<'a> {
     pub faults: Faults,
@@ -102,22 +111,26 @@ pub struct Compiler<'a> {
     pub secrets: &'a SecretStore,
     pub telemetry: &'a Telemetry,
     pub required: Required,
-    /// The proxy is a gateway.
-    pub gateway: bool,
+    pub node: &'a Node,
     /// The filter chain being compiled has Istio's TCP metrics.
     pub tcp_stats: bool,
     /// The filter chain being compiled routes by server name.
     pub sni_cluster: bool,
     /// The cluster being compiled checks that servers have the request's host name.
     pub auto_san_validation: bool,
+    /// What the listener being compiled buffers for one connection.
+    pub buffer_limit: usize,
 }
+
+/// What Envoy buffers for one connection, unless told otherwise.
+pub(crate) const BUFFER_LIMIT: usize = 1 << 20;
 
 impl<'a> Compiler<'a> {
     pub fn new(
         names: &'a mut Names,
         secrets: &'a SecretStore,
         telemetry: &'a Telemetry,
-        gateway: bool,
+        node: &'a Node,
     ) -> Self {
         Self {
             faults: Faults::default(),
@@ -125,10 +138,11 @@ impl<'a> Compiler<'a> {
             secrets,
             telemetry,
             required: Required::default(),
-            gateway,
+            node,
             tcp_stats: false,
             sni_cluster: false,
             auto_san_validation: false,
+            buffer_limit: BUFFER_LIMIT,
         }
     }
 

@@ -22,7 +22,6 @@ use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as Netw
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::google::protobuf::Any;
 
-use super::Compiler;
 use super::binding::{Binding, bindings};
 use super::chain_match::{ChainMatch, distinct};
 use super::cluster::{Keepalive, keepalive};
@@ -35,6 +34,7 @@ use super::rbac::{Rbac, Rules};
 use super::tcp::TcpConfig;
 use super::tls::{DownstreamTls, downstream_transport};
 use super::values::{self, bool_or, is, metadata_string, type_name, unpack};
+use super::{BUFFER_LIMIT, Compiler};
 
 /// A compiled `Listener`.
 #[derive(Debug)]
@@ -125,6 +125,11 @@ pub enum Terminal {
 
 impl ListenerConfig {
     pub fn compile(value: &pb::Listener, compiler: &mut Compiler<'_>) -> Option<Self> {
+        // Zero, no limit, would let clients fill the memory.
+        compiler.buffer_limit = value
+            .per_connection_buffer_limit_bytes
+            .map_or(BUFFER_LIMIT, |limit| limit.value as usize)
+            .max(1);
         let faults = &mut compiler.faults;
         faults.reject_if(value.udp_listener_config.is_some(), "udp_listener_config");
         faults.reject_if(value.api_listener.is_some(), "api_listener");
@@ -315,9 +320,8 @@ impl Parent<'_, '_> {
                 }
             }));
         } else if is::<LocalRateLimit>(any) {
-            let faults = &mut compiler.faults;
-            let config: Option<LocalRateLimit> = unpack(any, faults);
-            let limit = config.and_then(|config| ConnectionLimit::compile(&config, faults));
+            let config: Option<LocalRateLimit> = unpack(any, &mut compiler.faults);
+            let limit = config.and_then(|config| ConnectionLimit::compile(&config, compiler));
             found.limits.extend(limit.map(NetworkLimit::Local));
         } else if is::<ConnectionLimitFilter>(any) {
             let faults = &mut compiler.faults;
@@ -350,9 +354,9 @@ impl Parent<'_, '_> {
     fn telemetry(&self, chain: &str) -> ListenerTelemetry {
         let direction = match self.value.traffic_direction() {
             core::TrafficDirection::Inbound => Direction::Inbound,
-            core::TrafficDirection::Outbound if self.compiler.gateway => Direction::Gateway,
+            core::TrafficDirection::Outbound if self.compiler.node.gateway => Direction::Gateway,
             core::TrafficDirection::Outbound => Direction::Outbound,
-            core::TrafficDirection::Unspecified if self.compiler.gateway => Direction::Gateway,
+            core::TrafficDirection::Unspecified if self.compiler.node.gateway => Direction::Gateway,
             core::TrafficDirection::Unspecified => Direction::Outbound,
         };
         ListenerTelemetry {

@@ -4,11 +4,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use amime_telemetry::SharedCounter;
 use envoy_types::pb::envoy::extensions::common::ratelimit::v3 as common;
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network::local_ratelimit::v3 as network;
 use http::StatusCode;
 
+use super::Compiler;
 use super::faults::Faults;
 use super::headers::HeaderEdits;
 use super::rate_limit::{Descriptor, LimitPolicy, VhostLimits, policies};
@@ -36,6 +38,31 @@ pub struct LocalLimit {
     pub tell: bool,
     pub retry_after: bool,
     pub resource_exhausted: bool,
+    pub stats: LimitStats,
+}
+
+/// `<stat_prefix>.http_local_rate_limit.*`
+#[derive(Debug)]
+pub struct LimitStats {
+    pub enabled: SharedCounter,
+    pub enforced: SharedCounter,
+    pub ok: SharedCounter,
+    pub rate_limited: SharedCounter,
+}
+
+impl LimitStats {
+    fn new(prefix: &str, compiler: &Compiler<'_>) -> Self {
+        let counter = |name| {
+            let dotted = format!("{prefix}.http_local_rate_limit.{name}");
+            compiler.telemetry.counter(&dotted, &[("envoy_local_http_ratelimit_prefix", prefix)])
+        };
+        Self {
+            enabled: counter("enabled"),
+            enforced: counter("enforced"),
+            ok: counter("ok"),
+            rate_limited: counter("rate_limited"),
+        }
+    }
 }
 
 /// The buckets that requests take from.
@@ -67,7 +94,9 @@ pub struct Taken {
 }
 
 impl LocalLimit {
-    pub(crate) fn compile(value: &pb::LocalRateLimit, faults: &mut Faults) -> Option<Self> {
+    pub(crate) fn compile(value: &pb::LocalRateLimit, compiler: &mut Compiler<'_>) -> Option<Self> {
+        let stats = LimitStats::new(&value.stat_prefix, compiler);
+        let faults = &mut compiler.faults;
         let cluster_wide = value.local_cluster_rate_limit.is_some();
         faults.ignore_if(cluster_wide, "local_cluster_rate_limit");
         let status = value.status.as_ref().and_then(|status| u16::try_from(status.code).ok());
@@ -111,6 +140,7 @@ impl LocalLimit {
                 == common::XRateLimitHeadersRfcVersion::DraftVersion03,
             retry_after: value.enable_retry_after_header,
             resource_exhausted: value.rate_limited_as_resource_exhausted,
+            stats,
         })
     }
 }
@@ -225,10 +255,20 @@ impl Described {
 pub struct ConnectionLimit {
     bucket: TokenBucket,
     enabled: Fraction,
+    rate_limited: SharedCounter,
 }
 
 impl ConnectionLimit {
-    pub(crate) fn compile(value: &network::LocalRateLimit, faults: &mut Faults) -> Option<Self> {
+    pub(crate) fn compile(
+        value: &network::LocalRateLimit,
+        compiler: &mut Compiler<'_>,
+    ) -> Option<Self> {
+        let prefix = &value.stat_prefix;
+        let rate_limited = compiler.telemetry.counter(
+            &format!("local_rate_limit.{prefix}.rate_limited"),
+            &[("envoy_local_network_ratelimit_prefix", prefix)],
+        );
+        let faults = &mut compiler.faults;
         faults.ignore_if(!value.share_key.is_empty(), "share_key");
         let Some(bucket) = value.token_bucket.as_ref() else {
             faults.reject("token_bucket", "missing");
@@ -242,11 +282,16 @@ impl ConnectionLimit {
                 true => Fraction::ALWAYS,
                 false => Fraction::NEVER,
             },
+            rate_limited,
         })
     }
 
     /// True if one more connection may be served.
     pub fn admits(&self, now: f64) -> bool {
-        !self.enabled.draw() || self.bucket.take(1, now)
+        let admitted = !self.enabled.draw() || self.bucket.take(1, now);
+        if !admitted {
+            self.rate_limited.inc();
+        }
+        admitted
     }
 }

@@ -108,8 +108,46 @@ pub struct Route {
     pub filters: PerRoute,
     pub limits: RouteLimits,
     pub attempt_count: AttemptCount,
-    /// Body bytes kept for retries.
-    pub buffer_limit: usize,
+    pub buffer_limit: BufferLimit,
+}
+
+/// Body bytes kept for retries.
+#[derive(Clone, Copy, Debug)]
+pub enum BufferLimit {
+    /// The connection's own limit counts too.
+    Within(usize),
+    /// Whatever the connection's limit.
+    Own(usize),
+}
+
+impl BufferLimit {
+    /// The limit on a connection that may buffer `connection` bytes.
+    pub fn of(self, connection: usize) -> usize {
+        match self {
+            Self::Within(limit) => limit.min(connection),
+            Self::Own(limit) => limit,
+        }
+    }
+
+    fn compile(value: &pb::Route, vhost: &pb::VirtualHost) -> Self {
+        let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        let own = value.request_body_buffer_limit.as_ref();
+        let within = value.per_request_buffer_limit_bytes.as_ref();
+        // A route that says anything is not asked for the other field's value
+        // of its virtual host.
+        let (own, within) = match (own, within) {
+            (None, None) => (
+                vhost.request_body_buffer_limit.as_ref(),
+                vhost.per_request_buffer_limit_bytes.as_ref(),
+            ),
+            found => found,
+        };
+        match (own, within) {
+            (Some(limit), _) => Self::Own(size(limit.value)),
+            (None, Some(limit)) => Self::Within(limit.value as usize),
+            (None, None) => Self::Within(usize::MAX),
+        }
+    }
 }
 
 /// Where the attempt count is told.
@@ -118,9 +156,6 @@ pub struct AttemptCount {
     pub in_request: bool,
     pub in_response: bool,
 }
-
-/// Envoy's default limit of a stream's buffer.
-const BUFFER_LIMIT: usize = 1 << 20;
 
 impl RouteTable {
     pub fn compile(value: &pb::RouteConfiguration, compiler: &mut Compiler<'_>) -> Self {
@@ -398,10 +433,6 @@ impl Route {
             forward.cluster.inherit(&filters);
         }
         let limits = layers.limits(value, &mut compiler.faults);
-        let limit = value
-            .per_request_buffer_limit_bytes
-            .as_ref()
-            .or(layers.vhost_pb.per_request_buffer_limit_bytes.as_ref());
         Some(Self {
             name: value.name.as_str().into(),
             origin: metadata_string(value.metadata.as_ref(), "istio", "config").map(Into::into),
@@ -415,7 +446,7 @@ impl Route {
                 in_request: layers.vhost_pb.include_request_attempt_count,
                 in_response: layers.vhost_pb.include_attempt_count_in_response,
             },
-            buffer_limit: limit.map_or(BUFFER_LIMIT, |limit| limit.value as usize),
+            buffer_limit: BufferLimit::compile(value, layers.vhost_pb),
         })
     }
 }

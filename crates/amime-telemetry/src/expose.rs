@@ -225,6 +225,14 @@ impl Telemetry {
         self.blocks(&shards, |shard| &shard.http, &scope, &mut stats);
         scope = Scope { prefix: "tcp", tag: tag("tcp_prefix", "envoy_tcp_prefix") };
         self.blocks(&shards, |shard| &shard.tcp, &scope, &mut stats);
+        self.counters.each(|name, value| {
+            stats.push(Stat {
+                dotted: name.dotted.clone(),
+                metric: name.metric.clone(),
+                labels: name.labels.clone(),
+                value: Value::Counter(value),
+            });
+        });
         self.server_stats(&mut stats);
         istio_http(&shards, &mut stats);
         istio_tcp(&shards, &mut stats);

@@ -6,12 +6,17 @@
 use std::fmt;
 use std::ops::{BitOr, BitOrAssign};
 
-/// A set of Envoy response flags.
+/// A set of Envoy response flags, in the order in which they were set: Envoy
+/// prints them so.
+///
+/// Each takes five bits, the first one the lowest; zero means none.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct ResponseFlags(u32);
+pub struct ResponseFlags(u64);
 
-/// Every flag in bit order: bit, short name, long name. Envoy prints a set in
-/// this order.
+/// Bits of one flag.
+const WIDTH: u32 = 5;
+
+/// Every flag: short name, long name.
 const NAMES: [(ResponseFlags, &str, &str); 30] = [
     (ResponseFlags::LH, "LH", "FailedLocalHealthCheck"),
     (ResponseFlags::UH, "UH", "NoHealthyUpstream"),
@@ -51,63 +56,63 @@ impl ResponseFlags {
     /// The local service failed its health check.
     pub const LH: Self = Self(1);
     /// No healthy upstream host.
-    pub const UH: Self = Self(1 << 1);
+    pub const UH: Self = Self(2);
     /// Upstream request timeout.
-    pub const UT: Self = Self(1 << 2);
+    pub const UT: Self = Self(3);
     /// The stream was reset locally.
-    pub const LR: Self = Self(1 << 3);
+    pub const LR: Self = Self(4);
     /// The upstream reset the stream.
-    pub const UR: Self = Self(1 << 4);
+    pub const UR: Self = Self(5);
     /// The upstream connection could not be made.
-    pub const UF: Self = Self(1 << 5);
+    pub const UF: Self = Self(6);
     /// The upstream closed the connection.
-    pub const UC: Self = Self(1 << 6);
+    pub const UC: Self = Self(7);
     /// A circuit breaker opened.
-    pub const UO: Self = Self(1 << 7);
+    pub const UO: Self = Self(8);
     /// No route, or no filter chain for a connection.
-    pub const NR: Self = Self(1 << 8);
+    pub const NR: Self = Self(9);
     /// A fault filter delayed the request.
-    pub const DI: Self = Self(1 << 9);
+    pub const DI: Self = Self(10);
     /// A fault filter aborted the request.
-    pub const FI: Self = Self(1 << 10);
+    pub const FI: Self = Self(11);
     /// Rate limited.
-    pub const RL: Self = Self(1 << 11);
+    pub const RL: Self = Self(12);
     /// External authorization denied the request.
-    pub const UAEX: Self = Self(1 << 12);
+    pub const UAEX: Self = Self(13);
     /// The rate limit service failed.
-    pub const RLSE: Self = Self(1 << 13);
+    pub const RLSE: Self = Self(14);
     /// The client closed the connection.
-    pub const DC: Self = Self(1 << 14);
+    pub const DC: Self = Self(15);
     /// Retries, or connect attempts, were used up.
-    pub const URX: Self = Self(1 << 15);
+    pub const URX: Self = Self(16);
     /// Stream idle timeout.
-    pub const SI: Self = Self(1 << 16);
+    pub const SI: Self = Self(17);
     /// A strictly checked `x-envoy-*` header had an invalid value.
-    pub const IH: Self = Self(1 << 17);
+    pub const IH: Self = Self(18);
     /// The client broke the protocol.
-    pub const DPE: Self = Self(1 << 18);
+    pub const DPE: Self = Self(19);
     /// The upstream request reached its maximal duration.
-    pub const UMSDR: Self = Self(1 << 19);
+    pub const UMSDR: Self = Self(20);
     /// Answered from a cache.
-    pub const RFCF: Self = Self(1 << 20);
+    pub const RFCF: Self = Self(21);
     /// A filter's configuration did not arrive in time.
-    pub const NFCF: Self = Self(1 << 21);
+    pub const NFCF: Self = Self(22);
     /// The request or connection exceeded its maximal duration.
-    pub const DT: Self = Self(1 << 22);
+    pub const DT: Self = Self(23);
     /// The upstream broke the protocol.
-    pub const UPE: Self = Self(1 << 23);
+    pub const UPE: Self = Self(24);
     /// The route names a cluster that does not exist.
-    pub const NC: Self = Self(1 << 24);
+    pub const NC: Self = Self(25);
     /// The overload manager ended the request.
-    pub const OM: Self = Self(1 << 25);
+    pub const OM: Self = Self(26);
     /// Name resolution of the upstream failed.
-    pub const DF: Self = Self(1 << 26);
+    pub const DF: Self = Self(27);
     /// Dropped on the load report's drop overload.
-    pub const DO: Self = Self(1 << 27);
+    pub const DO: Self = Self(28);
     /// The client reset the stream.
-    pub const DR: Self = Self(1 << 28);
+    pub const DR: Self = Self(29);
     /// Dropped unconditionally.
-    pub const UDO: Self = Self(1 << 29);
+    pub const UDO: Self = Self(30);
 
     /// Whether no flag is set.
     pub const fn is_empty(self) -> bool {
@@ -115,13 +120,30 @@ impl ResponseFlags {
     }
 
     /// Whether any flag of `other` is set.
-    pub const fn intersects(self, other: Self) -> bool {
-        self.0 & other.0 != 0
+    pub fn intersects(self, other: Self) -> bool {
+        other.each().any(|flag| self.each().any(|have| have == flag))
     }
 
     /// Adds the flags of `other`.
     pub fn insert(&mut self, other: Self) {
-        self.0 |= other.0;
+        for flag in other.each() {
+            let taken = u64::BITS - self.0.leading_zeros();
+            let room = taken.next_multiple_of(WIDTH);
+            // Nothing sets more flags than there is room for.
+            if room + WIDTH <= u64::BITS && !self.each().any(|have| have == flag) {
+                self.0 |= flag.0 << room;
+            }
+        }
+    }
+
+    /// The flags one by one.
+    fn each(self) -> impl Iterator<Item = Self> {
+        let mut left = self.0;
+        std::iter::from_fn(move || {
+            let flag = left & ((1 << WIDTH) - 1);
+            left >>= WIDTH;
+            (flag != 0).then_some(Self(flag))
+        })
     }
 
     /// The flag of this short name.
@@ -130,7 +152,7 @@ impl ResponseFlags {
     }
 
     /// The raw bits, stable within one process only.
-    pub(crate) const fn bits(self) -> u32 {
+    pub(crate) const fn bits(self) -> u64 {
         self.0
     }
 
@@ -153,7 +175,7 @@ impl ResponseFlags {
             return out.push(b'-');
         }
         let mut first = true;
-        for row in NAMES.iter().filter(|row| self.intersects(row.0)) {
+        for row in self.each().filter_map(|flag| NAMES.iter().find(|row| row.0 == flag)) {
             if !first {
                 out.push(b',');
             }
@@ -165,14 +187,15 @@ impl ResponseFlags {
 
 impl BitOr for ResponseFlags {
     type Output = Self;
-    fn bitor(self, rhs: Self) -> Self {
-        Self(self.0 | rhs.0)
+    fn bitor(mut self, rhs: Self) -> Self {
+        self.insert(rhs);
+        self
     }
 }
 
 impl BitOrAssign for ResponseFlags {
     fn bitor_assign(&mut self, rhs: Self) {
-        self.0 |= rhs.0;
+        self.insert(rhs);
     }
 }
 
@@ -195,9 +218,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_set_prints_its_short_names_in_envoys_order() {
+    fn a_set_prints_its_short_names_in_the_order_in_which_they_were_set() {
         assert_eq!(ResponseFlags::NONE.to_string(), "-");
-        assert_eq!((ResponseFlags::URX | ResponseFlags::UF).to_string(), "UF,URX");
+        assert_eq!((ResponseFlags::URX | ResponseFlags::UF).to_string(), "URX,UF");
+        let mut flags = ResponseFlags::UDO;
+        flags |= ResponseFlags::LH | ResponseFlags::UDO;
+        assert_eq!(flags.to_string(), "UDO,LH");
+        assert!(flags.intersects(ResponseFlags::LH) && !flags.intersects(ResponseFlags::UH));
+    }
+
+    #[test]
+    fn more_flags_than_there_is_room_for_leave_the_first_ones() {
+        let all = NAMES.iter().fold(ResponseFlags::NONE, |all, (flag, ..)| all | *flag);
+        assert_eq!(all.to_string(), "LH,UH,UT,LR,UR,UF,UC,UO,NR,DI,FI,RL");
     }
 
     #[test]

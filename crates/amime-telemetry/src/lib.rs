@@ -25,6 +25,7 @@ mod istio;
 mod peer;
 mod prometheus;
 mod record;
+mod shared;
 mod stats;
 mod worker;
 
@@ -40,6 +41,7 @@ pub use record::{
     ClusterInfo, Direction, DownstreamRecord, HttpRecord, HttpTiming, ListenerTelemetry,
     ServiceIdentity, TcpEvent, TcpRecord, TlsRecord, UpstreamRecord,
 };
+pub use shared::SharedCounter;
 pub use stats::{
     ClusterStats, Counter, Gauge, Histogram, HttpStats, ListenerStats, ResponseCodes, ServerStats,
     TcpStats,
@@ -53,6 +55,7 @@ use std::time::{Duration, Instant};
 use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
 
 use accesslog::WriterPool;
+use shared::SharedCounters;
 use worker::{Shard, lock};
 
 /// Settings of [`Telemetry`].
@@ -87,6 +90,7 @@ pub struct Telemetry {
     /// Stats that the control thread writes, as cluster membership.
     shared: Arc<Shard>,
     shards: Mutex<Vec<Arc<Shard>>>,
+    counters: SharedCounters,
     writers: WriterPool,
     /// What counters showed when they were last reset, by dotted name.
     taken_off: Mutex<HashMap<String, u64>>,
@@ -103,6 +107,7 @@ impl Telemetry {
             server: Arc::default(),
             shards: Mutex::new(vec![shared.clone()]),
             shared,
+            counters: SharedCounters::default(),
             writers: WriterPool::default(),
             taken_off: Mutex::default(),
         })
@@ -129,6 +134,13 @@ impl Telemetry {
     /// updates. Workers have their own through [`WorkerTelemetry::cluster`].
     pub fn shared_cluster(&self, name: &str) -> Arc<ClusterStats> {
         self.shared.clusters.entry(name)
+    }
+
+    /// A counter by Envoy's dotted name, for all workers to add to. The
+    /// values of `tags` (label and value) are parts of that name which become
+    /// labels.
+    pub fn counter(&self, dotted: &str, tags: &[(&str, &str)]) -> SharedCounter {
+        self.counters.entry(dotted, tags)
     }
 
     /// Process-wide stats, written by the control thread.

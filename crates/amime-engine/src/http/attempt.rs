@@ -1,5 +1,6 @@
 //! One attempt to send a request to one endpoint.
 
+use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 
@@ -22,6 +23,10 @@ use amime_config::cluster::UpstreamProtocol;
 use amime_config::head::RequestHead;
 use amime_config::tls::Alpn;
 
+/// An upstream has sent an informational head.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Begun(pub(super) bool);
+
 /// Why an attempt gave no response.
 #[derive(Clone, Debug)]
 pub(super) enum Failure {
@@ -30,7 +35,8 @@ pub(super) enum Failure {
     SessionLost(StatusCode),
     Overflow,
     Connect(ConnectError),
-    Reset(ResetReason),
+    /// Perhaps after an informational head.
+    Reset(ResetReason, Begun),
     /// Broke before the request's head was written.
     ResetBeforeRequest,
     PerTryTimeout,
@@ -47,10 +53,12 @@ impl Failure {
             Self::SessionLost(status) => ProxyError::NoHealthyUpstream(Some(status)),
             Self::Overflow => ProxyError::Overflow,
             Self::Connect(error) => ProxyError::Connect { error, retried },
-            Self::Reset(reason) => ProxyError::Reset { reason, retried },
-            Self::ResetBeforeRequest => {
-                ProxyError::Reset { reason: ResetReason::ConnectionTermination, retried }
-            }
+            Self::Reset(reason, Begun(begun)) => ProxyError::Reset { reason, retried, begun },
+            Self::ResetBeforeRequest => ProxyError::Reset {
+                reason: ResetReason::ConnectionTermination,
+                retried,
+                begun: false,
+            },
             Self::PerTryTimeout => ProxyError::PerTryTimeout,
             Self::Protocol(reason) => ProxyError::UpstreamProtocol(reason.into()),
             Self::Downstream(error) => ProxyError::Malformed(error),
@@ -168,9 +176,12 @@ impl Request<'_> {
         };
         let key = self.key();
         let mut carried: Option<RequestBody> = None;
+        let begun = Cell::new(false);
         let interim = |status: StatusCode, headers: &HeaderMap| {
+            begun.set(true);
             // Others are for the next hop alone.
-            if let Some(channel) = &self.exchange.codec.interim
+            if self.exchange.connection.config.proxy_100_continue
+                && let Some(channel) = self.exchange.codec.channel.upgrade()
                 && matches!(status.as_u16(), 100 | 102..=104)
             {
                 channel.interim(status, headers);
@@ -204,7 +215,9 @@ impl Request<'_> {
                 // request was not sent, another connection takes it.
                 SendError::Unsent(unsent) if lease.reused => carried = Some(unsent.into_body()),
                 SendError::Unsent(_) => return Err(Failure::ResetBeforeRequest),
-                SendError::Broken(error) => return Err(self.failure(&error)),
+                SendError::Broken(error) => {
+                    return Err(self.failure(&error, Begun(begun.get())));
+                }
             }
         }
     }
@@ -327,7 +340,7 @@ impl Request<'_> {
         self.cluster.observe(self.host, Outcome::LocalOrigin);
     }
 
-    fn failure(&self, error: &UpstreamError) -> Failure {
+    fn failure(&self, error: &UpstreamError, begun: Begun) -> Failure {
         if let Some(error) = self.exchange.body_failed.get() {
             return Failure::Downstream(error);
         }
@@ -335,11 +348,19 @@ impl Request<'_> {
             UpstreamError::H2(error) if error.is_parse() || error.is_parse_too_large() => {
                 Failure::Protocol(error.to_string())
             }
-            UpstreamError::H2(error) => Failure::Reset(h2_reset(error)),
+            UpstreamError::H2(error) if breaks_protocol(error) => Failure::Protocol(String::new()),
+            UpstreamError::H2(error) => Failure::Reset(h2_reset(error), begun),
             error if error.is_malformed() => Failure::Protocol(String::new()),
-            UpstreamError::H1(_) => Failure::Reset(ResetReason::ConnectionTermination),
+            UpstreamError::H1(_) => Failure::Reset(ResetReason::ConnectionTermination, begun),
         }
     }
+}
+
+/// True if it is us who ended the connection, for what came on it.
+fn breaks_protocol(error: &hyper::Error) -> bool {
+    std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<h2::Error>())
+        .is_some_and(|error| error.is_library() && error.is_go_away())
 }
 
 fn h2_reset(error: &hyper::Error) -> ResetReason {

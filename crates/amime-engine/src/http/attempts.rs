@@ -90,7 +90,12 @@ impl Attempts<'_> {
     async fn one(&self, body: &PreparedBody, tried: &[Rc<Host>]) -> Result<Answer, Failure> {
         let host = self.choose_host(tried)?;
         let exchange = self.plan.exchange;
-        exchange.log.borrow_mut().host = Some(host.clone());
+        {
+            let mut log = exchange.log.borrow_mut();
+            log.host = Some(host.clone());
+            // Of an earlier attempt.
+            log.conn = None;
+        }
         if !self.cluster.take(self.priority(), Resource::Requests) {
             self.cluster.stats.upstream_rq_pending_overflow.inc();
             return Err(Failure::Overflow);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use amime_http1::ParseError;
 use amime_telemetry::ResponseFlags;
+use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
 use crate::upstream::connect::ConnectError;
@@ -25,6 +26,8 @@ pub(crate) enum ProxyError {
     RequestIdle,
     /// As `BadRequest`, without a body.
     Refused(&'static str),
+    /// The target, given here as it came, has a fragment.
+    Fragment(Bytes),
     MissingHost,
     /// The request target is neither a path nor absolute.
     NotRelativePath,
@@ -49,6 +52,8 @@ pub(crate) enum ProxyError {
     Reset {
         reason: ResetReason,
         retried: bool,
+        /// The upstream had sent an informational head.
+        begun: bool,
     },
     /// The route's timeout.
     ResponseTimeout,
@@ -127,7 +132,9 @@ impl ProxyError {
         const OVERFLOW: &str = "upstream_reset_before_response_started{overflow}";
         let (status, flags, details, body) = match self {
             Self::Connect { error, retried } => return connect_reply(error, *retried),
-            Self::Reset { reason, retried } => return reset_reply(*reason, *retried),
+            Self::Reset { reason, retried, begun } => {
+                return reset_reply(*reason, *retried, *begun);
+            }
             Self::FaultAbort { status, grpc } => return fault_reply(*status, *grpc),
             Self::Denied { policy } => return denied_reply(policy.as_deref()),
             Self::UpstreamProtocol(reason) => return protocol_reply(reason),
@@ -140,6 +147,7 @@ impl ProxyError {
             Self::RequestIdle => (408, F::SI, "stream_idle_timeout", "stream timeout"),
             Self::BadRequest(details) => (400, F::DPE, *details, "Bad Request"),
             Self::Refused(details) => (400, F::NONE, *details, ""),
+            Self::Fragment(_) => (400, F::NONE, "path_normalization_failed", ""),
             Self::MissingHost => (400, F::NONE, "missing_host_header", ""),
             Self::NotRelativePath => (404, F::NONE, "absolute_path_rejected", ""),
             Self::NormalizedRedirect(_) => (307, F::NONE, "path_normalization_failed", ""),
@@ -175,8 +183,12 @@ fn reply(
     LocalReply { status, flags, details: details.into(), body: body.into(), grpc: None }
 }
 
-fn reset_reply(reason: ResetReason, retried: bool) -> LocalReply {
-    reply(503, reset_flag(reason), reason.details(), reset_body(retried, reason.text()))
+fn reset_reply(reason: ResetReason, retried: bool, begun: bool) -> LocalReply {
+    let details: Cow<'static, str> = match begun {
+        false => reason.details().into(),
+        true => reason.details().replacen("before", "after", 1).into(),
+    };
+    reply(503, reset_flag(reason), details, reset_body(retried, reason.text()))
 }
 
 fn fault_reply(status: StatusCode, grpc: Option<u32>) -> LocalReply {
@@ -260,6 +272,20 @@ impl ProxyError {
         matches!(self, Self::BadRequest(_) | Self::Malformed(_) | Self::Http10)
     }
 
+    /// True if it took a while to know: a client may have gone on sending.
+    pub(crate) fn took_time(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect { .. }
+                | Self::Reset { .. }
+                | Self::ResponseTimeout
+                | Self::PerTryTimeout
+                | Self::StreamIdle
+                | Self::StreamDuration
+                | Self::UpstreamProtocol(_)
+        )
+    }
+
     /// True if the connection cannot be trusted with another request.
     pub(crate) fn closes(&self) -> bool {
         matches!(
@@ -269,6 +295,7 @@ impl ProxyError {
                 | Self::HeadersTimeout
                 | Self::RequestIdle
                 | Self::Refused(_)
+                | Self::Fragment(_)
                 | Self::MissingHost
                 | Self::Http10
                 | Self::UpgradeRefused

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,6 +13,7 @@ use amime_http1::{HeaderCase, ParseError};
 use amime_telemetry::{
     HttpRecord, HttpTiming, PeerMetadata, ResponseFlags, TlsRecord, UpstreamRecord,
 };
+use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, Version};
 use tokio::sync::Notify;
 
@@ -65,8 +66,9 @@ pub(crate) struct Exchange {
 pub(crate) struct Codec {
     /// How the client spelled the names of headers, if that matters.
     pub(super) case: Option<HeaderCase>,
-    /// Takes heads that come before the response's.
-    pub(super) interim: Option<Rc<Channel>>,
+    /// The connection, if it is one of HTTP/1. Not held: what follows an
+    /// upgrade needs it whole.
+    pub(super) channel: Weak<Channel>,
 }
 
 /// What the record says beyond counters.
@@ -93,6 +95,8 @@ pub(crate) struct Log {
     pub(crate) answer_peer: bool,
     pub(crate) upstream_peer: Option<Arc<PeerMetadata>>,
     pub(crate) grpc: bool,
+    /// The target as it came, where it says more than the path.
+    pub(crate) target: Option<Bytes>,
 }
 
 impl Exchange {
@@ -140,6 +144,15 @@ impl Exchange {
         self.received_after.set(Some(Duration::ZERO));
     }
 
+    /// Takes what the client has sent of its request and nobody will read.
+    pub(super) fn drop_request(&self) {
+        if self.received_after.get().is_none()
+            && let Some(channel) = self.codec.channel.upgrade()
+        {
+            self.count_received(channel.drop_body());
+        }
+    }
+
     /// How long the request took to come.
     pub(crate) fn received_after(&self) -> Option<Duration> {
         self.received_after.get()
@@ -177,7 +190,10 @@ impl Exchange {
             response_started: log.response_after,
         };
         record.method = head.method.as_str();
-        record.path = logged_path(&head);
+        record.path = match &log.target {
+            Some(target) => std::str::from_utf8(target).unwrap_or_default(),
+            None => logged_path(&head),
+        };
         record.authority = head.authority();
         record.scheme = head.scheme.as_str();
         record.protocol = protocol(head.version);

@@ -160,7 +160,7 @@ pub(super) fn on_response(exchange: &Exchange, headers: &mut HeaderMap, status: 
         match step {
             OnResponse::Put(values) => headers.extend(values),
             OnResponse::Mutate(mutation) => {
-                response::edit(exchange, headers, status, &[&mutation.response]);
+                response::edit(exchange, headers, status.as_u16(), &[&mutation.response]);
             }
             OnResponse::Tell(bucket) => rate_limit::tell(&bucket, headers),
             OnResponse::Session(session) => session::tell(exchange, &session, headers),

@@ -222,7 +222,8 @@ impl PreparedBody {
         if !retries && plan.action.mirrors.is_empty() {
             return Self::Once(RefCell::new(Some(body)));
         }
-        Self::Repeatable(Replay::new(body, plan.exchange.clone(), plan.route.buffer_limit))
+        let limit = plan.route.buffer_limit.of(plan.exchange.connection.config.buffer_limit);
+        Self::Repeatable(Replay::new(body, plan.exchange.clone(), limit))
     }
 
     pub(super) fn attempt(&self, exchange: &Rc<Exchange>) -> RequestBody {

@@ -33,6 +33,9 @@ pub(crate) struct Channel {
     server: RefCell<Server<DownstreamIo>>,
     /// The client has gone in the middle of a request's body.
     gone: Cell<bool>,
+    /// Number of bodies that were dropped half-way: an older one that
+    /// somebody still holds must not read what is the next one's.
+    dropped: Cell<u32>,
     /// The connection's task, while another one reads the body.
     waker: RefCell<Option<Waker>>,
 }
@@ -40,6 +43,8 @@ pub(crate) struct Channel {
 /// Body of the request that is being served.
 pub(crate) struct ClientBody {
     channel: Rc<Channel>,
+    /// The channel's number when the request began.
+    dropped: u32,
     /// Bytes to come, if that is known.
     left: Option<u64>,
     ended: bool,
@@ -86,6 +91,7 @@ impl Channel {
         Rc::new(Self {
             server: RefCell::new(Server::new(io, BytesMut::new(), options)),
             gone: Cell::new(false),
+            dropped: Cell::new(0),
             waker: RefCell::default(),
         })
     }
@@ -96,6 +102,24 @@ impl Channel {
         server.write_interim(status, headers);
         // What does not go now goes with the response.
         let _ = server.poll_flush(&mut Context::from_waker(Waker::noop()));
+    }
+
+    /// Takes what has come of the request's body, up to what a connection
+    /// buffers anyway, so that a client that has sent it all keeps its
+    /// connection. Returns the number of bytes.
+    pub(super) fn drop_body(&self) -> usize {
+        self.dropped.set(self.dropped.get().wrapping_add(1));
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut server = self.server.borrow_mut();
+        let mut bytes = 0;
+        while bytes < HIGH_WATER && !server.request_read() {
+            match server.poll_body(&mut cx) {
+                Poll::Ready(Ok(Event::Data(data))) => bytes += data.len(),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(_)) | Poll::Pending => break,
+            }
+        }
+        bytes
     }
 
     fn wake(&self) {
@@ -131,6 +155,11 @@ impl ClientBody {
             return Poll::Ready(None);
         }
         let channel = &self.channel;
+        if channel.dropped.get() != self.dropped {
+            // Whoever still sends it on must not take it for whole.
+            self.ended = true;
+            return Poll::Ready(Some(Err(ParseError::Truncated)));
+        }
         let event = ready!(channel.server.borrow_mut().poll_body(cx));
         Poll::Ready(match event {
             Ok(Event::Data(data)) => {
@@ -240,11 +269,9 @@ async fn one(
     channel: &Rc<Channel>,
     head: amime_http1::RequestHead,
 ) -> (After, Option<oneshot::Sender<Upgraded>>) {
-    let by_upstream = connection.config.proxy_100_continue;
-    if head.expect_continue && !by_upstream {
+    if head.expect_continue && !connection.config.proxy_100_continue {
         channel.interim(StatusCode::CONTINUE, &HeaderMap::new());
     }
-    let interim = by_upstream.then(|| channel.clone());
     let (to_tunnel, upgrade) = if head.body == BodyLength::Raw {
         let (sender, receiver) = oneshot::channel();
         (Some(sender), Some(OnUpgrade::H1(receiver)))
@@ -252,7 +279,8 @@ async fn one(
         (None, None)
     };
     let connect = head.method == Method::CONNECT;
-    let stream = |left| ClientBody { channel: channel.clone(), left, ended: false };
+    let dropped = channel.dropped.get();
+    let stream = |left| ClientBody { channel: channel.clone(), dropped, left, ended: false };
     let body = match head.body {
         BodyLength::Known(length) => DownstreamBody::H1(stream(Some(length))),
         BodyLength::Chunked => DownstreamBody::H1(stream(None)),
@@ -260,7 +288,8 @@ async fn one(
     };
     let response = {
         let parsed = Parsed::of_http1(head, connection.downstream.tls.is_some());
-        let mut handler = pin!(handle(connection.clone(), parsed, body, upgrade, interim));
+        let weak = Rc::downgrade(channel);
+        let mut handler = pin!(handle(connection.clone(), parsed, (body, upgrade), weak));
         std::future::poll_fn(|cx| {
             if let Poll::Ready(response) = handler.as_mut().poll(cx) {
                 return Poll::Ready(Some(response));

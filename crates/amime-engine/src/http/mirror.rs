@@ -7,6 +7,8 @@ use http::{HeaderValue, Version, header};
 use super::body::{ReplayBody, RequestBody};
 use super::exchange::Exchange;
 use super::forward::{self, Plan, PreparedBody};
+use super::names;
+use super::request::append_forwarded_for;
 use crate::upstream::pool::{Acquire, ConnKey, Sender, acquire};
 use crate::upstream::{ClusterRuntime, LbInput};
 use amime_config::cluster::UpstreamProtocol;
@@ -31,6 +33,9 @@ fn start(
     body: &PreparedBody,
 ) {
     let mut head = exchange.head.borrow().clone();
+    // The copy is a request of our own.
+    head.headers.insert(names::X_ENVOY_INTERNAL, HeaderValue::from_static("true"));
+    append_forwarded_for(&mut head.headers, exchange.connection.worker.address);
     if mirror.append_shadow {
         let (host, port) = match head.authority().rsplit_once(':') {
             Some((host, port)) => (host, format!(":{port}")),

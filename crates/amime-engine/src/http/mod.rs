@@ -17,6 +17,7 @@ mod filters;
 mod forward;
 mod h1;
 mod hash;
+mod limits;
 mod mirror;
 mod names;
 mod parsed;

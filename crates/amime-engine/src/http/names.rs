@@ -17,6 +17,8 @@ names! {
     XFCC = "x-forwarded-client-cert";
     X_REQUEST_ID = "x-request-id";
     X_ENVOY_INTERNAL = "x-envoy-internal";
+    DOWNSTREAM_CLUSTER = "x-envoy-downstream-service-cluster";
+    DOWNSTREAM_NODE = "x-envoy-downstream-service-node";
     EXTERNAL_ADDRESS = "x-envoy-external-address";
     EXPECTED_TIMEOUT = "x-envoy-expected-rq-timeout-ms";
     RQ_TIMEOUT = "x-envoy-upstream-rq-timeout-ms";

@@ -101,7 +101,7 @@ fn path_of(raw: Bytes) -> (PathAndQuery, Result<(), ProxyError>) {
         PathAndQuery::from_maybe_shared(Bytes::from(escape(&raw)))
     });
     match path {
-        Ok(path) if fragment => (path, Err(ProxyError::Refused("path_normalization_failed"))),
+        Ok(path) if fragment => (path, Err(ProxyError::Fragment(raw))),
         Ok(path) => (path, Ok(())),
         Err(_) => (none(), Err(ProxyError::BadRequest("http1.codec_error"))),
     }

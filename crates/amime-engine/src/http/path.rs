@@ -21,18 +21,12 @@ pub(super) fn normalize(
     }
     let path = head.path.path();
     let mut new: Option<String> = None;
-    if rules.escaped_slashes != EscapedSlashes::Keep && has_escaped_slash(path) {
-        match rules.escaped_slashes {
-            EscapedSlashes::Reject => {
-                return Err(ProxyError::Refused("path_normalization_failed"));
-            }
-            EscapedSlashes::Redirect => {
-                return Err(ProxyError::NormalizedRedirect(unescape_slashes(target)));
-            }
-            EscapedSlashes::Keep | EscapedSlashes::Unescape => new = Some(unescape_slashes(path)),
-        }
+    let escaped = rules.escaped_slashes != EscapedSlashes::Keep && has_escaped_slash(path);
+    if escaped {
+        new = Some(unescape_slashes(path));
     }
-    if rules.normalize {
+    let rejected = escaped && rules.escaped_slashes == EscapedSlashes::Reject;
+    if rules.normalize && !rejected {
         let path = new.as_deref().unwrap_or(path);
         if needs_normalizing(path) {
             let normal =
@@ -40,7 +34,7 @@ pub(super) fn normalize(
             new = Some(normal);
         }
     }
-    if rules.merge_slashes {
+    if rules.merge_slashes && !rejected {
         let path = new.as_deref().unwrap_or(path);
         if path.contains("//") {
             new = Some(merge_slashes(path));
@@ -49,7 +43,17 @@ pub(super) fn normalize(
     if let Some(path) = new {
         replace_path(head, &path).map_err(|()| ProxyError::Refused("path_normalization_failed"))?;
     }
-    Ok(())
+    match rules.escaped_slashes {
+        EscapedSlashes::Reject if escaped => Err(ProxyError::Refused("path_normalization_failed")),
+        // A gRPC client does not follow redirects.
+        EscapedSlashes::Redirect if escaped && head.is_grpc() => {
+            Err(ProxyError::Refused("path_normalization_failed"))
+        }
+        EscapedSlashes::Redirect if escaped => {
+            Err(ProxyError::NormalizedRedirect(head.path.as_str().to_owned()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn has_escaped_slash(path: &str) -> bool {
@@ -163,7 +167,8 @@ fn replace_path(head: &mut RequestHead, path: &str) -> Result<(), ()> {
     Ok(())
 }
 
-/// Rewrites the path for the upstream; true if it changed.
+/// Rewrites the path for the upstream; true if there is another one now, if
+/// perhaps with the same text.
 pub(super) fn rewrite(rewrite: &PathRewrite, matched: &PathMatch, head: &mut RequestHead) -> bool {
     let path = head.path.path();
     let new = match rewrite {
@@ -174,7 +179,7 @@ pub(super) fn rewrite(rewrite: &PathRewrite, matched: &PathMatch, head: &mut Req
         }
         PathRewrite::Regex(regex, text) => substitute(regex, text, path),
     };
-    new != path && replace_path(head, &new).is_ok()
+    !new.is_empty() && replace_path(head, &new).is_ok()
 }
 
 /// Replaces what `regex` matches in `path`.

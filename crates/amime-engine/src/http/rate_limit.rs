@@ -60,6 +60,7 @@ pub(super) fn local(
     if !limit.enabled.draw() {
         return Ok(());
     }
+    limit.stats.enabled.inc();
     let descriptors = descriptors(exchange, scope, &limit.policies, (limit.stage, limit.vhost));
     let time = now();
     let taken = if limit.per_connection {
@@ -71,15 +72,18 @@ pub(super) fn local(
         exchange.on_response.borrow_mut().push(OnResponse::Tell(taken.bucket.clone()));
     }
     if taken.allowed {
+        limit.stats.ok.inc();
         return Ok(());
     }
+    limit.stats.rate_limited.inc();
     if !limit.enforced.draw() {
         let mut head = exchange.head.borrow_mut();
         prepare::apply_edits(exchange, &limit.request_edits, &mut head);
         return Ok(());
     }
+    limit.stats.enforced.inc();
     let mut headers = HeaderMap::new();
-    response::edit(exchange, &mut headers, limit.status, &[&limit.response_edits]);
+    response::edit(exchange, &mut headers, limit.status.as_u16(), &[&limit.response_edits]);
     if limit.retry_after {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(taken.bucket.reset_seconds(time)));
     }
@@ -196,7 +200,7 @@ pub(super) async fn global(
     {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(reset));
     }
-    response::edit(exchange, &mut headers, limit.status, &[&limit.response_edits]);
+    response::edit(exchange, &mut headers, limit.status.as_u16(), &[&limit.response_edits]);
     let mut error =
         refused(limit.status, "request_rate_limited", limit.resource_exhausted, headers);
     if let ProxyError::Filter(filter) = &mut error {

@@ -14,7 +14,7 @@ use super::error::ProxyError;
 use super::names;
 use super::path;
 use super::serve::HttpConnection;
-use amime_config::hcm::{ForwardClientCert, HttpConfig, StripPort, Underscores};
+use amime_config::hcm::{ForwardClientCert, HttpConfig, StripPort, Underscores, UserAgent};
 use amime_config::head::{RequestHead, Scheme};
 use amime_config::matcher::joined;
 use amime_core::unix::{is_stand_in, port_of};
@@ -98,6 +98,9 @@ pub(crate) fn admit(
     }
     client_cert(connection, head, survey.client_cert);
     request_id(config, head, survey.request_id, config.remote.use_remote && !internal);
+    if let Some(agent) = &config.user_agent {
+        tell_agent(&mut head.headers, agent);
+    }
     if let Some(via) = &config.via {
         append_via(&mut head.headers, via);
     }
@@ -109,6 +112,17 @@ pub(crate) fn admit(
         None
     };
     Ok(Admitted { remote, upgrade, peer_metadata, internal })
+}
+
+/// Who we are, which is also who asks if the client does not say.
+fn tell_agent(headers: &mut HeaderMap, agent: &UserAgent) {
+    headers.insert(names::DOWNSTREAM_CLUSTER, agent.cluster.clone());
+    if headers.get(header::USER_AGENT).is_none_or(|value| value.is_empty()) {
+        headers.insert(header::USER_AGENT, agent.cluster.clone());
+    }
+    if let Some(node) = &agent.node {
+        headers.insert(names::DOWNSTREAM_NODE, node.clone());
+    }
 }
 
 /// One field, whatever number there was.
@@ -346,7 +360,7 @@ fn forwarded_for(headers: &HeaderMap, hops: u32, use_remote: bool) -> (Option<Ip
     (address, !text.contains(','))
 }
 
-fn append_forwarded_for(headers: &mut HeaderMap, address: IpAddr) {
+pub(super) fn append_forwarded_for(headers: &mut HeaderMap, address: IpAddr) {
     let value = match headers.get("x-forwarded-for").and_then(|value| value.to_str().ok()) {
         Some(before) if !before.is_empty() => format!("{before},{address}"),
         _ => address.to_string(),

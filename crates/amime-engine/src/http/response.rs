@@ -48,16 +48,16 @@ pub(super) fn from_upstream(exchange: &Exchange, parts: &mut Parts, edits: &[&He
             parts.headers.insert(names::ATTEMPT_COUNT, HeaderValue::from(log.attempts));
         }
     }
-    edit(exchange, &mut parts.headers, parts.status, edits);
+    edit(exchange, &mut parts.headers, parts.status.as_u16(), edits);
     filters::on_response(exchange, &mut parts.headers, parts.status);
-    finish(exchange, &mut parts.headers, true);
+    finish(exchange, &mut parts.headers);
 }
 
-/// Applies a route's edits.
+/// Applies a route's edits; `status` is zero as long as there is none.
 pub(super) fn edit(
     exchange: &Exchange,
     headers: &mut HeaderMap,
-    status: StatusCode,
+    status: u16,
     edits: &[&HeaderEdits],
 ) {
     if edits.iter().all(|edits| edits.is_empty()) {
@@ -71,7 +71,7 @@ pub(super) fn edit(
 /// Calls `act` with what operators in a response's values refer to.
 pub(super) fn with_input<T>(
     exchange: &Exchange,
-    status: StatusCode,
+    status: u16,
     act: impl FnOnce(&FormatInput<'_>) -> T,
 ) -> T {
     let head = exchange.head.borrow();
@@ -80,7 +80,7 @@ pub(super) fn with_input<T>(
     act(&FormatInput {
         request: Some(&head),
         editing_response: true,
-        response_code: status.as_u16(),
+        response_code: status,
         downstream_remote: Some(downstream.remote),
         downstream_local: Some(downstream.local),
         upstream_host: log.host.as_ref().map(|host| host.endpoint.address),
@@ -96,11 +96,11 @@ pub(super) fn with_input<T>(
 }
 
 /// What every response gets, the proxy's own included.
-fn finish(exchange: &Exchange, headers: &mut HeaderMap, from_upstream: bool) {
+fn finish(exchange: &Exchange, headers: &mut HeaderMap) {
     let connection = &exchange.connection;
     let config = &connection.config;
     match config.server_header {
-        ServerHeader::PassThrough if from_upstream => {}
+        ServerHeader::PassThrough => {}
         ServerHeader::AppendIfAbsent if headers.contains_key(header::SERVER) => {}
         _ => {
             headers.insert(header::SERVER, config.server_name.clone());
@@ -192,6 +192,10 @@ pub(super) fn local(guard: ExchangeGuard, error: &ProxyError) -> Response<Respon
     if closes {
         answer.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    if error.took_time() {
+        exchange.drop_request();
+    }
+    tell(exchange, &answer);
     let route = exchange.log.borrow().route.clone();
     if let Some(route) = &route
         && matches!(route.action, Action::Forward(_))
@@ -200,7 +204,7 @@ pub(super) fn local(guard: ExchangeGuard, error: &ProxyError) -> Response<Respon
         if attempts > 0 && route.attempt_count.in_response {
             answer.headers.insert(names::ATTEMPT_COUNT, HeaderValue::from(attempts));
         }
-        edit(exchange, &mut answer.headers, answer.status, &[&route.response_edits]);
+        edit(exchange, &mut answer.headers, 0, &[&route.response_edits]);
     }
     own(guard, answer)
 }
@@ -252,6 +256,13 @@ impl Own {
     }
 }
 
+/// Notes why there is this answer, for edits that say so.
+pub(super) fn tell(exchange: &Exchange, answer: &Own) {
+    let mut log = exchange.log.borrow_mut();
+    log.flags.insert(answer.flags);
+    log.details.clone_from(&answer.details);
+}
+
 pub(super) fn own(mut guard: ExchangeGuard, mut own: Own) -> Response<ResponseBody> {
     let exchange = guard.exchange().clone();
     {
@@ -260,7 +271,7 @@ pub(super) fn own(mut guard: ExchangeGuard, mut own: Own) -> Response<ResponseBo
         answered(&mut log, own.status, own.details.clone());
     }
     if let Some(replies) = &exchange.connection.config.local_replies {
-        with_input(&exchange, own.status, |input| {
+        with_input(&exchange, own.status.as_u16(), |input| {
             let flags = exchange.log.borrow().flags;
             let request = &exchange.head.borrow();
             let Own { status, headers, body, .. } = &mut own;
@@ -273,7 +284,7 @@ pub(super) fn own(mut guard: ExchangeGuard, mut own: Own) -> Response<ResponseBo
     exchange.log.borrow_mut().status = own.status.as_u16();
     let Own { status, mut headers, body, .. } = own;
     filters::on_response(&exchange, &mut headers, sent);
-    finish(&exchange, &mut headers, false);
+    finish(&exchange, &mut headers);
     let bodiless = body.is_empty() || exchange.bodiless();
     let body = if bodiless {
         guard.finish(End::Complete);

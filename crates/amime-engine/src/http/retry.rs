@@ -212,12 +212,12 @@ impl<'a> RetryState<'a> {
                     || on.contains(RetryOn::RESET_BEFORE_REQUEST)
             }
             Failure::ResetBeforeRequest => broken || on.contains(RetryOn::RESET_BEFORE_REQUEST),
-            Failure::Reset(ResetReason::Refused) => {
+            Failure::Reset(ResetReason::Refused, _) => {
                 broken
                     || on.contains(RetryOn::REFUSED_STREAM)
                     || on.contains(RetryOn::RESET_BEFORE_REQUEST)
             }
-            Failure::Reset(_) | Failure::PerTryTimeout | Failure::Protocol(_) => broken,
+            Failure::Reset(..) | Failure::PerTryTimeout | Failure::Protocol(_) => broken,
         }
     }
 }

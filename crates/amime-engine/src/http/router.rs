@@ -53,19 +53,23 @@ async fn round(
         Err(redirect) => return Ok(answer(guard, *redirect, None)),
     };
     exchange.log.borrow_mut().route.clone_from(&route);
+    let weighted = match route.as_deref().map(|route| &route.action) {
+        Some(Action::Forward(action)) => action.cluster.draw(&exchange.head.borrow().headers),
+        _ => None,
+    };
+    let scope = filters::Scope { route: route.as_deref(), weighted, admitted };
     let wanted = match &route {
         Some(route) => upgrade::wanted(&exchange, admitted, route),
         None => Ok(None),
     };
     let upgrade = match wanted {
         Ok(upgrade) => upgrade,
-        Err(error) => return Ok(response::local(guard, &error)),
+        Err(error) => {
+            let missed = scope.cluster(&exchange);
+            exchange.log.borrow_mut().missed = missed;
+            return Ok(response::local(guard, &error));
+        }
     };
-    let weighted = match route.as_deref().map(|route| &route.action) {
-        Some(Action::Forward(action)) => action.cluster.draw(&exchange.head.borrow().headers),
-        _ => None,
-    };
-    let scope = filters::Scope { route: route.as_deref(), weighted, admitted };
     if let Err(stop) = filters::run(&exchange, &scope).await {
         let missed = scope.cluster(&exchange);
         exchange.log.borrow_mut().missed = missed;
@@ -158,7 +162,8 @@ fn find(exchange: &Exchange, internal: bool) -> Result<Option<RouteRef>, Box<Own
 
 fn answer(guard: ExchangeGuard, mut own: Own, route: Option<&RouteRef>) -> Response<ResponseBody> {
     if let Some(route) = route {
-        response::edit(guard.exchange(), &mut own.headers, own.status, &[&route.response_edits]);
+        response::tell(guard.exchange(), &own);
+        response::edit(guard.exchange(), &mut own.headers, 0, &[&route.response_edits]);
     }
     response::own(guard, own)
 }

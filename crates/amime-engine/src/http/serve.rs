@@ -2,7 +2,7 @@
 //! what every request passes first.
 
 use std::cell::Cell;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,14 +13,14 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
-use super::body::{BodyError, DownstreamBody, ResponseBody};
+use super::body::{DownstreamBody, ResponseBody};
 use super::error::ProxyError;
 use super::exchange::{Codec as ExchangeCodec, Exchange, ExchangeGuard, Log};
 use super::h1::Channel;
 use super::parsed::{self, Parsed};
 use super::rate_limit::OwnBuckets;
 use super::upgrade::OnUpgrade;
-use super::{h1, request, response, router};
+use super::{h1, limits, request, response, router};
 use crate::listener::{ChainLife, Connection, DownstreamIo};
 use crate::worker::Worker;
 use amime_config::hcm::{Codec, HttpConfig, RouteSource};
@@ -93,7 +93,7 @@ impl HttpConnection {
             || self.config.timeouts.max_connection.is_some_and(|max| self.opened.elapsed() >= max)
     }
 
-    fn begin(&self, http2: bool) {
+    pub(super) fn begin(&self, http2: bool) {
         self.requests.set(self.requests.get().saturating_add(1));
         self.active.set(self.active.get() + 1);
         self.stats.downstream_rq_total.inc();
@@ -158,7 +158,7 @@ async fn serve_http2(connection: Rc<HttpConnection>, io: DownstreamIo) {
         .max_concurrent_streams(config.h2.max_concurrent_streams)
         .initial_stream_window_size(config.h2.stream_window)
         .initial_connection_window_size(config.h2.connection_window)
-        .max_header_list_size(config.max_headers_kb * 1024)
+        .max_header_list_size(limits::decoded(&config))
         .max_send_buf_size(256 * 1024);
     if config.h2.allow_connect {
         builder.enable_connect_protocol();
@@ -169,11 +169,17 @@ async fn serve_http2(connection: Rc<HttpConnection>, io: DownstreamIo) {
     let service_connection = connection.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         let connection = service_connection.clone();
+        let refused = limits::check(&connection.config, request.headers()).err();
         let leaves = request.method() == http::Method::CONNECT;
         let upgrade = leaves.then(|| OnUpgrade::H2(hyper::upgrade::on(&mut request)));
         let (parsed, body) = Parsed::of_http2(request, connection.downstream.tls.is_some());
         let body = DownstreamBody::H2(body);
-        async move { Ok::<_, BodyError>(handle(connection, parsed, body, upgrade, None).await) }
+        async move {
+            match refused {
+                Some(details) => Err(limits::refuse(&connection, details)),
+                None => Ok(handle(connection, parsed, (body, upgrade), Weak::new()).await),
+            }
+        }
     });
     let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
     tokio::select! {
@@ -242,13 +248,12 @@ async fn wait_for(duration: Option<Duration>) {
 pub(super) async fn handle(
     connection: Rc<HttpConnection>,
     parsed: Parsed,
-    body: DownstreamBody,
-    upgrade: Option<OnUpgrade>,
-    interim: Option<Rc<Channel>>,
+    (body, upgrade): (DownstreamBody, Option<OnUpgrade>),
+    channel: Weak<Channel>,
 ) -> Response<ResponseBody> {
     let Parsed { head, valid, case } = parsed;
     connection.begin(head.version == http::Version::HTTP_2);
-    let exchange = Exchange::new(connection.clone(), head, ExchangeCodec { case, interim });
+    let exchange = Exchange::new(connection.clone(), head, ExchangeCodec { case, channel });
     let guard = ExchangeGuard::new(exchange.clone());
     exchange.log.borrow_mut().grpc = exchange.head.borrow().is_grpc();
     let admitted = match valid {
@@ -258,6 +263,9 @@ pub(super) async fn handle(
     let admitted = match admitted {
         Ok(admitted) => admitted,
         Err(error) => {
+            if let ProxyError::Fragment(target) = &error {
+                exchange.log.borrow_mut().target = Some(target.clone());
+            }
             if error.by_codec() && exchange.head.borrow().version != http::Version::HTTP_2 {
                 // Envoy's codec refuses these before it has told anybody what
                 // the request was.

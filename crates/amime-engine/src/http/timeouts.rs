@@ -11,6 +11,7 @@ use super::error::ProxyError;
 use super::exchange::Exchange;
 use super::forward::Plan;
 use super::names;
+use super::upgrade::is_websocket;
 use amime_config::head::RequestHead;
 use amime_config::route_action::{Forward, millis_value};
 
@@ -28,6 +29,9 @@ pub(super) struct Timeouts {
     /// The new value of `grpc-timeout`.
     pub(super) grpc: Option<Duration>,
     overridden: bool,
+    /// Nothing of the request is awaited: its handshake is all that the client
+    /// sends before it is answered.
+    handshake: bool,
 }
 
 impl Timeouts {
@@ -78,6 +82,7 @@ impl Timeouts {
                 .map(|life| Instant::from_std(plan.exchange.begun + life)),
             grpc,
             overridden,
+            handshake: plan.upgrade.is_some() && is_websocket(&head),
         }
     }
 
@@ -179,7 +184,7 @@ pub(super) fn route_timeout(
         };
         let by_route = async {
             // The clock of the route starts when the request has been read.
-            if exchange.completed_at().is_none() {
+            if !timeouts.handshake && exchange.completed_at().is_none() {
                 tokio::select! {
                     read = read_in_time(&exchange, timeouts.request) => if !read {
                         return ProxyError::RequestTimeout;

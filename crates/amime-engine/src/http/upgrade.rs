@@ -20,6 +20,7 @@ use super::h1;
 use super::pipe::{BodyReader, Duplex};
 use super::request::Admitted;
 use crate::tcp::copy::{Copied, CopyEnd, copy_both};
+use amime_config::head::RequestHead;
 use amime_config::route::RouteRef;
 use amime_config::route_action::{Action, RouteUpgrade};
 
@@ -66,6 +67,12 @@ pub(super) fn wanted(
     let terminate = head.method == Method::CONNECT
         && by_route.is_some_and(|upgrade| upgrade.terminate.is_some());
     Ok(Some(if terminate { Upgrade::Terminate } else { Upgrade::Forward }))
+}
+
+/// True if a request to leave HTTP is one for a WebSocket.
+pub(super) fn is_websocket(head: &RequestHead) -> bool {
+    let kind = head.headers.get(header::UPGRADE);
+    kind.is_some_and(|kind| kind.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
 /// True if the response agrees to the upgrade. One over HTTP/2 is given the

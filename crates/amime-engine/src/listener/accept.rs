@@ -495,7 +495,7 @@ async fn dispatch(
         end.details = Some(format!("rbac_access_denied_matched_policy[{policy}]").into());
         return end.log(&worker, &listener, Some(&chain), &facts);
     }
-    let Some(_counted) = within_limits(&worker, &chain).await else {
+    let Some(_counted) = within_limits(&worker, &chain, &mut end.flags).await else {
         return end.log(&worker, &listener, Some(&chain), &facts);
     };
     let logged = listener.config.log.is_some().then(|| facts.clone());
@@ -519,11 +519,22 @@ async fn dispatch(
 }
 
 /// What counts the connection in, if the limits let one more in.
-async fn within_limits(worker: &Rc<Worker>, chain: &FilterChain) -> Option<Vec<CountedIn>> {
+async fn within_limits(
+    worker: &Rc<Worker>,
+    chain: &FilterChain,
+    flags: &mut ResponseFlags,
+) -> Option<Vec<CountedIn>> {
     let mut counted = Vec::new();
     for limit in &chain.limits {
         let within = match limit {
-            NetworkLimit::Local(limit) => limit.admits(token_bucket::now()),
+            NetworkLimit::Local(limit) => {
+                let within = limit.admits(token_bucket::now());
+                if !within {
+                    // Envoy's choice of a flag.
+                    flags.insert(ResponseFlags::URX);
+                }
+                within
+            }
             NetworkLimit::Global(limit) => admitted_by_service(worker, limit).await,
             NetworkLimit::Open(cap) => {
                 let entered = cap.enter();

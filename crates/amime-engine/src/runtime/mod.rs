@@ -18,7 +18,7 @@ mod routes;
 mod state;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -53,6 +53,8 @@ pub struct RuntimeOptions {
     pub node_id: String,
     /// Cluster of this node, by which rate limits know where requests are from.
     pub service_cluster: String,
+    /// This node's own address; default: that from which it would reach others.
+    pub address: Option<IpAddr>,
 }
 
 /// The running data path.
@@ -88,6 +90,7 @@ impl Runtime {
         let (draining, drain) = watch::channel(false);
         let shared = Arc::new(Shared::default());
         let own_metadata = own_metadata(&options);
+        let address = options.address.unwrap_or_else(own_address);
         let secrets = SecretStore::new(options.identity.clone());
         let runtime = Arc::new(Self {
             state: Mutex::new(State::new(&options, secrets, workers)),
@@ -104,6 +107,7 @@ impl Runtime {
                 telemetry: options.telemetry.worker(),
                 mark: options.mark,
                 own_metadata: own_metadata.clone(),
+                address,
                 service_cluster: options.service_cluster.as_str().into(),
                 shared: shared.clone(),
                 config: config.clone(),
@@ -243,6 +247,17 @@ fn run_worker(options: WorkerOptions) {
         Ok(runtime) => runtime.block_on(worker::run(options)),
         Err(error) => tracing::error!(%error, "worker cannot start"),
     }
+}
+
+/// The address from which this machine would reach others. Nothing is sent.
+fn own_address() -> IpAddr {
+    const ELSEWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(203, 0, 113, 1), 9);
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0));
+    let address = socket.and_then(|socket| {
+        socket.connect(ELSEWHERE)?;
+        socket.local_addr()
+    });
+    address.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip())
 }
 
 fn own_metadata(options: &RuntimeOptions) -> Option<(HeaderValue, HeaderValue)> {

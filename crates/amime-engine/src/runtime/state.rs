@@ -34,7 +34,7 @@ use amime_config::listener::ListenerConfig;
 use amime_config::names::Names;
 use amime_config::route::RouteTable;
 use amime_config::secrets::SecretStore;
-use amime_config::{Compiler, Faults, Required};
+use amime_config::{Compiler, Faults, Node, Required};
 use secret_files::SecretFiles;
 
 /// All configuration of a runtime.
@@ -42,7 +42,7 @@ pub(super) struct State {
     names: Names,
     secrets: SecretStore,
     telemetry: Arc<Telemetry>,
-    gateway: bool,
+    node: Node,
     mark: Option<u32>,
     held: BTreeMap<(usize, String), Held>,
     listeners: Listeners,
@@ -63,7 +63,11 @@ impl State {
             names: Names::default(),
             secrets,
             telemetry: options.telemetry.clone(),
-            gateway: options.gateway,
+            node: Node {
+                gateway: options.gateway,
+                id: options.node_id.clone(),
+                cluster: options.service_cluster.clone(),
+            },
             mark: options.mark,
             held: BTreeMap::new(),
             listeners: Listeners::new(workers),
@@ -169,7 +173,7 @@ impl State {
     ) -> Result<(T, Required, Vec<Fault>), Refusal> {
         let message: M = resource.decode().map_err(|error| error.to_string())?;
         let mut compiler =
-            Compiler::new(&mut self.names, &self.secrets, &self.telemetry, self.gateway);
+            Compiler::new(&mut self.names, &self.secrets, &self.telemetry, &self.node);
         let compiled = compile(&message, &mut compiler);
         let required = std::mem::take(&mut compiler.required);
         finish(compiled, compiler.faults).map(|(value, ignored)| (value, required, ignored))

@@ -9,6 +9,7 @@ mod snapshot;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -37,6 +38,8 @@ pub(crate) struct Worker {
     pub(crate) mark: Option<u32>,
     /// Values of the headers that tell peers who we are.
     pub(crate) own_metadata: Option<(HeaderValue, HeaderValue)>,
+    /// This node's own address.
+    pub(crate) address: IpAddr,
     /// The cluster that this node counts itself to.
     pub(crate) service_cluster: Arc<str>,
     shared: Arc<Shared>,
@@ -51,6 +54,7 @@ pub(crate) struct WorkerOptions {
     pub(crate) telemetry: WorkerTelemetry,
     pub(crate) mark: Option<u32>,
     pub(crate) own_metadata: Option<(HeaderValue, HeaderValue)>,
+    pub(crate) address: IpAddr,
     pub(crate) service_cluster: Arc<str>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) config: watch::Receiver<Arc<Published>>,
@@ -68,6 +72,7 @@ pub(crate) async fn run(options: WorkerOptions) {
         telemetry: options.telemetry,
         mark: options.mark,
         own_metadata: options.own_metadata,
+        address: options.address,
         service_cluster: options.service_cluster,
         shared: options.shared,
         snapshot: RefCell::default(),

@@ -146,6 +146,7 @@ impl Proxy {
             gateway: false,
             node_id: node_id.to_owned(),
             service_cluster: "tests".to_owned(),
+            address: None,
         });
         Self { runtime: runtime.expect("threads start"), telemetry }
     }

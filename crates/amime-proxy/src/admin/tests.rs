@@ -30,6 +30,7 @@ fn context() -> Arc<Context> {
         gateway: false,
         node_id: String::new(),
         service_cluster: String::new(),
+        address: None,
     });
     Arc::new(Context {
         telemetry,

@@ -141,6 +141,7 @@ impl Agent {
             gateway: config.kind == ProxyKind::Router,
             node_id: node::id(&config),
             service_cluster: node::node(&config).cluster,
+            address: config.instance_ips.first().copied(),
         })
         .map_err(AgentError::Runtime)?;
         let dns = start_dns(&config, &upstreams, &resolv_conf).await?;

@@ -53,14 +53,16 @@ pub(crate) async fn run(mut run: BootstrapRun) -> Result<(), AgentError> {
     let mut plan = Plan::of(&run.bootstrap, &mut faults);
     let telemetry =
         Telemetry::new(TelemetryOptions { istio_tags: false, ..TelemetryOptions::default() });
+    let node = run.bootstrap.node.clone().unwrap_or_default();
     let runtime = Runtime::start(RuntimeOptions {
         concurrency: run.options.concurrency,
         telemetry: telemetry.clone(),
         identity: Arc::new(NoSecrets),
         mark: None,
         gateway: true,
-        node_id: String::new(),
-        service_cluster: run.bootstrap.node.clone().unwrap_or_default().cluster,
+        node_id: node.id,
+        service_cluster: node.cluster,
+        address: None,
     })
     .map_err(AgentError::Runtime)?;
     let resources = plan.resources.iter().map(|one| one.resource.clone());

@@ -266,6 +266,11 @@ impl<'a> Subject<'a> {
         self.http.map(|http| http.request_headers)
     }
 
+    /// The endpoint's address, once there is a connection to it.
+    pub(crate) fn upstream_remote(&self) -> Option<SocketAddr> {
+        self.upstream.local_address.and(self.upstream.host)
+    }
+
     pub(crate) fn upstream_host(&self) -> Option<SocketAddr> {
         self.upstream.host
     }

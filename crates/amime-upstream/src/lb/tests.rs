@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use amime_config::Compiler;
 use amime_config::cluster::ClusterConfig;
 use amime_config::criteria::Criteria;
 use amime_config::endpoint::{AssignmentSpec, EndpointSet, Resolved, Spread};
@@ -12,6 +11,7 @@ use amime_config::endpoint_state::ClusterState;
 use amime_config::names::Names;
 use amime_config::retry::Reselect;
 use amime_config::secrets::{NoSecrets, SecretStore};
+use amime_config::{Compiler, Node};
 use amime_telemetry::{Telemetry, TelemetryOptions};
 use amime_xds::json::from_yaml;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
@@ -62,7 +62,8 @@ impl Fixture {
         let telemetry = Telemetry::new(TelemetryOptions::default());
         let secrets = SecretStore::new(Arc::new(NoSecrets));
         let mut names = Names::default();
-        let mut compiler = Compiler::new(&mut names, &secrets, &telemetry, false);
+        let node = Node::default();
+        let mut compiler = Compiler::new(&mut names, &secrets, &telemetry, &node);
         let config = Arc::new(ClusterConfig::compile(&message, &mut compiler).expect("compiles"));
         let assignment = message.load_assignment.expect("given");
         let assignment = AssignmentSpec::compile(&assignment, &config, &mut compiler.faults);
