@@ -24,6 +24,7 @@ mod bootstrap;
 mod case;
 mod certs;
 mod client;
+mod coding;
 mod h2spec;
 mod lists;
 mod outcome;

@@ -6,7 +6,8 @@ use tokio::io::AsyncWriteExt;
 
 use super::orders::{End, Orders};
 use super::{Ending, Server, id_of, record};
-use crate::wire::{Framing, Head, Reader, latin1, summary};
+use crate::coding::{encode, meant};
+use crate::wire::{Framing, Head, Reader, latin1};
 
 /// Serves requests until the connection ends.
 pub(super) async fn serve<S: Ending>(mut reader: Reader<S>, server: Server) {
@@ -22,7 +23,7 @@ pub(super) async fn serve<S: Ending>(mut reader: Reader<S>, server: Server) {
             return;
         }
         let body = reader.body(head.framing(Framing::None)).await;
-        let mut text = summary(&body.bytes);
+        let mut text = meant(head.field("content-encoding"), &body.bytes);
         for (name, value) in &body.trailers {
             let _ = write!(text, " trailer {name}: {value}");
         }
@@ -101,6 +102,10 @@ fn response(server: &Server, head: &Head, orders: &Orders) -> Vec<u8> {
         Some(body) => body.clone(),
         None if orders.echo => echo().into_bytes(),
         None => default,
+    };
+    let body = match &orders.coding {
+        Some(coding) => encode(coding, &body),
+        None => body,
     };
     let mut text = format!("HTTP/1.1 {} Status\r\n", orders.status);
     for (name, value) in &orders.fields {

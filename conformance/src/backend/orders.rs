@@ -10,6 +10,7 @@
 //! | `trailer=name: value` | a trailer after a chunked answer |
 //! | `body=5000` | a body of so many bytes |
 //! | `text=hello` | this body |
+//! | `coding=gzip` | the body in this coding, and told so |
 //! | `echo` | the request's start line and host as the body |
 //! | `interim=103` | an informational answer first |
 //! | `chunked` | no length in the answer's head |
@@ -30,6 +31,7 @@ pub(crate) struct Orders {
     pub(crate) fields: Vec<(String, String)>,
     pub(crate) trailers: Vec<(String, String)>,
     pub(crate) body: Option<Vec<u8>>,
+    pub(crate) coding: Option<String>,
     pub(crate) interim: Option<u16>,
     pub(crate) chunked: bool,
     pub(crate) echo: bool,
@@ -58,6 +60,7 @@ impl Default for Orders {
             fields: vec![],
             trailers: vec![],
             body: None,
+            coding: None,
             interim: None,
             chunked: false,
             echo: false,
@@ -95,6 +98,10 @@ impl Orders {
             "trailer" => self.trailers.push(field()?),
             "body" => self.body = Some(vec![b'x'; value.parse().ok()?]),
             "text" => self.body = Some(value.as_bytes().to_vec()),
+            "coding" => {
+                self.fields.push(("content-encoding".into(), value.into()));
+                self.coding = Some(value.to_owned());
+            }
             "interim" => self.interim = Some(value.parse().ok()?),
             "chunked" => self.chunked = true,
             "echo" => self.echo = true,

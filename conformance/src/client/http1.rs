@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::{Done, PROBE, Stream, note_alert, patience};
 use crate::case::Exchange;
+use crate::coding::meant;
 use crate::outcome::{Aspect, Outcome};
 use crate::wire::{Body, Framing, Head, Reader, summary};
 
@@ -118,7 +119,7 @@ async fn one<R: tokio::io::AsyncRead + Unpin>(
             done.outcome.add(Aspect::Body, "body without end");
             return After::Silent;
         };
-        note_body(&mut done.outcome, &body);
+        note_body(&mut done.outcome, head.field("content-encoding"), &body);
         return if closing || !body.complete { After::Closing } else { After::Open };
     }
 }
@@ -134,9 +135,9 @@ fn note_head(outcome: &mut Outcome, head: &Head) {
     }
 }
 
-fn note_body(outcome: &mut Outcome, body: &Body) {
+fn note_body(outcome: &mut Outcome, coding: Option<&str>, body: &Body) {
     if !body.bytes.is_empty() {
-        outcome.add(Aspect::Body, summary(&body.bytes));
+        outcome.add(Aspect::Body, meant(coding, &body.bytes));
     }
     for (name, value) in &body.trailers {
         outcome.add(Aspect::Body, format!("trailer {name}: {value}"));

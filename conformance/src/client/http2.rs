@@ -7,6 +7,7 @@ use tokio::time::timeout;
 
 use super::{Done, Stream, patience};
 use crate::case::{Exchange, fill};
+use crate::coding::meant;
 use crate::outcome::{Aspect, Outcome};
 use crate::wire::summary;
 
@@ -61,6 +62,7 @@ async fn one<S: Stream>(
     *answered = true;
     outcome.add(Aspect::Status, format!("HTTP/2 {}", response.status().as_str()));
     note_fields(outcome, Aspect::Headers, response.headers(), "");
+    let coding = response.headers().get("content-encoding").cloned();
     let mut incoming = response.into_body();
     if let Some(text) = &exchange.tunnel {
         send.send_data(Bytes::from(text.clone()), true)?;
@@ -79,7 +81,8 @@ async fn one<S: Stream>(
         }
     }
     if !body.is_empty() {
-        outcome.add(Aspect::Body, summary(&body));
+        let coding = coding.as_ref().and_then(|coding| coding.to_str().ok());
+        outcome.add(Aspect::Body, meant(coding, &body));
     }
     if let Some(trailers) = incoming.trailers().await? {
         note_fields(outcome, Aspect::Body, &trailers, "trailer ");

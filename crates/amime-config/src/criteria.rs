@@ -124,6 +124,13 @@ pub fn hash_of<'a>(entries: impl Iterator<Item = &'a Criterion>) -> u64 {
 }
 
 impl MetadataMatch {
+    /// The criteria of `own` over those of `parent`.
+    pub fn over(parent: Option<&Self>, own: &wkt::Struct) -> Self {
+        let own = Criteria::of(own);
+        let all = parent.map_or_else(|| own.clone(), |parent| parent.all.merged(&own));
+        Self::of(all)
+    }
+
     /// The criteria that `metadata` holds for load balancing, over those of
     /// `parent`; `None` if neither has any.
     pub fn compile(metadata: Option<&core::Metadata>, parent: Option<&Self>) -> Option<Self> {
@@ -134,6 +141,10 @@ impl MetadataMatch {
             (Some(own), None) => Criteria::of(own),
             (Some(own), Some(parent)) => parent.all.merged(&Criteria::of(own)),
         };
+        Some(Self::of(all))
+    }
+
+    fn of(all: Criteria) -> Self {
         let others = all.0.iter().filter(|entry| &*entry.key != FALLBACK_LIST);
         let base = Criteria(others.cloned().collect());
         let list = all.0.iter().find(|entry| &*entry.key == FALLBACK_LIST);
@@ -148,6 +159,6 @@ impl MetadataMatch {
             });
             structs.map(|fields| base.merged(&Criteria::of(fields))).collect()
         });
-        Some(Self { all, base, alternatives })
+        Self { all, base, alternatives }
     }
 }

@@ -9,21 +9,30 @@ use std::sync::Arc;
 use amime_telemetry::IstioStats;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::extensions::filters::http::{
-    cors::v3 as cors, fault::v3 as fault, header_mutation::v3 as mutation,
-    local_ratelimit::v3::LocalRateLimit, ratelimit::v3 as ratelimit, rbac::v3 as rbac,
-    router::v3::Router, stateful_session::v3 as session,
+    buffer::v3 as buffer, compressor::v3 as pb_compressor, compressor::v3::CompressorPerRoute,
+    cors::v3 as cors, csrf::v3 as csrf, decompressor::v3 as pb_decompressor, fault::v3 as fault,
+    grpc_http1_bridge::v3 as bridge, grpc_web::v3::GrpcWeb, header_mutation::v3 as mutation,
+    header_to_metadata::v3 as to_metadata, health_check::v3 as health_check,
+    ip_tagging::v3 as ip_tagging, local_ratelimit::v3::LocalRateLimit, ratelimit::v3 as ratelimit,
+    rbac::v3 as rbac, router::v3::Router, set_metadata::v3 as set_metadata,
+    stateful_session::v3 as session,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use envoy_types::pb::google::protobuf::Any;
 use prost::Message;
 
 use super::Compiler;
+use super::answer_checks::AnswerChecks;
+use super::compression::{Compressor, CompressorRoute, Decompressor};
 use super::cors::{Cors, CorsFields};
+use super::csrf::Csrf;
 use super::fault_injection::Fault;
 use super::faults::Faults;
 use super::global_limit::{GlobalLimit, GlobalLimitRoute};
 use super::header_mutation::HeaderMutation;
+use super::ip_tags::IpTags;
 use super::local_limit::LocalLimit;
+use super::metadata::{HeaderToMetadata, SetMetadata};
 use super::peer_metadata::PeerExchange;
 use super::rbac::{Rbac, Rules};
 use super::stateful_session::StatefulSession;
@@ -48,6 +57,17 @@ pub enum FilterKind {
     Mutation(Arc<HeaderMutation>),
     /// `None` keeps no state, which a route may change.
     Session(Option<Arc<StatefulSession>>),
+    GrpcWeb,
+    GrpcBridge,
+    /// The most that is kept of a request; `None` if it does not wait.
+    Buffer(Option<usize>),
+    Compressor(Arc<Compressor>),
+    Decompressor(Arc<Decompressor>),
+    HeaderToMetadata(Arc<HeaderToMetadata>),
+    SetMetadata(SetMetadata),
+    Csrf(Arc<Csrf>),
+    IpTags(IpTags),
+    AnswerChecks(Arc<AnswerChecks>),
 }
 
 /// Filter settings of a route, the route's own before its parents'.
@@ -78,6 +98,11 @@ pub enum Settings {
     Mutation(Arc<HeaderMutation>),
     /// `None` switches the filter off for the route.
     Session(Option<Arc<StatefulSession>>),
+    /// `None` switches the filter off for the route.
+    Buffer(Option<usize>),
+    Compressor(Arc<CompressorRoute>),
+    HeaderToMetadata(Arc<HeaderToMetadata>),
+    Csrf(Arc<Csrf>),
 }
 
 impl PerRoute {
@@ -164,6 +189,16 @@ impl Settings {
             Self::Mutation(Arc::new(HeaderMutation::compile(&mutations, false, faults)))
         } else if is::<session::StatefulSessionPerRoute>(any) {
             Self::Session(session_per_route(&unpack(any, faults)?, faults))
+        } else if is::<buffer::BufferPerRoute>(any) {
+            Self::Buffer(buffer_per_route(&unpack(any, faults)?, faults))
+        } else if is::<CompressorPerRoute>(any) {
+            let route = CompressorRoute::compile(&unpack(any, faults)?, faults);
+            Self::Compressor(Arc::new(route))
+        } else if is::<to_metadata::Config>(any) {
+            let rules = HeaderToMetadata::compile(&unpack(any, faults)?, faults);
+            Self::HeaderToMetadata(Arc::new(rules))
+        } else if is::<csrf::CsrfPolicy>(any) {
+            Self::Csrf(Arc::new(Csrf::compile(&unpack(any, faults)?, faults)))
         } else {
             let suffix = if optional { ", which it may be" } else { "" };
             faults.ignore("", format!("{} is not supported{suffix}", type_name(any)));
@@ -188,11 +223,10 @@ pub fn compile_rbac(value: &rbac::Rbac, faults: &mut Faults) -> Rbac {
 /// What this filter reports is collected anyway.
 const GRPC_STATS: &str = "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig";
 
+const ON_DEMAND: &str = "envoy.extensions.filters.http.on_demand.v3.OnDemand";
+
 /// Filters that are accepted but do nothing here; requests pass as they are.
-const WITHOUT_EFFECT: [&str; 2] = [
-    "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb",
-    "envoy.extensions.filters.http.set_filter_state.v3.Config",
-];
+const WITHOUT_EFFECT: [&str; 1] = ["envoy.extensions.filters.http.set_filter_state.v3.Config"];
 
 /// The HTTP filters, sorted into what acts on requests and what are settings.
 #[derive(Default)]
@@ -257,6 +291,8 @@ impl FilterChain {
             }
             "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig" => self.istio_alpn = true,
             GRPC_STATS => {}
+            // It loads virtual hosts on demand; here all of them are there.
+            ON_DEMAND => {}
             name if optional || WITHOUT_EFFECT.contains(&name) => {
                 faults.ignore("typed_config", format!("{name} is not supported"))
             }
@@ -274,6 +310,16 @@ impl FilterKind {
             || is::<ratelimit::RateLimit>(any)
             || is::<mutation::HeaderMutation>(any)
             || is::<session::StatefulSession>(any)
+            || is::<GrpcWeb>(any)
+            || is::<bridge::Config>(any)
+            || is::<buffer::Buffer>(any)
+            || is::<pb_compressor::Compressor>(any)
+            || is::<pb_decompressor::Decompressor>(any)
+            || is::<to_metadata::Config>(any)
+            || is::<set_metadata::Config>(any)
+            || is::<csrf::CsrfPolicy>(any)
+            || is::<ip_tagging::IpTagging>(any)
+            || is::<health_check::HealthCheck>(any)
     }
 
     fn compile(any: &Any, compiler: &mut Compiler<'_>) -> Option<Self> {
@@ -293,11 +339,59 @@ impl FilterKind {
         } else if is::<session::StatefulSession>(any) {
             let session = StatefulSession::compile(&unpack(any, faults)?, faults);
             Some(Self::Session(session.map(Arc::new)))
+        } else if is::<GrpcWeb>(any) {
+            Some(Self::GrpcWeb)
+        } else if is::<bridge::Config>(any) {
+            let config: bridge::Config = unpack(any, faults)?;
+            faults.reject_if(config.upgrade_protobuf_to_grpc, "upgrade_protobuf_to_grpc");
+            Some(Self::GrpcBridge)
+        } else if is::<buffer::Buffer>(any) {
+            Some(Self::Buffer(Some(buffer_size(&unpack(any, faults)?, faults)?)))
+        } else if is::<pb_compressor::Compressor>(any) {
+            let compressor = Compressor::compile(&unpack(any, faults)?, faults)?;
+            Some(Self::Compressor(Arc::new(compressor)))
+        } else if is::<pb_decompressor::Decompressor>(any) {
+            let decompressor = Decompressor::compile(&unpack(any, faults)?, faults)?;
+            Some(Self::Decompressor(Arc::new(decompressor)))
+        } else if is::<to_metadata::Config>(any) {
+            let rules = HeaderToMetadata::compile(&unpack(any, faults)?, faults);
+            Some(Self::HeaderToMetadata(Arc::new(rules)))
+        } else if is::<set_metadata::Config>(any) {
+            Some(Self::SetMetadata(SetMetadata::compile(&unpack(any, faults)?, faults)))
+        } else if is::<csrf::CsrfPolicy>(any) {
+            Some(Self::Csrf(Arc::new(Csrf::compile(&unpack(any, faults)?, faults))))
+        } else if is::<ip_tagging::IpTagging>(any) {
+            Some(Self::IpTags(IpTags::compile(&unpack(any, faults)?, faults)?))
+        } else if is::<health_check::HealthCheck>(any) {
+            let config: health_check::HealthCheck = unpack(any, faults)?;
+            Some(Self::AnswerChecks(Arc::new(AnswerChecks::compile(&config, compiler)?)))
         } else {
             let config: mutation::HeaderMutation = unpack(any, faults)?;
             let mutations = config.mutations.unwrap_or_default();
             let wins = config.most_specific_header_mutations_wins;
             Some(Self::Mutation(Arc::new(HeaderMutation::compile(&mutations, wins, faults))))
+        }
+    }
+}
+
+fn buffer_size(value: &buffer::Buffer, faults: &mut Faults) -> Option<usize> {
+    let max = value.max_request_bytes.as_ref().filter(|max| max.value > 0);
+    if max.is_none() {
+        faults.reject("max_request_bytes", "missing");
+    }
+    max.map(|max| max.value as usize)
+}
+
+fn buffer_per_route(value: &buffer::BufferPerRoute, faults: &mut Faults) -> Option<usize> {
+    use buffer::buffer_per_route::Override;
+    match &value.r#override {
+        Some(Override::Buffer(value)) => {
+            faults.within("buffer", |faults| buffer_size(value, faults))
+        }
+        Some(Override::Disabled(_)) => None,
+        None => {
+            faults.reject("override", "missing");
+            None
         }
     }
 }

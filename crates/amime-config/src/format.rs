@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use amime_core::unix::{Shown, ShownHost, port_of};
-use amime_telemetry::ResponseFlags;
+use amime_telemetry::{DynamicMetadata, ResponseFlags};
 use http::{HeaderMap, HeaderValue};
 
 use super::matcher::HeaderSource;
@@ -33,13 +33,22 @@ pub struct FormatInput<'a> {
     pub flags: ResponseFlags,
     /// Body of the proxy's own answer.
     pub local_reply: &'a str,
+    /// What filters found out.
+    pub metadata: Option<&'a DynamicMetadata>,
 }
 
 #[derive(Clone, Debug)]
 pub enum Piece {
     Text(String),
-    Request { main: HeaderSource, alternative: Option<HeaderSource>, limit: usize },
-    Response { name: HeaderSource, limit: usize },
+    Request {
+        main: HeaderSource,
+        alternative: Option<HeaderSource>,
+        limit: usize,
+    },
+    Response {
+        name: HeaderSource,
+        limit: usize,
+    },
     ResponseCode,
     ResponseFlags,
     ResponseCodeDetails,
@@ -57,6 +66,11 @@ pub enum Piece {
     Cluster,
     Hostname,
     StartTime,
+    /// A namespace, and keys.
+    Metadata {
+        path: Box<[Box<str>]>,
+        limit: usize,
+    },
 }
 
 /// A header value, ready-made when it has no operators.
@@ -202,6 +216,9 @@ fn operator(text: &str) -> Result<Piece, String> {
         ("UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW", None) => Piece::Cluster,
         ("HOSTNAME", None) => Piece::Hostname,
         ("START_TIME", None) => Piece::StartTime,
+        ("DYNAMIC_METADATA", Some(path)) if !path.is_empty() => {
+            Piece::Metadata { path: path.split(':').map(Box::from).collect(), limit }
+        }
         _ => return Err(unknown()),
     })
 }
@@ -252,6 +269,13 @@ impl Piece {
                 let read =
                     || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
                 out.extend_from_slice(NAME.get_or_init(read).trim().as_bytes());
+            }
+            Self::Metadata { path, limit } => {
+                let start = out.len();
+                if let Some(metadata) = input.metadata {
+                    metadata.write(path, out);
+                }
+                out.truncate(out.len().min(start.saturating_add(*limit)));
             }
             Self::StartTime => {
                 let now = time::OffsetDateTime::now_utc();

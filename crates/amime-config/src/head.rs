@@ -56,7 +56,7 @@ impl RequestHead {
         // `application/grpc-web` is not gRPC: it has its own framing of errors.
         value
             .strip_prefix(b"application/grpc")
-            .is_some_and(|rest| rest.is_empty() || rest[0] == b'+' || rest[0] == b';')
+            .is_some_and(|rest| rest.is_empty() || rest[0] == b'+')
     }
 
     /// The request target for an upstream of HTTP/1.

@@ -20,13 +20,16 @@
     reason = "control planes of today still send some fields that Envoy's API deprecates"
 )]
 
+pub mod answer_checks;
 pub mod binding;
 pub mod chain_match;
 pub mod cluster;
+pub mod compression;
 pub mod connection;
 pub mod connection_cap;
 pub mod cors;
 pub mod criteria;
+pub mod csrf;
 pub mod discovery;
 pub mod endpoint;
 pub mod endpoint_state;
@@ -43,12 +46,14 @@ pub mod head;
 pub mod header_mutation;
 pub mod headers;
 pub mod health_check;
+pub mod ip_tags;
 pub mod lb_policy;
 pub mod lb_subset;
 pub mod listener;
 pub mod local_limit;
 pub mod local_reply;
 pub mod matcher;
+pub mod metadata;
 pub mod names;
 pub mod outlier;
 pub mod peer_metadata;
@@ -69,6 +74,7 @@ pub mod tls_facts;
 mod tls_validation;
 pub mod token_bucket;
 pub mod values;
+pub mod virtual_cluster;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -19,6 +19,7 @@ use super::rate_limit::{LimitPolicy, RouteLimits, policies};
 use super::route_action::Action;
 use super::route_match::RouteMatch;
 use super::values::metadata_string;
+use super::virtual_cluster::VirtualCluster;
 use crate::head::RequestHead;
 
 /// A compiled `RouteConfiguration`.
@@ -41,6 +42,7 @@ pub struct RouteTable {
 pub struct VirtualHost {
     pub require_tls: RequireTls,
     routes: Vec<Route>,
+    virtual_clusters: Vec<VirtualCluster>,
 }
 
 /// A table as one worker shares it: counted within the thread, so that
@@ -84,6 +86,17 @@ impl RouteRef {
         let route = host.routes.iter().position(|route| route.matcher.matches(head, certificate));
         let found = route.map(|route| Self { table: table.clone(), vhost, route });
         Some((host.require_tls, found))
+    }
+
+    /// The number of the virtual cluster that a request belongs to.
+    pub fn virtual_cluster_of(&self, head: &RequestHead) -> Option<usize> {
+        let all = &self.table.vhosts[self.vhost].virtual_clusters;
+        all.iter().position(|one| one.takes(head))
+    }
+
+    /// A virtual cluster by its number.
+    pub fn virtual_cluster(&self, number: usize) -> Option<&VirtualCluster> {
+        self.table.vhosts[self.vhost].virtual_clusters.get(number)
     }
 }
 
@@ -225,7 +238,7 @@ impl RouteTable {
         };
         compiler.faults.reject_if(value.matcher.is_some(), "matcher");
         compiler.faults.ignore_if(value.hedge_policy.is_some(), "hedge_policy");
-        compiler.faults.ignore_if(!value.virtual_clusters.is_empty(), "virtual_clusters");
+        let virtual_clusters = VirtualCluster::compile_all(value, compiler);
         let require_tls = match value.require_tls() {
             pb::virtual_host::TlsRequirementType::None => RequireTls::No,
             pb::virtual_host::TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
@@ -237,7 +250,7 @@ impl RouteTable {
             routes.extend(Route::compile(route, &layers, compiler));
             compiler.faults.leave();
         }
-        self.vhosts.push(VirtualHost { require_tls, routes });
+        self.vhosts.push(VirtualHost { require_tls, routes, virtual_clusters });
     }
 
     /// The virtual host of `authority`.

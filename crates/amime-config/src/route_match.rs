@@ -169,7 +169,11 @@ impl CookieMatch {
 
 /// The value of one cookie.
 pub fn cookie<'a>(head: &'a RequestHead, name: &str) -> Option<&'a str> {
-    head.headers.get_all(http::header::COOKIE).iter().find_map(|header| {
+    cookie_of(&head.headers, name)
+}
+
+pub(crate) fn cookie_of<'a>(headers: &'a http::HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get_all(http::header::COOKIE).iter().find_map(|header| {
         header.to_str().ok()?.split(';').find_map(|pair| {
             let (key, value) = pair.trim().split_once('=')?;
             (key == name).then(|| value.trim_matches('"'))

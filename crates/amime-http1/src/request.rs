@@ -230,7 +230,9 @@ fn request_line(line: &[u8], options: &Options) -> Result<Line, ParseError> {
         None => return Err(ParseError::Method),
     };
     if !target::valid(&line[target.0..target.1], method == Method::CONNECT) {
-        return Err(ParseError::Target);
+        // Envoy looks for zeros before it looks at the target.
+        let zero = line[target.0..target.1].contains(&0);
+        return Err(if zero { ParseError::Characters } else { ParseError::Target });
     }
     let end = line.iter().rposition(|byte| !is_blank(byte)).map_or(0, |last| last + 1);
     let version = line.get(version_start..end).unwrap_or_default();

@@ -22,6 +22,7 @@ mod expose;
 mod flags;
 mod flight;
 mod istio;
+mod metadata;
 mod peer;
 mod prometheus;
 mod record;
@@ -36,6 +37,7 @@ pub use accesslog::{AccessLogError, AccessLogger, Format, FormatError};
 pub use expose::{StatKind, StatsFilter};
 pub use flags::ResponseFlags;
 pub use istio::IstioStats;
+pub use metadata::DynamicMetadata;
 pub use peer::{PEER_METADATA_HEADER, PEER_METADATA_ID_HEADER, PeerCache, PeerMetadata};
 pub use record::{
     ClusterInfo, Direction, DownstreamRecord, HttpRecord, HttpTiming, ListenerTelemetry,

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use http::HeaderMap;
 
 use super::accesslog::AccessLogger;
+use super::metadata::DynamicMetadata;
 use super::peer::PeerMetadata;
 use super::{IstioStats, ResponseFlags};
 
@@ -189,6 +190,12 @@ pub struct HttpRecord<'a> {
     pub config_origin: Option<&'a str>,
     /// Whether the request is gRPC.
     pub grpc: bool,
+    /// Whether it is a health check.
+    pub health_check: bool,
+    /// What filters found out.
+    pub metadata: Option<&'a DynamicMetadata>,
+    /// Name of the virtual cluster, where there are such.
+    pub virtual_cluster: Option<&'a str>,
     /// Downstream side.
     pub downstream: DownstreamRecord<'a>,
     /// Upstream side.
@@ -226,6 +233,9 @@ impl<'a> HttpRecord<'a> {
             route_name: None,
             config_origin: None,
             grpc: false,
+            health_check: false,
+            metadata: None,
+            virtual_cluster: None,
             downstream: DownstreamRecord::default(),
             upstream: UpstreamRecord::default(),
         }

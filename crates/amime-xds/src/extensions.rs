@@ -5,7 +5,7 @@
 
 /// Category and name of each extension that the proxy implements, as it names
 /// them in its node.
-pub const OWN: [(&str, &str); 26] = [
+pub const OWN: [(&str, &str); 37] = [
     ("envoy.filters.http", "envoy.filters.http.router"),
     ("envoy.filters.http", "envoy.filters.http.fault"),
     ("envoy.filters.http", "envoy.filters.http.cors"),
@@ -15,6 +15,17 @@ pub const OWN: [(&str, &str); 26] = [
     ("envoy.filters.http", "envoy.filters.http.ratelimit"),
     ("envoy.filters.http", "envoy.filters.http.header_mutation"),
     ("envoy.filters.http", "envoy.filters.http.stateful_session"),
+    ("envoy.filters.http", "envoy.filters.http.grpc_web"),
+    ("envoy.filters.http", "envoy.filters.http.grpc_http1_bridge"),
+    ("envoy.filters.http", "envoy.filters.http.buffer"),
+    ("envoy.filters.http", "envoy.filters.http.compressor"),
+    ("envoy.filters.http", "envoy.filters.http.decompressor"),
+    ("envoy.filters.http", "envoy.filters.http.header_to_metadata"),
+    ("envoy.filters.http", "envoy.filters.http.set_metadata"),
+    ("envoy.filters.http", "envoy.filters.http.csrf"),
+    ("envoy.filters.http", "envoy.filters.http.ip_tagging"),
+    ("envoy.filters.http", "envoy.filters.http.health_check"),
+    ("envoy.filters.http", "envoy.filters.http.on_demand"),
     ("envoy.filters.http", "istio.alpn"),
     ("envoy.filters.http", "istio.metadata_exchange"),
     ("envoy.filters.http", "istio.stats"),

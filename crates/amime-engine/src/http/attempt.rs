@@ -15,6 +15,7 @@ use super::forward::PreparedBody;
 use super::names;
 use super::pipe::Duplex;
 use crate::upstream::connect::ConnectError;
+use crate::upstream::h2::breaks_protocol;
 use crate::upstream::pool::{
     Acquire, ConnKey, Held, Lease, SendError, Sender, UpstreamError, acquire,
 };
@@ -43,6 +44,8 @@ pub(super) enum Failure {
     Protocol(String),
     /// The client's own body is broken.
     Downstream(ParseError),
+    /// A filter answers what it found in the client's body.
+    Refused(Box<ProxyError>),
 }
 
 impl Failure {
@@ -62,6 +65,7 @@ impl Failure {
             Self::PerTryTimeout => ProxyError::PerTryTimeout,
             Self::Protocol(reason) => ProxyError::UpstreamProtocol(reason.into()),
             Self::Downstream(error) => ProxyError::Malformed(error),
+            Self::Refused(error) => *error,
         }
     }
 }
@@ -214,6 +218,9 @@ impl Request<'_> {
                 // An idle connection that closed in the same moment: the
                 // request was not sent, another connection takes it.
                 SendError::Unsent(unsent) if lease.reused => carried = Some(unsent.into_body()),
+                SendError::Unsent(_) if lease.conn.misspoke.get() => {
+                    return Err(Failure::Protocol(String::new()));
+                }
                 SendError::Unsent(_) => return Err(Failure::ResetBeforeRequest),
                 SendError::Broken(error) => {
                     return Err(self.failure(&error, Begun(begun.get())));
@@ -333,7 +340,8 @@ impl Request<'_> {
             Failure::Overflow
             | Failure::NoHealthyUpstream
             | Failure::SessionLost(_)
-            | Failure::Downstream(_) => return,
+            | Failure::Downstream(_)
+            | Failure::Refused(_) => return,
             _ => self.cluster.stats.upstream_rq_rx_reset.inc(),
         }
         self.host.counters().rq_error.inc();
@@ -341,6 +349,9 @@ impl Request<'_> {
     }
 
     fn failure(&self, error: &UpstreamError, begun: Begun) -> Failure {
+        if let Some(error) = self.exchange.take_refusal() {
+            return Failure::Refused(Box::new(error));
+        }
         if let Some(error) = self.exchange.body_failed.get() {
             return Failure::Downstream(error);
         }
@@ -354,13 +365,6 @@ impl Request<'_> {
             UpstreamError::H1(_) => Failure::Reset(ResetReason::ConnectionTermination, begun),
         }
     }
-}
-
-/// True if it is us who ended the connection, for what came on it.
-fn breaks_protocol(error: &hyper::Error) -> bool {
-    std::error::Error::source(error)
-        .and_then(|source| source.downcast_ref::<h2::Error>())
-        .is_some_and(|error| error.is_library() && error.is_go_away())
 }
 
 fn h2_reset(error: &hyper::Error) -> ResetReason {

@@ -3,15 +3,17 @@
 use std::rc::Rc;
 
 use amime_telemetry::ResponseFlags;
+use bytes::{Bytes, BytesMut};
 use http::HeaderValue;
 
 use super::attempt::{self, Attempt, Failure};
 use super::body::UpstreamBody;
-use super::error::ProxyError;
+use super::error::{ProxyError, ResetReason};
+use super::filters::Wait;
 use super::forward::{Plan, PreparedBody};
 use super::retry::{Decision, RetrySettings, RetryState};
 use super::timeouts::{Timeouts, route_timeout};
-use super::{hash, names, session};
+use super::{buffer, grpc_web, hash, names, session};
 use crate::upstream::{ClusterRuntime, Host, LbInput, Outcome, Resource, RetryInput};
 use amime_config::route_action::{HostRewrite, millis_value};
 
@@ -48,6 +50,53 @@ impl Attempts<'_> {
                 }
             }
         }
+    }
+
+    /// Waits for a response's body and its trailers, which the log keeps.
+    pub(super) async fn whole(
+        &self,
+        (mut incoming, attempt): (UpstreamBody, Attempt),
+        wait: Wait,
+    ) -> Result<Bytes, ProxyError> {
+        let exchange = self.plan.exchange;
+        let max = match wait {
+            Wait::Message => grpc_web::MAX_MESSAGE,
+            Wait::Whole => exchange.connection.config.buffer_limit,
+        };
+        let mut kept = BytesMut::new();
+        let read = async {
+            while let Some(frame) = std::future::poll_fn(|cx| incoming.poll_frame(cx)).await {
+                let frame = frame.map_err(|_| ProxyError::Reset {
+                    reason: ResetReason::ConnectionTermination,
+                    retried: false,
+                    begun: true,
+                })?;
+                if let Some(trailers) = frame.trailers_ref() {
+                    exchange.response_trailers(trailers);
+                }
+                if let Some(data) = frame.data_ref() {
+                    let room = max - kept.len();
+                    if wait == Wait::Whole && data.len() > room {
+                        return Err(buffer::answer_too_large());
+                    }
+                    kept.extend_from_slice(&data[..data.len().min(room)]);
+                }
+            }
+            Ok(())
+        };
+        match route_timeout(self.plan.exchange, self.timeouts) {
+            None => read.await?,
+            Some(limit) => {
+                let mut limit = std::pin::pin!(limit);
+                tokio::select! {
+                    biased;
+                    read = read => read?,
+                    error = limit.as_mut() => return Err(error),
+                }
+            }
+        }
+        attempt.release();
+        Ok(kept.freeze())
     }
 
     async fn all(&self, body: &PreparedBody) -> Result<Answer, ProxyError> {

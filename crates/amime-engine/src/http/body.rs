@@ -20,7 +20,9 @@ use tokio::time::{Instant, Sleep};
 use super::attempt::Attempt;
 use super::exchange::{End, Exchange, ExchangeGuard};
 use super::h1;
+use super::held::HeldBody;
 use super::pipe::Pipe;
+use super::stage::{Stage, StageError, StagedError, Stages};
 use crate::upstream::h1::H1Body;
 use crate::upstream::pool::UpstreamError;
 
@@ -32,6 +34,8 @@ pub(crate) enum DownstreamBody {
     Empty,
     H1(h1::ClientBody),
     H2(Incoming),
+    /// Behind filters.
+    Held(Box<HeldBody>),
 }
 
 impl DownstreamBody {
@@ -45,6 +49,7 @@ impl DownstreamBody {
             Self::H2(body) => Pin::new(body)
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(|_| ParseError::Truncated))),
+            Self::Held(body) => body.poll_frame(cx),
         }
     }
 
@@ -53,14 +58,16 @@ impl DownstreamBody {
             Self::Empty => true,
             Self::H1(body) => body.ended(),
             Self::H2(body) => body.is_end_stream(),
+            Self::Held(body) => body.is_end_stream(),
         }
     }
 
-    fn size_hint(&self) -> SizeHint {
+    pub(super) fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::H1(body) => body.left().map(SizeHint::with_exact).unwrap_or_default(),
             Self::H2(body) => body.size_hint(),
+            Self::Held(body) => body.size_hint(),
         }
     }
 }
@@ -277,7 +284,8 @@ impl Body for RequestBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Empty => SizeHint::with_exact(0),
+            // Else hyper would announce a length that the client has not.
+            Self::Empty => SizeHint::default(),
             Self::Stream(incoming, _) => incoming.size_hint(),
             Self::Replay(replay) if replay.position == 0 => {
                 let shared = replay.shared.borrow();
@@ -300,11 +308,22 @@ pub(crate) struct ResponseBody {
     source: Source,
     /// Ends the exchange when dropped; `None` for bodies that nobody counts.
     guard: Option<ExchangeGuard>,
+    failed: Option<Failed>,
 }
+
+/// A failure that is told once what came before has been sent.
+struct Failed {
+    why: BodyFailure,
+    turns: u8,
+}
+
+/// Turns of other tasks in which a codec sends what it has.
+const TURNS: u8 = 2;
 
 enum Source {
     Bytes(Option<Bytes>),
     Upstream(Box<Answer>),
+    Staged(Box<(Answer, Stages)>),
     Pipe(Pipe),
 }
 
@@ -329,18 +348,19 @@ pub(crate) struct BodyLimits {
 
 impl ResponseBody {
     pub(crate) fn bytes(bytes: Bytes, guard: Option<ExchangeGuard>) -> Self {
-        Self { source: Source::Bytes(Some(bytes).filter(|bytes| !bytes.is_empty())), guard }
+        let source = Source::Bytes(Some(bytes).filter(|bytes| !bytes.is_empty()));
+        Self { source, guard, failed: None }
     }
 
     /// A tunnel's bytes; the tunnel itself tells of its end.
     pub(crate) fn pipe(pipe: Pipe) -> Self {
-        Self { source: Source::Pipe(pipe), guard: None }
+        Self { source: Source::Pipe(pipe), guard: None, failed: None }
     }
 
     pub(crate) fn upstream(
         incoming: UpstreamBody,
         attempt: Attempt,
-        limits: BodyLimits,
+        (limits, stages): (BodyLimits, Vec<Box<dyn Stage>>),
         guard: ExchangeGuard,
     ) -> Self {
         let ended = incoming.is_end_stream();
@@ -348,7 +368,11 @@ impl ResponseBody {
         if ended {
             body.release();
         }
-        Self { source: Source::Upstream(Box::new(body)), guard: Some(guard) }
+        let source = match stages.is_empty() {
+            true => Source::Upstream(Box::new(body)),
+            false => Source::Staged(Box::new((body, Stages::new(stages)))),
+        };
+        Self { source, guard: Some(guard), failed: None }
     }
 }
 
@@ -400,6 +424,7 @@ impl Answer {
         let BodyLimits { timeout, deadline, idle } = self.limits;
         let by_timeout =
             timeout.zip(completed).map(|(timeout, at)| Instant::from_std(at + timeout));
+        let life = deadline;
         let deadline = match (deadline, by_timeout) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -416,7 +441,9 @@ impl Answer {
         let Some(timer) = self.timer.as_mut() else { return Poll::Pending };
         let fired_at = timer.deadline();
         ready!(timer.as_mut().poll(cx));
-        Poll::Ready(if deadline.is_some_and(|deadline| deadline <= fired_at) {
+        Poll::Ready(if life.is_some_and(|life| life <= fired_at) {
+            BodyFailure::Duration
+        } else if deadline.is_some_and(|deadline| deadline <= fired_at) {
             BodyFailure::Deadline
         } else {
             BodyFailure::Idle
@@ -426,8 +453,24 @@ impl Answer {
 
 enum BodyFailure {
     Upstream(UpstreamError),
+    /// A filter cannot make of it what it has to.
+    Stage(StageError),
     Deadline,
+    Duration,
     Idle,
+}
+
+impl BodyFailure {
+    fn told(self) -> (End, BodyError) {
+        match self {
+            Self::Upstream(error) if error.is_malformed() => (End::UpstreamProtocol, error.into()),
+            Self::Upstream(error) => (End::UpstreamReset, error.into()),
+            Self::Stage(error) => (End::UpstreamProtocol, error.into()),
+            Self::Deadline => (End::Deadline, "response timeout".into()),
+            Self::Duration => (End::Duration, "stream duration timeout".into()),
+            Self::Idle => (End::Idle, "stream idle timeout".into()),
+        }
+    }
 }
 
 impl Body for ResponseBody {
@@ -439,12 +482,28 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
+        if let Some(failed) = this.failed.take() {
+            return Poll::Ready(Some(Err(ready!(this.tell(failed, cx)))));
+        }
         let frame = match &mut this.source {
             Source::Pipe(pipe) => return pipe.poll(cx),
             Source::Bytes(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Source::Upstream(body) => {
                 let guard = this.guard.as_ref();
                 ready!(body.poll(cx, || guard?.exchange().completed_at()))
+            }
+            Source::Staged(body) => {
+                let (answer, stages) = &mut **body;
+                let guard = this.guard.as_ref();
+                let source =
+                    |cx: &mut Context<'_>| answer.poll(cx, || guard?.exchange().completed_at());
+                let frame = ready!(stages.poll(cx, source));
+                frame.map(|frame| {
+                    frame.map_err(|error| match error {
+                        StagedError::Source(failure) => failure,
+                        StagedError::Stage(error) => BodyFailure::Stage(error),
+                    })
+                })
             }
         };
         let Some(guard) = &mut this.guard else {
@@ -462,16 +521,11 @@ impl Body for ResponseBody {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Some(Err(failure)) => {
-                let (end, error): (_, BodyError) = match failure {
-                    BodyFailure::Upstream(error) if error.is_malformed() => {
-                        (End::UpstreamProtocol, error.into())
-                    }
-                    BodyFailure::Upstream(error) => (End::UpstreamReset, error.into()),
-                    BodyFailure::Deadline => (End::Deadline, "response timeout".into()),
-                    BodyFailure::Idle => (End::Idle, "stream idle timeout".into()),
-                };
-                guard.finish(end);
+            Some(Err(why)) => {
+                let http2 = guard.exchange().head.borrow().version == http::Version::HTTP_2;
+                // Resetting a stream of HTTP/2 drops what waits on it.
+                let turns = if http2 { TURNS } else { 0 };
+                let error = ready!(this.tell(Failed { why, turns }, cx));
                 Poll::Ready(Some(Err(error)))
             }
             None => {
@@ -485,6 +539,7 @@ impl Body for ResponseBody {
         match &self.source {
             Source::Bytes(bytes) => bytes.is_none(),
             Source::Upstream(body) => body.ended,
+            Source::Staged(body) => body.1.done(),
             Source::Pipe(pipe) => pipe.ended(),
         }
     }
@@ -495,8 +550,25 @@ impl Body for ResponseBody {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             Source::Upstream(body) => body.incoming.size_hint(),
-            Source::Pipe(_) => SizeHint::default(),
+            Source::Staged(_) | Source::Pipe(_) => SizeHint::default(),
         }
+    }
+}
+
+impl ResponseBody {
+    /// Ends the exchange for a failure, once its turn has come.
+    fn tell(&mut self, failed: Failed, cx: &mut Context<'_>) -> Poll<BodyError> {
+        let Failed { why, turns } = failed;
+        if let Some(turns) = turns.checked_sub(1) {
+            self.failed = Some(Failed { why, turns });
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let (end, error) = why.told();
+        if let Some(guard) = &mut self.guard {
+            guard.finish(end);
+        }
+        Poll::Ready(error)
     }
 }
 
@@ -508,6 +580,7 @@ impl Drop for ResponseBody {
             let complete = match &self.source {
                 Source::Bytes(bytes) => bytes.is_none() || guard.exchange().bodiless(),
                 Source::Upstream(body) => body.ended || guard.exchange().bodiless(),
+                Source::Staged(body) => body.1.done() || guard.exchange().bodiless(),
                 Source::Pipe(pipe) => pipe.ended(),
             };
             guard.finish(if complete { End::Complete } else { End::DownstreamGone });

@@ -111,6 +111,8 @@ impl ResetReason {
 pub(crate) struct FilterReply {
     pub(crate) reply: LocalReply,
     pub(crate) headers: HeaderMap,
+    /// Part of the request is left unread.
+    pub(crate) unread: bool,
 }
 
 /// A local reply.
@@ -288,6 +290,9 @@ impl ProxyError {
 
     /// True if the connection cannot be trusted with another request.
     pub(crate) fn closes(&self) -> bool {
+        if let Self::Filter(filter) = self {
+            return filter.unread;
+        }
         matches!(
             self,
             Self::BadRequest(_)

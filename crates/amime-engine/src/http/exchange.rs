@@ -11,12 +11,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use amime_http1::{HeaderCase, ParseError};
 use amime_telemetry::{
-    HttpRecord, HttpTiming, PeerMetadata, ResponseFlags, TlsRecord, UpstreamRecord,
+    DynamicMetadata, HttpRecord, HttpTiming, PeerMetadata, ResponseFlags, TlsRecord, UpstreamRecord,
 };
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, Version};
 use tokio::sync::Notify;
 
+use super::error::ProxyError;
 use super::filters::OnResponse;
 use super::h1::Channel;
 use super::parsed::logged_path;
@@ -26,6 +27,7 @@ use crate::upstream::{ClusterRuntime, Host};
 use amime_config::head::RequestHead;
 use amime_config::route::RouteRef;
 use amime_config::tls_facts::TlsFacts;
+use amime_config::virtual_cluster::VirtualCluster;
 
 /// How a response ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub(crate) enum End {
     /// What the upstream sent cannot be understood.
     UpstreamProtocol,
     Deadline,
+    /// The stream's whole life was too long.
+    Duration,
     Idle,
 }
 
@@ -56,6 +60,10 @@ pub(crate) struct Exchange {
     pub(crate) complete: Notify,
     /// Reading the request's body failed.
     pub(crate) body_failed: Cell<Option<ParseError>>,
+    /// What a filter says of the request's body.
+    refusal: RefCell<Option<ProxyError>>,
+    /// What filters found out.
+    pub(super) metadata: RefCell<Option<Box<DynamicMetadata>>>,
     received: Cell<u64>,
     received_after: Cell<Option<Duration>>,
     sent: Cell<u64>,
@@ -97,6 +105,9 @@ pub(crate) struct Log {
     pub(crate) grpc: bool,
     /// The target as it came, where it says more than the path.
     pub(crate) target: Option<Bytes>,
+    pub(crate) health_check: bool,
+    /// Number of the virtual cluster within the route's virtual host.
+    pub(crate) virtual_cluster: Option<usize>,
 }
 
 impl Exchange {
@@ -112,6 +123,8 @@ impl Exchange {
             codec,
             complete: Notify::new(),
             body_failed: Cell::new(None),
+            refusal: RefCell::default(),
+            metadata: RefCell::default(),
             received: Cell::new(0),
             received_after: Cell::new(None),
             sent: Cell::new(0),
@@ -119,7 +132,26 @@ impl Exchange {
     }
 
     pub(crate) fn count_received(&self, bytes: usize) {
-        self.received.set(self.received.get() + bytes as u64);
+        self.received.set(self.received.get().wrapping_add(bytes as u64));
+    }
+
+    /// Takes back what others will count.
+    pub(super) fn uncount_received(&self, bytes: usize) {
+        // More may be taken back than came, where a filter makes more of it.
+        self.received.set(self.received.get().wrapping_sub(bytes as u64));
+    }
+
+    /// Keeps a filter's answer to the request's body until its turn comes.
+    pub(super) fn refuse(&self, error: ProxyError) {
+        *self.refusal.borrow_mut() = Some(error);
+    }
+
+    pub(super) fn refused(&self) -> bool {
+        self.refusal.borrow().is_some()
+    }
+
+    pub(super) fn take_refusal(&self) -> Option<ProxyError> {
+        self.refusal.take()
     }
 
     /// Bytes of the request's body so far.
@@ -208,6 +240,10 @@ impl Exchange {
         record.route_name = log.route.as_ref().map(|route| &*route.name);
         record.config_origin = log.route.as_ref().and_then(|route| route.origin.as_deref());
         record.grpc = log.grpc;
+        record.health_check = log.health_check;
+        let metadata = self.metadata.borrow();
+        record.metadata = metadata.as_deref();
+        record.virtual_cluster = log.virtual_cluster().and_then(|one| one.name.as_deref());
         record.downstream = connection.downstream.record();
         record.downstream.peer = log.downstream_peer.as_ref();
         record.upstream = log.upstream();
@@ -228,6 +264,9 @@ impl Exchange {
         let Some(cluster) = &log.cluster else { return };
         if log.status != 0 {
             cluster.stats.codes.record(log.status);
+            if let Some(one) = log.virtual_cluster() {
+                one.count(log.status);
+            }
             cluster.stats.upstream_rq_completed.inc();
         }
         if log.conn.is_some() {
@@ -238,6 +277,10 @@ impl Exchange {
 }
 
 impl Log {
+    fn virtual_cluster(&self) -> Option<&VirtualCluster> {
+        self.route.as_ref()?.virtual_cluster(self.virtual_cluster?)
+    }
+
     fn end(&mut self, end: End) {
         match end {
             End::Complete => {}
@@ -259,6 +302,7 @@ impl Log {
                 self.flags.insert(ResponseFlags::UT);
                 self.details = Cow::Borrowed("response_timeout");
             }
+            End::Duration => self.details = Cow::Borrowed("max_duration_timeout"),
             End::Idle => {
                 self.flags.insert(ResponseFlags::SI);
                 self.details = Cow::Borrowed("stream_idle_timeout");

@@ -10,19 +10,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use amime_telemetry::ResponseFlags;
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use smallvec::SmallVec;
 
-use super::error::ProxyError;
+use super::body::DownstreamBody;
+use super::compress::Compression;
+use super::error::{FilterReply, LocalReply, ProxyError};
 use super::exchange::Exchange;
+use super::grpc_web::WebCall;
 use super::request::Admitted;
 use super::session::Session;
-use super::{forward, names, prepare, rate_limit, response, session};
+use super::stage::{Stage, Stages};
+use super::{
+    buffer, compress, forward, grpc_bridge, grpc_web, metadata, names, prepare, rate_limit,
+    response, session,
+};
 use crate::upstream::ClusterRuntime;
+use amime_config::answer_checks::AnswerChecks;
+use amime_config::compression::Decompressor;
 use amime_config::cors::Cors;
 use amime_config::fault_injection::{Abort, Fault};
 use amime_config::filters::{FilterKind, HttpFilter, PerFilter, PerRoute, Settings};
 use amime_config::header_mutation::HeaderMutation;
+use amime_config::ip_tags::IpTags;
+use amime_config::metadata::HeaderToMetadata;
 use amime_config::rbac::{Rbac, Subject};
 use amime_config::route::Route;
 use amime_config::route_action::Action;
@@ -72,32 +84,80 @@ pub(crate) enum OnResponse {
     Tell(Arc<TokenBucket>),
     /// Tells the client which endpoint its session is with.
     Session(Rc<Session>),
+    GrpcWeb(WebCall),
+    GrpcBridge,
+    Compress(Box<Compression>),
+    Decompress(Arc<Decompressor>),
+    ToMetadata(Arc<HeaderToMetadata>),
+    /// Tells a checker whom it has checked.
+    Checked(HeaderValue),
 }
 
-/// Runs the filters on a request.
-pub(super) async fn run(exchange: &Rc<Exchange>, scope: &Scope<'_>) -> Result<(), Stop> {
+/// What a response has behind its head.
+pub(super) enum Payload<'a> {
+    Nothing,
+    /// All of it is there.
+    Whole(&'a mut Bytes),
+    /// It comes, and passes these first.
+    Stream(&'a mut Vec<Box<dyn Stage>>),
+}
+
+impl Payload<'_> {
+    /// Adds a change.
+    pub(super) fn change(&mut self, stage: Box<dyn Stage>) {
+        match self {
+            Self::Nothing => {}
+            // What cannot be changed is of no use to the client.
+            Self::Whole(body) => {
+                let whole = std::mem::take(*body);
+                **body = Stages::new(vec![stage]).whole(whole).unwrap_or_default();
+            }
+            Self::Stream(stages) => stages.push(stage),
+        }
+    }
+}
+
+/// Runs the filters on a request, from a number on. Returns the number of the
+/// next one where the request may have to take another route now.
+pub(super) async fn run(
+    exchange: &Rc<Exchange>,
+    scope: &Scope<'_>,
+    body: &mut DownstreamBody,
+    from: usize,
+) -> Result<Option<usize>, Stop> {
     let config = exchange.connection.config.clone();
-    for (index, filter) in config.filters.iter().enumerate() {
+    for (index, filter) in config.filters.iter().enumerate().skip(from) {
         let own = scope.per_route().and_then(|route| route.find(&filter.name));
         if own.map_or(filter.disabled, |own| own.disabled) {
             continue;
         }
-        if let Err(stop) = run_one(exchange, scope, filter, own).await {
+        if let Err(stop) = run_one(exchange, scope, (filter, own), body).await {
             // The answer passes also those filters that never saw the request.
             for later in &config.filters[index + 1..] {
                 mutate(exchange, scope, later, false);
             }
             return Err(stop);
         }
+        if let FilterKind::IpTags(tags) = &filter.kind
+            && tag(exchange, scope, tags)
+        {
+            return Ok(Some(index + 1));
+        }
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Tells the tags of the client's address; true if headers have changed.
+fn tag(exchange: &Exchange, scope: &Scope<'_>, tags: &IpTags) -> bool {
+    let Admitted { remote, internal, .. } = scope.admitted;
+    tags.apply(&mut exchange.head.borrow_mut().headers, *remote, *internal)
 }
 
 async fn run_one(
     exchange: &Rc<Exchange>,
     scope: &Scope<'_>,
-    filter: &HttpFilter,
-    own: Option<&PerFilter>,
+    (filter, own): (&HttpFilter, Option<&PerFilter>),
+    body: &mut DownstreamBody,
 ) -> Result<(), Stop> {
     let settings = own.and_then(|own| own.settings.as_ref());
     match (&filter.kind, settings) {
@@ -127,8 +187,57 @@ async fn run_one(
                 session::begin(exchange, settings);
             }
         }
+        (FilterKind::GrpcWeb, _) => grpc_web::begin(exchange, body),
+        (FilterKind::GrpcBridge, _) => grpc_bridge::begin(exchange),
+        (FilterKind::Buffer(_), Some(Settings::Buffer(max))) | (FilterKind::Buffer(max), _) => {
+            if let Some(max) = max {
+                buffer::wait(exchange, body, *max).await?;
+            }
+        }
+        (FilterKind::Compressor(filter), settings) => {
+            let own = match settings {
+                Some(Settings::Compressor(own)) => Some(&**own),
+                _ => None,
+            };
+            compress::begin(exchange, body, filter, own);
+        }
+        (FilterKind::Decompressor(filter), _) => compress::undo(exchange, body, filter),
+        (FilterKind::HeaderToMetadata(_), Some(Settings::HeaderToMetadata(rules)))
+        | (FilterKind::HeaderToMetadata(rules), _) => metadata::begin(exchange, rules),
+        (FilterKind::SetMetadata(values), _) => metadata::set(exchange, values),
+        (FilterKind::Csrf(_), Some(Settings::Csrf(csrf))) | (FilterKind::Csrf(csrf), _) => {
+            if !csrf.admits(&exchange.head.borrow()) {
+                let details = "csrf_origin_mismatch";
+                return Err(own_answer(StatusCode::FORBIDDEN, details, "Invalid origin"));
+            }
+        }
+        // It is the caller's: another route may have to be found.
+        (FilterKind::IpTags(_), _) => {}
+        (FilterKind::AnswerChecks(checks), _) => answer_check(exchange, checks)?,
     }
     Ok(())
+}
+
+/// The answer of a filter that has no more to say.
+fn own_answer(status: StatusCode, details: &'static str, body: &'static str) -> Stop {
+    let flags = ResponseFlags::NONE;
+    let reply =
+        LocalReply { status, flags, details: details.into(), body: body.into(), grpc: None };
+    let reply = FilterReply { reply, headers: HeaderMap::new(), unread: false };
+    Stop::Error(ProxyError::Filter(Box::new(reply)))
+}
+
+/// Answers a health check, or notes that it is one.
+fn answer_check(exchange: &Exchange, checks: &AnswerChecks) -> Result<(), Stop> {
+    if !checks.is_check(&exchange.head.borrow()) {
+        return Ok(());
+    }
+    exchange.log.borrow_mut().health_check = true;
+    exchange.on_response.borrow_mut().push(OnResponse::Checked(checks.cluster.clone()));
+    match checks.pass_through {
+        true => Ok(()),
+        false => Err(own_answer(StatusCode::OK, "health_check_ok", "")),
+    }
 }
 
 /// Runs a filter that edits headers, or only leaves word for the response.
@@ -154,7 +263,12 @@ fn mutate(exchange: &Exchange, scope: &Scope<'_>, filter: &HttpFilter, request: 
 }
 
 /// Does what filters left to be done to the response.
-pub(super) fn on_response(exchange: &Exchange, headers: &mut HeaderMap, status: StatusCode) {
+pub(super) fn on_response(
+    exchange: &Exchange,
+    headers: &mut HeaderMap,
+    status: &mut StatusCode,
+    mut payload: Payload<'_>,
+) {
     let steps = exchange.on_response.take();
     for step in steps.into_iter().rev() {
         match step {
@@ -164,8 +278,35 @@ pub(super) fn on_response(exchange: &Exchange, headers: &mut HeaderMap, status: 
             }
             OnResponse::Tell(bucket) => rate_limit::tell(&bucket, headers),
             OnResponse::Session(session) => session::tell(exchange, &session, headers),
+            OnResponse::GrpcWeb(call) => call.answer(headers, *status, &mut payload),
+            OnResponse::GrpcBridge => grpc_bridge::answer(exchange, headers, status, &payload),
+            OnResponse::Compress(own) => own.answer(exchange, headers, *status, &mut payload),
+            OnResponse::Decompress(own) => compress::undo_answer(&own, headers, &mut payload),
+            OnResponse::ToMetadata(own) => metadata::of_headers(exchange, &own.response, headers),
+            OnResponse::Checked(cluster) => {
+                headers.insert(names::CHECKED_CLUSTER, cluster);
+            }
         }
     }
+}
+
+/// Why a response's head has to wait for its body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// The first bytes become a message.
+    Message,
+    /// All of it goes to the client.
+    Whole,
+}
+
+/// Whether a response's head has to wait for its body.
+pub(super) fn wait(exchange: &Exchange, headers: &HeaderMap, status: StatusCode) -> Option<Wait> {
+    let steps = exchange.on_response.borrow();
+    steps.iter().find_map(|step| match step {
+        OnResponse::GrpcWeb(_) => WebCall::wants_whole(headers, status).then_some(Wait::Message),
+        OnResponse::GrpcBridge => Some(Wait::Whole),
+        _ => None,
+    })
 }
 
 async fn inject(

@@ -4,22 +4,20 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use http::{HeaderMap, HeaderName, Response, header};
+use http::HeaderName;
 
-use super::attempt::Attempt;
 use super::attempts::Attempts;
-use super::body::{
-    BodyLimits, DownstreamBody, Replay, ReplayBody, RequestBody, ResponseBody, UpstreamBody,
-};
+use super::body::{DownstreamBody, Replay, ReplayBody, RequestBody};
+use super::deliver::{Forwarded, deliver};
 use super::error::ProxyError;
-use super::exchange::{Exchange, ExchangeGuard, answered};
-use super::pipe::Pipe;
+use super::exchange::{Exchange, answered};
+use super::filters::Payload;
 use super::prepare::prepare;
 use super::request::Admitted;
 use super::retry::RetrySettings;
 use super::timeouts::Timeouts;
 use super::upgrade::Upgrade;
-use super::{connect, hash, mirror, names, redirect, response, upgrade};
+use super::{connect, hash, metadata, mirror, redirect, response, upgrade};
 use crate::upstream::{ClusterRuntime, LbInput};
 use amime_config::headers::HeaderEdits;
 use amime_config::route::RouteRef;
@@ -37,71 +35,16 @@ pub(super) struct Plan<'a> {
     pub(super) upgrade: Option<Upgrade>,
 }
 
-/// An upstream's response on its way down.
-pub(super) struct Forwarded {
-    parts: http::response::Parts,
-    body: ForwardedBody,
-}
-
-enum ForwardedBody {
-    Stream(Box<(UpstreamBody, Attempt, BodyLimits)>),
-    Tunnel(Box<upgrade::Tunnel>, Option<Pipe>),
-    /// The upstream answered a request to leave HTTP with a message: its body
-    /// is not what the client waits for.
-    Refused,
-}
-
-impl Forwarded {
-    pub(super) fn tunnel(
-        parts: http::response::Parts,
-        tunnel: upgrade::Tunnel,
-        pipe: Option<Pipe>,
-    ) -> Self {
-        Self { parts, body: ForwardedBody::Tunnel(Box::new(tunnel), pipe) }
-    }
-
-    pub(super) fn into_response(self, mut guard: ExchangeGuard) -> Response<ResponseBody> {
-        let body = match self.body {
-            ForwardedBody::Stream(stream) => {
-                let (incoming, attempt, limits) = *stream;
-                if guard.exchange().bodiless() && incoming.is_end_stream() {
-                    attempt.release();
-                    guard.finish(super::exchange::End::Complete);
-                    ResponseBody::bytes(bytes::Bytes::new(), None)
-                } else {
-                    ResponseBody::upstream(incoming, attempt, limits, guard)
-                }
-            }
-            ForwardedBody::Refused => {
-                guard.finish(super::exchange::End::Complete);
-                ResponseBody::bytes(bytes::Bytes::new(), None)
-            }
-            ForwardedBody::Tunnel(tunnel, pipe) => {
-                tunnel.run(guard);
-                match pipe {
-                    Some(pipe) => ResponseBody::pipe(pipe),
-                    None => ResponseBody::bytes(bytes::Bytes::new(), None),
-                }
-            }
-        };
-        Response::from_parts(self.parts, body)
-    }
-}
-
 /// Forwards the request and returns the response that the client is to get;
 /// none if the request has become another one.
 pub(super) async fn forward(
     plan: Plan<'_>,
-    body: DownstreamBody,
+    mut body: DownstreamBody,
     on_upgrade: Option<upgrade::OnUpgrade>,
 ) -> Result<Option<Forwarded>, ProxyError> {
     let exchange = plan.exchange;
     let weighted = plan.weighted;
-    let Some(cluster) = cluster_of(exchange, plan.action, weighted) else {
-        exchange.connection.stats.no_cluster.inc();
-        return Err(ProxyError::ClusterNotFound(plan.action.cluster_not_found));
-    };
-    exchange.log.borrow_mut().cluster = Some(cluster.clone());
+    let cluster = begin(&plan, &mut body)?;
     let timeouts = Timeouts::of(&plan);
     let retry = RetrySettings::of(&plan);
     prepare(&plan, &timeouts);
@@ -110,6 +53,8 @@ pub(super) async fn forward(
         Some(entry) => entry.metadata_match.as_ref(),
         None => plan.action.metadata_match.as_ref(),
     };
+    let merged = metadata::criteria(exchange, metadata);
+    let metadata = merged.as_ref().or(metadata);
     let input = LbInput { hash: hash.value, metadata, retry: None };
     let attempts = Attempts { plan: &plan, cluster: &cluster, timeouts, retry, input };
     let own = weighted.map(|entry| &entry.response_edits);
@@ -118,59 +63,41 @@ pub(super) async fn forward(
         let mut forwarded = connect::terminate(&plan, &attempts, body, on_upgrade).await?;
         let details = Cow::Borrowed("via_upstream");
         answered(&mut exchange.log.borrow_mut(), forwarded.parts.status, details);
-        response::from_upstream(exchange, &mut forwarded.parts, &edits);
+        response::from_upstream(exchange, &mut forwarded.parts, &edits, Payload::Nothing);
         return Ok(Some(forwarded));
     }
     let body = PreparedBody::of(&plan, body, attempts.retry.active());
     mirror::send_all(&plan, &body);
-    let (mut parts, incoming, attempt) = attempts.run(&body).await?;
+    let (parts, incoming, attempt) = attempts.run(&body).await?;
     if redirect::follow(&plan, &body, &parts) {
         attempt.discard(incoming);
         return Ok(None);
     }
-    let upgraded = plan.upgrade.is_some() && upgrade::accepted(exchange, &mut parts);
-    let refused = plan.upgrade.is_some() && !upgraded && parts.status.is_success();
-    if refused {
-        parts.headers.remove(header::CONTENT_LENGTH);
-    }
-    {
-        let mut log = exchange.log.borrow_mut();
-        let details = if refused { "websocket_handshake_unsuccessful" } else { "via_upstream" };
-        answered(&mut log, parts.status, Cow::Borrowed(details));
-        log.upstream_peer = upstream_peer(exchange, &mut parts.headers);
-    }
-    response::from_upstream(exchange, &mut parts, &edits);
-    for cookie in hash.cookies {
-        parts.headers.append(header::SET_COOKIE, cookie);
-    }
-    let body = match on_upgrade.filter(|_| upgraded) {
-        Some(on_upgrade) => {
-            let agreed = Response::from_parts(parts.clone(), incoming);
-            upgrade::for_client(exchange, &mut parts);
-            let tunnel = upgrade::Tunnel {
-                downstream: upgrade::Downstream::Upgrade(on_upgrade),
-                upstream: upgrade::Upstream::Upgrade(Box::new((agreed, attempt))),
-                idle: attempts.timeouts.idle,
-            };
-            ForwardedBody::Tunnel(Box::new(tunnel), None)
-        }
-        None if refused => ForwardedBody::Refused,
-        None => ForwardedBody::Stream(Box::new((incoming, attempt, attempts.timeouts.body()))),
-    };
-    Ok(Some(Forwarded { parts, body }))
+    let answer = (parts, incoming, attempt);
+    deliver(&attempts, answer, (&edits, hash.cookies), on_upgrade).await.map(Some)
 }
 
-/// The peer's metadata, which is not for the client.
-fn upstream_peer(
-    exchange: &Exchange,
-    headers: &mut HeaderMap,
-) -> Option<std::sync::Arc<amime_telemetry::PeerMetadata>> {
-    if !exchange.connection.config.peer_exchange.from_upstream {
-        return None;
+/// Finds the cluster, and looks at what has come of the request's body.
+fn begin(plan: &Plan<'_>, body: &mut DownstreamBody) -> Result<Rc<ClusterRuntime>, ProxyError> {
+    let exchange = plan.exchange;
+    let Some(cluster) = cluster_of(exchange, plan.action, plan.weighted) else {
+        exchange.connection.stats.no_cluster.inc();
+        return Err(ProxyError::ClusterNotFound(plan.action.cluster_not_found));
+    };
+    {
+        let mut log = exchange.log.borrow_mut();
+        log.cluster = Some(cluster.clone());
+        log.virtual_cluster = plan.route.virtual_cluster_of(&exchange.head.borrow());
     }
-    headers.remove(names::PEER_METADATA_ID);
-    let peer = headers.remove(names::PEER_METADATA)?;
-    exchange.connection.worker.telemetry.peer(peer.as_bytes())
+    if let DownstreamBody::Held(held) = body {
+        held.look_ahead();
+        if let Some(error) = exchange.take_refusal() {
+            // The attempt that it would have been.
+            exchange.log.borrow_mut().attempts = 1;
+            return Err(error);
+        }
+    }
+    Ok(cluster)
 }
 
 /// The cluster that a route's action names, if there is one.

@@ -31,6 +31,7 @@ names! {
     ALT_RESPONSE = "x-envoy-upstream-rq-timeout-alt-response";
     MAX_RETRIES = "x-envoy-max-retries";
     ATTEMPT_COUNT = "x-envoy-attempt-count";
+    CHECKED_CLUSTER = "x-envoy-upstream-healthchecked-cluster";
     CHECK_FAIL = "x-envoy-immediate-health-check-fail";
     ORIGINAL_HOST = "x-envoy-original-host";
     ORIGINAL_URL = "x-envoy-original-url";
@@ -38,6 +39,7 @@ names! {
     UPSTREAM_SERVICE_TIME = "x-envoy-upstream-service-time";
     PEER_METADATA = "x-envoy-peer-metadata";
     PEER_METADATA_ID = "x-envoy-peer-metadata-id";
+    GRPC_ACCEPT_ENCODING = "grpc-accept-encoding";
     GRPC_STATUS = "grpc-status";
     GRPC_MESSAGE = "grpc-message";
     OVERLOADED = "x-envoy-overloaded";

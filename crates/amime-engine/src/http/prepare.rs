@@ -64,7 +64,9 @@ pub(super) fn apply_edits(exchange: &Exchange, edits: &HeaderEdits, head: &mut R
     let downstream = &exchange.connection.downstream;
     let mut headers = std::mem::take(&mut head.headers);
     let log = exchange.log.borrow();
+    let metadata = exchange.metadata.borrow();
     let input = FormatInput {
+        metadata: metadata.as_deref(),
         request: Some(head),
         downstream_remote: Some(downstream.remote),
         downstream_local: Some(downstream.local),

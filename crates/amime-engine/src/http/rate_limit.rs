@@ -105,7 +105,7 @@ fn refused(
         body: body.into(),
         grpc: resource_exhausted.then_some(RESOURCE_EXHAUSTED),
     };
-    ProxyError::Filter(Box::new(FilterReply { reply, headers }))
+    ProxyError::Filter(Box::new(FilterReply { reply, headers, unread: false }))
 }
 
 /// Adds the state of a bucket to a response.
@@ -220,7 +220,11 @@ fn failed(limit: &GlobalLimit) -> Result<(), ProxyError> {
         body: "".into(),
         grpc: None,
     };
-    Err(ProxyError::Filter(Box::new(FilterReply { reply, headers: HeaderMap::new() })))
+    Err(ProxyError::Filter(Box::new(FilterReply {
+        reply,
+        headers: HeaderMap::new(),
+        unread: false,
+    })))
 }
 
 /// True if the service lets one more connection in.

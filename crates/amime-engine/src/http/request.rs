@@ -285,13 +285,11 @@ fn remove_nominated(headers: &mut HeaderMap, connection: &HeaderValue) -> Result
     for token in text.split(',').map(str::trim) {
         let lower = token.to_ascii_lowercase();
         match lower.as_str() {
-            "" | "close" | "keep-alive" | "upgrade" | "te" | "content-length" => {}
+            "" | "close" | "keep-alive" | "upgrade" | "te" => {}
             "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto" => {
                 return Err(ProxyError::BadRequest("http1.connection_header_rejected"));
             }
-            "host" => {
-                return Err(ProxyError::Refused("http1.connection_header_rejected"));
-            }
+            "host" => return Err(ProxyError::MissingHost),
             name if name.starts_with(':') => {
                 return Err(ProxyError::Refused("http1.connection_header_rejected"));
             }

@@ -10,7 +10,8 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use super::body::ResponseBody;
 use super::error::{LocalReply, ProxyError, grpc_status, percent_encode};
 use super::exchange::{End, Exchange, ExchangeGuard, answered, protocol};
-use super::{filters, names};
+use super::filters::{self, Payload};
+use super::names;
 use amime_config::format::FormatInput;
 use amime_config::hcm::ServerHeader;
 use amime_config::headers::HeaderEdits;
@@ -32,7 +33,12 @@ fn millis(duration: Duration) -> HeaderValue {
 }
 
 /// Edits the headers of an upstream's response for the client.
-pub(super) fn from_upstream(exchange: &Exchange, parts: &mut Parts, edits: &[&HeaderEdits]) {
+pub(super) fn from_upstream(
+    exchange: &Exchange,
+    parts: &mut Parts,
+    edits: &[&HeaderEdits],
+    payload: Payload<'_>,
+) {
     let upgrade = exchange.head.borrow().headers.contains_key(header::UPGRADE);
     let upgraded = upgrade && parts.status == StatusCode::SWITCHING_PROTOCOLS;
     remove_hop_by_hop(&mut parts.headers, upgraded);
@@ -49,7 +55,8 @@ pub(super) fn from_upstream(exchange: &Exchange, parts: &mut Parts, edits: &[&He
         }
     }
     edit(exchange, &mut parts.headers, parts.status.as_u16(), edits);
-    filters::on_response(exchange, &mut parts.headers, parts.status);
+    filters::on_response(exchange, &mut parts.headers, &mut parts.status, payload);
+    exchange.log.borrow_mut().status = parts.status.as_u16();
     finish(exchange, &mut parts.headers);
 }
 
@@ -77,6 +84,7 @@ pub(super) fn with_input<T>(
     let head = exchange.head.borrow();
     let log = exchange.log.borrow();
     let downstream = &exchange.connection.downstream;
+    let metadata = exchange.metadata.borrow();
     act(&FormatInput {
         request: Some(&head),
         editing_response: true,
@@ -92,6 +100,7 @@ pub(super) fn with_input<T>(
         details: &log.details,
         flags: log.flags,
         local_reply: "",
+        metadata: metadata.as_deref(),
     })
 }
 
@@ -279,11 +288,15 @@ pub(super) fn own(mut guard: ExchangeGuard, mut own: Own) -> Response<ResponseBo
         });
     }
     let grpc = exchange.log.borrow().grpc;
-    let sent = own.status;
+    let mut sent = own.status;
     own.complete(grpc);
     exchange.log.borrow_mut().status = own.status.as_u16();
-    let Own { status, mut headers, body, .. } = own;
-    filters::on_response(&exchange, &mut headers, sent);
+    let Own { status, mut headers, mut body, .. } = own;
+    let payload = match body.is_empty() || exchange.bodiless() {
+        true => Payload::Nothing,
+        false => Payload::Whole(&mut body),
+    };
+    filters::on_response(&exchange, &mut headers, &mut sent, payload);
     finish(&exchange, &mut headers);
     let bodiless = body.is_empty() || exchange.bodiless();
     let body = if bodiless {

@@ -204,7 +204,8 @@ impl<'a> RetryState<'a> {
             Failure::Overflow
             | Failure::NoHealthyUpstream
             | Failure::SessionLost(_)
-            | Failure::Downstream(_) => false,
+            | Failure::Downstream(_)
+            | Failure::Refused(_) => false,
             Failure::Connect(ConnectError::Overflow) => false,
             Failure::Connect(_) => {
                 broken

@@ -17,6 +17,7 @@ use amime_config::head::{RequestHead, Scheme};
 use amime_config::redirect::Redirect;
 use amime_config::route::{RequireTls, RouteRef};
 use amime_config::route_action::Action;
+use amime_config::route_cluster::WeightedCluster;
 
 /// Answers a request.
 pub(super) async fn route(
@@ -45,45 +46,70 @@ pub(super) async fn route(
 async fn round(
     guard: ExchangeGuard,
     admitted: &Admitted,
+    (mut body, on_upgrade): (DownstreamBody, Option<upgrade::OnUpgrade>),
+) -> Result<Response<ResponseBody>, ExchangeGuard> {
+    let exchange = guard.exchange().clone();
+    let mut next = 0;
+    loop {
+        let route = match find(&exchange, admitted.internal) {
+            Ok(route) => route,
+            Err(redirect) => return Ok(answer(guard, *redirect, None)),
+        };
+        exchange.log.borrow_mut().route.clone_from(&route);
+        let weighted = match route.as_deref().map(|route| &route.action) {
+            Some(Action::Forward(action)) => action.cluster.draw(&exchange.head.borrow().headers),
+            _ => None,
+        };
+        let scope = filters::Scope { route: route.as_deref(), weighted, admitted };
+        let wanted = match &route {
+            Some(route) => upgrade::wanted(&exchange, admitted, route),
+            None => Ok(None),
+        };
+        let upgrade = match wanted {
+            Ok(upgrade) => upgrade,
+            Err(error) => return Ok(stopped(guard, &scope, error.into())),
+        };
+        match filters::run(&exchange, &scope, &mut body, next).await {
+            Ok(None) => {}
+            Ok(Some(number)) => {
+                next = number;
+                continue;
+            }
+            Err(stop) => return Ok(stopped(guard, &scope, stop)),
+        }
+        let Some(route) = &route else {
+            exchange.connection.stats.no_route.inc();
+            return Ok(response::local(guard, &ProxyError::NoRoute));
+        };
+        return act(guard, route, (admitted, weighted, upgrade), (body, on_upgrade)).await;
+    }
+}
+
+/// The answer to a request that goes no further.
+fn stopped(
+    guard: ExchangeGuard,
+    scope: &filters::Scope<'_>,
+    stop: filters::Stop,
+) -> Response<ResponseBody> {
+    let exchange = guard.exchange();
+    let missed = scope.cluster(exchange);
+    exchange.log.borrow_mut().missed = missed;
+    match stop {
+        filters::Stop::Preflight(headers) => {
+            response::own(guard, simple(StatusCode::OK, headers, "cors_response"))
+        }
+        filters::Stop::Error(error) => response::local(guard, &error),
+    }
+}
+
+/// Does what the route says.
+async fn act(
+    guard: ExchangeGuard,
+    route: &RouteRef,
+    (admitted, weighted, upgrade): (&Admitted, Option<&WeightedCluster>, Option<upgrade::Upgrade>),
     (body, on_upgrade): (DownstreamBody, Option<upgrade::OnUpgrade>),
 ) -> Result<Response<ResponseBody>, ExchangeGuard> {
     let exchange = guard.exchange().clone();
-    let route = match find(&exchange, admitted.internal) {
-        Ok(route) => route,
-        Err(redirect) => return Ok(answer(guard, *redirect, None)),
-    };
-    exchange.log.borrow_mut().route.clone_from(&route);
-    let weighted = match route.as_deref().map(|route| &route.action) {
-        Some(Action::Forward(action)) => action.cluster.draw(&exchange.head.borrow().headers),
-        _ => None,
-    };
-    let scope = filters::Scope { route: route.as_deref(), weighted, admitted };
-    let wanted = match &route {
-        Some(route) => upgrade::wanted(&exchange, admitted, route),
-        None => Ok(None),
-    };
-    let upgrade = match wanted {
-        Ok(upgrade) => upgrade,
-        Err(error) => {
-            let missed = scope.cluster(&exchange);
-            exchange.log.borrow_mut().missed = missed;
-            return Ok(response::local(guard, &error));
-        }
-    };
-    if let Err(stop) = filters::run(&exchange, &scope).await {
-        let missed = scope.cluster(&exchange);
-        exchange.log.borrow_mut().missed = missed;
-        return Ok(match stop {
-            filters::Stop::Preflight(headers) => {
-                response::own(guard, simple(StatusCode::OK, headers, "cors_response"))
-            }
-            filters::Stop::Error(error) => response::local(guard, &error),
-        });
-    }
-    let Some(route) = &route else {
-        exchange.connection.stats.no_route.inc();
-        return Ok(response::local(guard, &ProxyError::NoRoute));
-    };
     Ok(match &route.action {
         Action::Forward(action) => {
             let exchange = &exchange;

@@ -6,6 +6,7 @@
 
 pub(crate) mod grpc;
 pub(crate) mod h1;
+pub(crate) mod h2;
 pub(crate) mod pool;
 
 pub(crate) use amime_upstream::{

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 use super::connect::{ConnectError, ConnectionFacts, Target, UpstreamIo, connect};
 use super::h1::{H1, H1Error, Interim};
+use super::h2::breaks_protocol;
 use super::{ClusterRuntime, Host};
 use crate::http::body::{RequestBody, UpstreamBody};
 use crate::http::pipe::Duplex;
@@ -51,6 +52,8 @@ pub(crate) struct UpstreamConn {
     requests: Cell<u32>,
     streams: Cell<u32>,
     open: Cell<bool>,
+    /// What came on it was not HTTP/2.
+    pub(crate) misspoke: Cell<bool>,
 }
 
 struct Idle {
@@ -365,8 +368,9 @@ async fn open_h2_now(request: Acquire<'_>, key: ConnKey) -> Result<Lease, Connec
     let conn = UpstreamConn::new(facts, key);
     let task_conn = conn.clone();
     tokio::task::spawn_local(async move {
-        let _ = driver.await;
+        let ended = driver.await;
         task_conn.open.set(false);
+        task_conn.misspoke.set(ended.is_err_and(|error| breaks_protocol(&error)));
         drop(guard);
     });
     cluster.stats.upstream_cx_http2_total.inc();
@@ -468,6 +472,7 @@ impl UpstreamConn {
             requests: Cell::new(1),
             streams: Cell::new(0),
             open: Cell::new(true),
+            misspoke: Cell::new(false),
         })
     }
 

@@ -32,6 +32,8 @@ pub(super) enum Argument {
     ServerName { host_first: bool },
     /// `UNIQUE_ID`: another UUID each time.
     UniqueId,
+    /// `DYNAMIC_METADATA(namespace:key:…)`.
+    Metadata(Box<[Box<str>]>),
 }
 
 /// Which path is meant.
@@ -79,6 +81,9 @@ impl Argument {
             ("EMIT_TIME", format) => {
                 let format = format.filter(|f| !f.is_empty()).unwrap_or(TimeFormat::DEFAULT);
                 TimeFormat::parse(format).map(Self::EmitTime)
+            }
+            ("DYNAMIC_METADATA", Some(path)) if !path.is_empty() => {
+                Ok(Self::Metadata(path.split(':').map(Box::from).collect()))
             }
             ("UNIQUE_ID", None) => Ok(Self::UniqueId),
             ("RESPONSE_CODE_DETAILS", Some("ALLOW_WHITESPACES")) => Ok(Self::Details),
@@ -142,6 +147,10 @@ impl Argument {
                 name.is_some_and(|name| put(out, name))
             }
             Self::UniqueId => unique_id(out),
+            Self::Metadata(path) => {
+                let metadata = subject.http.and_then(|http| http.metadata);
+                metadata.is_some_and(|metadata| metadata.write(path, out))
+            }
         }
     }
 }

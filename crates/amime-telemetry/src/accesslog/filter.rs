@@ -19,7 +19,7 @@ use crate::ResponseFlags;
 pub(crate) enum Filter {
     Status(Comparison),
     Duration(Comparison),
-    Flags(ResponseFlags),
+    Flags(Vec<ResponseFlags>),
     /// Passes one request in `of` with this chance.
     Sample {
         numerator: u32,
@@ -102,12 +102,12 @@ impl Filter {
                 }
             }
             FilterSpecifier::ResponseFlagFilter(f) => {
-                let mut flags = ResponseFlags::NONE;
+                let mut flags = Vec::with_capacity(f.flags.len());
                 for name in &f.flags {
                     let flag = ResponseFlags::from_short_name(name).ok_or_else(|| {
                         AccessLogError::Unsupported { what: format!("response flag {name}") }
                     })?;
-                    flags.insert(flag);
+                    flags.push(flag);
                 }
                 Self::Flags(flags)
             }
@@ -125,11 +125,11 @@ impl Filter {
                 comparison.holds(subject.http.map_or(0, |http| u64::from(http.response_code)))
             }
             Self::Duration(comparison) => comparison.holds(millis(subject.duration)),
-            // An empty set means: any flag at all.
-            Self::Flags(ResponseFlags::NONE) => !subject.flags.is_empty(),
-            Self::Flags(flags) => subject.flags.intersects(*flags),
+            // An empty list means: any flag at all.
+            Self::Flags(flags) if flags.is_empty() => !subject.flags.is_empty(),
+            Self::Flags(flags) => flags.iter().any(|flag| subject.flags.intersects(*flag)),
             Self::Sample { numerator, of } => fastrand::u32(..*of) < *numerator,
-            Self::NotHealthCheck => true,
+            Self::NotHealthCheck => !subject.http.is_some_and(|http| http.health_check),
             Self::Header(header) => header.holds(subject),
             Self::Grpc { codes, exclude } => {
                 // Whatever is no gRPC counts by its HTTP status, as in Envoy.

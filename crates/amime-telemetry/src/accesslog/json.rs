@@ -113,6 +113,9 @@ impl JsonFormat {
     }
 
     fn command(&self, command: &Command, subject: &Subject<'_>, out: &mut Vec<u8>) -> bool {
+        if let Some(found) = command.operator.write_json(subject, out) {
+            return found || self.null(out);
+        }
         if command.operator.is_numeric() {
             if !command.write(subject, out) {
                 return self.null(out);

@@ -18,6 +18,7 @@ pub use config::AccessLogError;
 pub use format::{Format, FormatError};
 
 pub(crate) use format::Subject;
+pub(crate) use json::string as json_string;
 pub(crate) use writer::{Buffer as WriterBuffer, Sink, Waker, WriterPool};
 
 use std::sync::Arc;

@@ -85,7 +85,7 @@ impl OperatorError {
 
 /// Operators of Envoy 1.40 whose data does not exist here; they print as empty,
 /// so that formats which mention them keep working, and are reported.
-const ABSENT: [&str; 50] = [
+const ABSENT: [&str; 48] = [
     "CEL",
     "CLUSTER_METADATA",
     "COALESCE",
@@ -111,7 +111,6 @@ const ABSENT: [&str; 50] = [
     "DOWNSTREAM_PEER_IP_SAN",
     "DOWNSTREAM_PEER_OTHERNAME_SAN",
     "DOWNSTREAM_TLS_SESSION_ID",
-    "DYNAMIC_METADATA",
     "EMIT_TIME_LOCAL",
     "FILTER_STATE",
     "METADATA",
@@ -135,7 +134,6 @@ const ABSENT: [&str; 50] = [
     "UPSTREAM_LOCAL_CLOSE_REASON",
     "UPSTREAM_METADATA",
     "UPSTREAM_TLS_SESSION_ID",
-    "VIRTUAL_CLUSTER_NAME",
 ];
 
 /// As [`ABSENT`], for names that differ in their ends only.
@@ -196,6 +194,17 @@ impl Operator {
             Self::Field(field) => field.numeric,
             Self::Argument(argument) => argument.is_numeric(),
             _ => false,
+        }
+    }
+
+    /// Appends a value of any type as JSON; `None` if it is no such operator.
+    pub(super) fn write_json(&self, subject: &Subject<'_>, out: &mut Vec<u8>) -> Option<bool> {
+        match self {
+            Self::Argument(Argument::Metadata(path)) => {
+                let metadata = subject.http.and_then(|http| http.metadata);
+                Some(metadata.is_some_and(|metadata| metadata.write_json(path, out)))
+            }
+            _ => None,
         }
     }
 
@@ -377,7 +386,7 @@ const fn num(name: &'static str, write: fn(&Subject<'_>, &mut Vec<u8>) -> bool) 
 }
 
 /// Every operator without arguments.
-static FIELDS: [Field; 78] = [
+static FIELDS: [Field; 79] = [
     text("PROTOCOL", |s, out| put_opt(out, s.http.map(|http| http.protocol))),
     num("RESPONSE_CODE", response_code),
     text("RESPONSE_FLAGS", |s, out| {
@@ -471,6 +480,9 @@ static FIELDS: [Field; 78] = [
     }),
     text("REQUESTED_SERVER_NAME", |s, out| put_opt(out, s.downstream.sni)),
     text("ROUTE_NAME", |s, out| put_opt(out, s.http.and_then(|http| http.route_name))),
+    text("VIRTUAL_CLUSTER_NAME", |s, out| {
+        put_opt(out, s.http.and_then(|http| http.virtual_cluster))
+    }),
     text("FILTER_CHAIN_NAME", |s, out| put(out, &s.listener.filter_chain)),
     num("CONNECTION_ID", |s, out| number(out, s.downstream.connection_id)),
     text("GRPC_STATUS", grpc_name),
