@@ -232,6 +232,10 @@ async fn product(world: &Arc<World>, suite: &Suite, product: &Product) -> Result
 fn names(world: &World, running: &Running) -> Names {
     let mut names = Names::default();
     names.text(world.dir.display().to_string(), "<dir>");
+    // Sockets lie beside the log of their proxy.
+    for product in ["envoy", "amime"] {
+        names.text(format!("/{product}.log"), "/<log>");
+    }
     // Envoy tells this machine's own address instead of a loopback client's.
     for address in machine_addresses() {
         names.text(address, "127.0.0.1");

@@ -183,9 +183,9 @@ fn a_grpc_status_has_three_forms_and_follows_from_the_http_status() {
 #[test]
 fn operators_without_data_are_named() {
     let telemetry = Telemetry::new(TelemetryOptions::default());
-    let text = "%TRACE_ID% %REQ(a)% %DYNAMIC_METADATA(a:b)% %COMMON_DURATION(DS_RX_BEG:US_TX_BEG)%";
+    let text = "%TRACE_ID% %REQ(a)% %SPAN_ID% %COMMON_DURATION(DS_RX_BEG:US_TX_BEG)%";
     let log = telemetry.access_log(&file_log("/dev/null", text)).expect("compiles");
-    let want = ["TRACE_ID", "DYNAMIC_METADATA", "COMMON_DURATION(DS_RX_BEG:US_TX_BEG)"];
+    let want = ["TRACE_ID", "SPAN_ID", "COMMON_DURATION(DS_RX_BEG:US_TX_BEG)"];
     assert_eq!(log.absent(), want);
     let json = serde_json::json!({"a": "%PROTOCOL%", "b": ["x%FILTER_STATE(k)%"]});
     let format = Format::parse_json(&json, false, true).expect("parses");

@@ -141,7 +141,7 @@ pub(super) struct Decoder {
 }
 
 enum DecoderWriter {
-    Gzip(flate2::write::MultiGzDecoder<Room>),
+    Gzip(Box<flate2::write::MultiGzDecoder<Room>>),
     Brotli(Box<brotli::DecompressorWriter<Room>>),
     Zstd(Box<zstd::stream::write::Decoder<'static, Room>>),
 }
@@ -157,7 +157,7 @@ impl DecoderWriter {
     fn new(coding: Coding) -> io::Result<Self> {
         let room = Room::default();
         Ok(match coding {
-            Coding::Gzip { .. } => Self::Gzip(flate2::write::MultiGzDecoder::new(room)),
+            Coding::Gzip { .. } => Self::Gzip(Box::new(flate2::write::MultiGzDecoder::new(room))),
             Coding::Brotli { .. } => {
                 Self::Brotli(Box::new(brotli::DecompressorWriter::new(room, BUFFER)))
             }

@@ -74,14 +74,13 @@ impl Compression {
     ) {
         let Self { filter, coding, accepted } = self;
         let Some(response) = &filter.response else { return };
-        let compressible = response.is_long_enough(headers)
-            && !headers.contains_key(header::UPGRADE)
-            && response.takes_type(headers)
-            && !no_transform(headers)
-            && !(filter.disable_on_etag && headers.contains_key(header::ETAG))
-            && !headers.contains_key(header::CONTENT_ENCODING)
-            && !filter.uncompressible.contains(&status.as_u16());
-        if !compressible {
+        let tagged = filter.disable_on_etag && headers.contains_key(header::ETAG);
+        let taken = [header::UPGRADE, header::CONTENT_ENCODING];
+        let left_alone = tagged
+            || no_transform(headers)
+            || taken.iter().any(|name| headers.contains_key(name))
+            || filter.uncompressible.contains(&status.as_u16());
+        if left_alone || !response.is_long_enough(headers) || !response.takes_type(headers) {
             return;
         }
         if !matches!(payload, Payload::Nothing)

@@ -135,15 +135,15 @@ filter_chains:
       stat_prefix: h
       route_config: {{name: r}}
       http_filters:
-      - name: web
-        typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb}}
+      - name: state
+        typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.set_filter_state.v3.Config}}
       - name: router
         typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}"#
     ));
     let proxy = Proxy::with(vec![listener]).await;
     let dump = proxy.runtime.dump();
     let held = dump.resources.iter().find(|held| held.name == "http").expect("held");
-    for filter in ["(mx).typed_config: ", "(web).typed_config: "] {
+    for filter in ["(mx).typed_config: ", "(state).typed_config: "] {
         let found = held.ignored_fields.iter().any(|field| field.contains(filter));
         assert!(found, "{filter} in {:?}", held.ignored_fields);
     }
