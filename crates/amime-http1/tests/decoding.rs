@@ -131,7 +131,7 @@ fn request_lines_that_are_none() {
         ("GET / HTTP/1.11", E::Version),
         ("GET HTTP/1.1", E::Target),
         ("GET foo HTTP/1.1", E::Target),
-        ("GET /\0 HTTP/1.1", E::Target),
+        ("GET /\0 HTTP/1.1", E::Characters),
         ("GET /\u{e9} HTTP/1.1", E::Target),
         ("GET * HTTP/1.1", E::Url),
         ("GET http://h:x/ HTTP/1.1", E::Url),

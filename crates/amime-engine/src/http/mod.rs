@@ -2,9 +2,10 @@
 //!
 //! HTTP/1 is `amime_http1`'s, HTTP/2 is hyper's; `amime_config::head` and [`body`]
 //! are the boundary that hides which it is. A request passes [`request`] (what the
-//! connection manager does), [`router`] (route, filters, action), [`forward`]
-//! (attempts) and [`response`]; [`exchange`] accompanies it and tells
-//! telemetry at its end.
+//! connection manager does), [`router`] (route, [`filters`], action), [`forward`]
+//! (attempts), [`deliver`] and [`response`]; [`exchange`] accompanies it and
+//! tells telemetry at its end. Filters change bodies through [`stage`], those of
+//! requests behind [`held`].
 
 pub(crate) mod attempt;
 mod attempts;
