@@ -90,6 +90,12 @@ const EXTENSIONS: &[Extension] = &[
         "filters.http.stateful_session.v3.StatefulSession",
         "filters.http.stateful_session.v3.StatefulSessionPerRoute",
     ),
+    (
+        "dynamic_forward_proxy",
+        "envoy.filters.http.dynamic_forward_proxy",
+        "filters.http.dynamic_forward_proxy.v3.FilterConfig",
+        "filters.http.dynamic_forward_proxy.v3.PerRouteConfig",
+    ),
     ("hcm", "envoy.filters.network.http_connection_manager", HCM, ""),
     ("tcp_proxy", "envoy.filters.network.tcp_proxy", "filters.network.tcp_proxy.v3.TcpProxy", ""),
     ("network_rbac", "envoy.filters.network.rbac", "filters.network.rbac.v3.RBAC", ""),
@@ -103,6 +109,12 @@ const EXTENSIONS: &[Extension] = &[
         "network_local_ratelimit",
         "envoy.filters.network.local_ratelimit",
         "filters.network.local_ratelimit.v3.LocalRateLimit",
+        "",
+    ),
+    (
+        "sni_dynamic_forward_proxy",
+        "envoy.filters.network.sni_dynamic_forward_proxy",
+        "filters.network.sni_dynamic_forward_proxy.v3.FilterConfig",
         "",
     ),
     (
@@ -170,12 +182,35 @@ pub(crate) fn place(value: &mut Value, backends: &Backends, dir: &str, log: &str
         Value::String(text) if text.contains("{{") => {
             *text = text.replace("{{certs}}", dir).replace("{{log}}", log);
             let name = text.strip_prefix("{{").and_then(|rest| rest.strip_suffix("}}"));
-            let Some(name) = name else { return Ok(()) };
+            let Some(name) = name.filter(|name| !name.starts_with(PORT)) else {
+                return place_ports(value, backends);
+            };
             let port = backends.port(name).with_context(|| format!("no backend {name}"))?;
             *value = json!({"address": address(port)});
         }
         _ => {}
     }
+    Ok(())
+}
+
+/// Begins a placeholder for no more than a backend's port.
+const PORT: &str = "port ";
+
+/// Replaces `{{port a}}` within a text; a text of nothing else becomes a number.
+fn place_ports(value: &mut Value, backends: &Backends) -> Result<()> {
+    let Value::String(text) = &*value else { return Ok(()) };
+    let mut parts = text.split("{{port ");
+    let mut placed = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (name, rest) = part.split_once("}}").context("a placeholder without an end")?;
+        let port = backends.port(name).with_context(|| format!("no backend {name}"))?;
+        if placed.is_empty() && rest.is_empty() {
+            *value = port.into();
+            return Ok(());
+        }
+        placed.push_str(&format!("{port}{rest}"));
+    }
+    *value = placed.into();
     Ok(())
 }
 

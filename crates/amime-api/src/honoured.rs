@@ -70,12 +70,6 @@ const UNHONOURED: &[(Kind, &str, &str)] = &[
     ),
     // Gateway.
     (Kind::Gateway, "spec.servers.[].defaultEndpoint", "upstream never implemented it"),
-    // ServiceEntry and workloads.
-    (
-        Kind::ServiceEntry,
-        "spec.resolution=DYNAMIC_DNS",
-        "our own proxy does not resolve names per request yet; a stock Envoy does",
-    ),
     // EnvoyFilter.
     (
         Kind::EnvoyFilter,
@@ -279,22 +273,22 @@ spec:
         );
         check(
             "
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
 metadata: {name: a}
-spec: {hosts: [a.com], resolution: DNS}
+spec: {configPatches: [{applyTo: CLUSTER}]}
 ---
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
 metadata: {name: b}
-spec: {hosts: ['*.b.com'], resolution: DYNAMIC_DNS}
+spec: {configPatches: [{applyTo: BOOTSTRAP}]}
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: a}
 spec: {}
 ",
-            &["spec.resolution", "spec"],
+            &["spec.configPatches[0].applyTo", "spec"],
         );
     }
 

@@ -11,6 +11,7 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http_options;
 use envoy_types::pb::google::protobuf as wkt;
 
 use super::discovery::Discovery;
+use super::dynamic_hosts;
 use super::endpoint::metadata_contains;
 use super::faults::Faults;
 use super::h1::Http1;
@@ -122,9 +123,11 @@ const DEFAULT_LIMITS: Limits = Limits {
 
 impl ClusterConfig {
     pub fn compile(value: &pb::Cluster, compiler: &mut Compiler<'_>) -> Option<Self> {
-        compiler.auto_san_validation = auto_san_validation(value);
+        let value = &*dynamic_hosts::with_defaults(value);
+        compiler.auto_san_validation = upstream_options(value).auto_san_validation;
         let transports = transports(value, compiler);
         let id = compiler.names.cluster(&value.name);
+        let discovery = Discovery::compile(value, compiler);
         let faults = &mut compiler.faults;
         let check = HealthCheck::compile(&value.health_checks, faults);
         without_effect(value, faults);
@@ -136,7 +139,7 @@ impl ClusterConfig {
             id,
             info: ClusterInfo { name: name.clone(), service: service_of(metadata) },
             name,
-            discovery: Discovery::compile(value, faults)?,
+            discovery: discovery?,
             fetch_timeout: values::fetch_timeout(
                 value.eds_cluster_config.as_ref().and_then(|eds| eds.eds_config.as_ref()),
             ),
@@ -287,16 +290,15 @@ fn bind(value: Option<&core::BindConfig>, faults: &mut Faults) -> Option<SocketA
     }
 }
 
-/// Whether servers must have the request's host name; looked up ahead of the
-/// protocol options, as the transports are made with it.
-fn auto_san_validation(value: &pb::Cluster) -> bool {
+/// What is taken from requests for TLS; looked up ahead of the protocol
+/// options, as the transports are made with it.
+pub(crate) fn upstream_options(value: &pb::Cluster) -> core::UpstreamHttpProtocolOptions {
     let options = value.typed_extension_protocol_options.get(HttpUpstream::KEY);
     let options = options.and_then(|any| unpack(any, &mut Faults::default()));
     let options = options.and_then(|options: http_options::HttpProtocolOptions| {
         options.upstream_http_protocol_options
     });
-    let options = options.as_ref().or(value.upstream_http_protocol_options.as_ref());
-    options.is_some_and(|options| options.auto_san_validation)
+    options.or_else(|| value.upstream_http_protocol_options.clone()).unwrap_or_default()
 }
 
 pub(crate) fn keepalive(value: Option<&core::TcpKeepalive>) -> Option<Keepalive> {

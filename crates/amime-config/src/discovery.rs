@@ -1,23 +1,29 @@
 //! Where a cluster's endpoints come from.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::clusters::common::dns::v3 as common_dns;
 use envoy_types::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
+use envoy_types::pb::envoy::extensions::clusters::dynamic_forward_proxy::v3::ClusterConfig as DynamicCluster;
+use envoy_types::pb::envoy::extensions::common::dynamic_forward_proxy::v3::DnsCacheConfig;
 use envoy_types::pb::envoy::extensions::network::dns_resolver::{
     cares::v3::CaresDnsResolverConfig, getaddrinfo::v3::GetAddrInfoDnsResolverConfig,
 };
 use envoy_types::pb::google::protobuf as wkt;
 
+use super::Compiler;
+use super::dynamic_hosts;
 use super::endpoint::Spread;
 use super::faults::Faults;
+use super::host_cache::HostCache;
 use super::values::{self, HostAddress, is, type_name, unpack};
 
 /// Where endpoints come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Discovery {
     Static,
     /// By EDS under this name.
@@ -32,6 +38,8 @@ pub enum Discovery {
         header: Option<http::HeaderName>,
         port: Option<u16>,
     },
+    /// The host that a request is for, as the cache resolves it.
+    Dynamic(Arc<HostCache>),
 }
 
 /// How names are resolved, and how often.
@@ -105,17 +113,9 @@ impl Dns {
     }
 
     fn of_cluster(value: &pb::Cluster, faults: &mut Faults) -> Option<Self> {
-        use pb::cluster::DnsLookupFamily as F;
-        let family = match value.dns_lookup_family() {
-            F::V4Only => Family::V4,
-            F::V6Only => Family::V6,
-            F::V4Preferred => Family::V4Preferred,
-            F::All => Family::All,
-            F::Auto => Family::Auto,
-        };
         let failure = value.dns_failure_refresh_rate.as_ref();
         Some(Self {
-            family,
+            family: cluster_family(value.dns_lookup_family()),
             servers: servers_of_cluster(value, faults),
             refresh: refresh(value.dns_refresh_rate.as_ref(), "dns_refresh_rate", faults)?,
             failure: failure
@@ -123,6 +123,35 @@ impl Dns {
             respect_ttl: value.respect_dns_ttl,
             min_refresh: Duration::ZERO,
             jitter: value.dns_jitter.as_ref().map_or(Duration::ZERO, values::duration),
+        })
+    }
+
+    /// As a cache of hosts resolves them.
+    pub(crate) fn of_cache(value: &DnsCacheConfig, faults: &mut Faults) -> Option<Self> {
+        const REFRESH: Duration = Duration::from_secs(60);
+        const MIN_REFRESH: Duration = Duration::from_secs(5);
+        let rate = value.dns_refresh_rate.as_ref();
+        let lowest = value.dns_min_refresh_rate.as_ref();
+        let failure = value.dns_failure_refresh_rate.as_ref();
+        let typed = value.typed_dns_resolver_config.as_ref();
+        let mut servers = typed.map(|typed| typed_servers(typed, faults)).unwrap_or_default();
+        if let (None, Some(config)) = (typed, &value.dns_resolution_config) {
+            servers.read("dns_resolution_config.resolvers", &config.resolvers, faults);
+            servers.options(config.dns_resolver_options.as_ref());
+        }
+        servers.tcp |= value.use_tcp_for_dns_lookups;
+        Some(Self {
+            family: cluster_family(value.dns_lookup_family()),
+            servers,
+            refresh: match rate {
+                Some(_) => refresh(rate, "dns_refresh_rate", faults)?,
+                None => REFRESH,
+            },
+            failure: failure
+                .map(|rate| failure_rate(rate.base_interval.as_ref(), rate.max_interval.as_ref())),
+            respect_ttl: true,
+            min_refresh: lowest.map_or(MIN_REFRESH, values::duration),
+            jitter: Duration::ZERO,
         })
     }
 
@@ -139,6 +168,17 @@ impl Dns {
             min_refresh: value.dns_min_refresh_rate.as_ref().map_or(REFRESH, values::duration),
             jitter: value.dns_jitter.as_ref().map_or(Duration::ZERO, values::duration),
         })
+    }
+}
+
+fn cluster_family(value: pb::cluster::DnsLookupFamily) -> Family {
+    use pb::cluster::DnsLookupFamily as F;
+    match value {
+        F::V4Only => Family::V4,
+        F::V6Only => Family::V6,
+        F::V4Preferred => Family::V4Preferred,
+        F::All => Family::All,
+        F::Auto => Family::Auto,
     }
 }
 
@@ -231,11 +271,15 @@ impl DnsServers {
 }
 
 impl Discovery {
-    pub(crate) fn compile(value: &pb::Cluster, faults: &mut Faults) -> Option<Self> {
+    pub(crate) fn compile(value: &pb::Cluster, compiler: &mut Compiler<'_>) -> Option<Self> {
         use pb::cluster::{ClusterDiscoveryType, DiscoveryType};
+        let faults = &mut compiler.faults;
         let kind = match value.cluster_discovery_type.as_ref() {
             Some(ClusterDiscoveryType::ClusterType(custom)) => {
-                return faults.within("cluster_type", |faults| Self::extension(custom, faults));
+                faults.enter("cluster_type");
+                let found = Self::extension(value, custom, compiler);
+                compiler.faults.leave();
+                return found;
             }
             Some(ClusterDiscoveryType::Type(kind)) => DiscoveryType::try_from(*kind).ok(),
             None => Some(DiscoveryType::Static),
@@ -257,8 +301,17 @@ impl Discovery {
         }
     }
 
-    fn extension(custom: &pb::cluster::CustomClusterType, faults: &mut Faults) -> Option<Self> {
+    fn extension(
+        cluster: &pb::Cluster,
+        custom: &pb::cluster::CustomClusterType,
+        compiler: &mut Compiler<'_>,
+    ) -> Option<Self> {
+        let faults = &mut compiler.faults;
         match custom.typed_config.as_ref() {
+            Some(any) if is::<DynamicCluster>(any) => {
+                let config: DynamicCluster = unpack(any, faults)?;
+                dynamic_hosts::of_cluster(cluster, &config, compiler).map(Self::Dynamic)
+            }
             Some(any) if is::<DnsCluster>(any) => {
                 let config: DnsCluster = unpack(any, faults)?;
                 let dns = Dns::of_extension(&config, faults)?;

@@ -10,12 +10,12 @@ use amime_telemetry::IstioStats;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::extensions::filters::http::{
     buffer::v3 as buffer, compressor::v3 as pb_compressor, compressor::v3::CompressorPerRoute,
-    cors::v3 as cors, csrf::v3 as csrf, decompressor::v3 as pb_decompressor, fault::v3 as fault,
-    grpc_http1_bridge::v3 as bridge, grpc_web::v3::GrpcWeb, header_mutation::v3 as mutation,
-    header_to_metadata::v3 as to_metadata, health_check::v3 as health_check,
-    ip_tagging::v3 as ip_tagging, local_ratelimit::v3::LocalRateLimit, ratelimit::v3 as ratelimit,
-    rbac::v3 as rbac, router::v3::Router, set_metadata::v3 as set_metadata,
-    stateful_session::v3 as session,
+    cors::v3 as cors, csrf::v3 as csrf, decompressor::v3 as pb_decompressor,
+    dynamic_forward_proxy::v3 as dynamic, fault::v3 as fault, grpc_http1_bridge::v3 as bridge,
+    grpc_web::v3::GrpcWeb, header_mutation::v3 as mutation, header_to_metadata::v3 as to_metadata,
+    health_check::v3 as health_check, ip_tagging::v3 as ip_tagging,
+    local_ratelimit::v3::LocalRateLimit, ratelimit::v3 as ratelimit, rbac::v3 as rbac,
+    router::v3::Router, set_metadata::v3 as set_metadata, stateful_session::v3 as session,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use envoy_types::pb::google::protobuf::Any;
@@ -26,10 +26,12 @@ use super::answer_checks::AnswerChecks;
 use super::compression::{Compressor, CompressorRoute, Decompressor};
 use super::cors::{Cors, CorsFields};
 use super::csrf::Csrf;
+use super::dynamic_hosts::{self, NewHost};
 use super::fault_injection::Fault;
 use super::faults::Faults;
 use super::global_limit::{GlobalLimit, GlobalLimitRoute};
 use super::header_mutation::HeaderMutation;
+use super::host_cache::HostCache;
 use super::ip_tags::IpTags;
 use super::local_limit::LocalLimit;
 use super::metadata::{HeaderToMetadata, SetMetadata};
@@ -68,6 +70,8 @@ pub enum FilterKind {
     Csrf(Arc<Csrf>),
     IpTags(IpTags),
     AnswerChecks(Arc<AnswerChecks>),
+    /// Waits until the host of the request is resolved.
+    DynamicHost(Arc<HostCache>),
 }
 
 /// Filter settings of a route, the route's own before its parents'.
@@ -103,6 +107,7 @@ pub enum Settings {
     Compressor(Arc<CompressorRoute>),
     HeaderToMetadata(Arc<HeaderToMetadata>),
     Csrf(Arc<Csrf>),
+    NewHost(Arc<NewHost>),
 }
 
 impl PerRoute {
@@ -199,6 +204,8 @@ impl Settings {
             Self::HeaderToMetadata(Arc::new(rules))
         } else if is::<csrf::CsrfPolicy>(any) {
             Self::Csrf(Arc::new(Csrf::compile(&unpack(any, faults)?, faults)))
+        } else if is::<dynamic::PerRouteConfig>(any) {
+            Self::NewHost(Arc::new(NewHost::compile(&unpack(any, faults)?, faults)?))
         } else {
             let suffix = if optional { ", which it may be" } else { "" };
             faults.ignore("", format!("{} is not supported{suffix}", type_name(any)));
@@ -320,6 +327,7 @@ impl FilterKind {
             || is::<csrf::CsrfPolicy>(any)
             || is::<ip_tagging::IpTagging>(any)
             || is::<health_check::HealthCheck>(any)
+            || is::<dynamic::FilterConfig>(any)
     }
 
     fn compile(any: &Any, compiler: &mut Compiler<'_>) -> Option<Self> {
@@ -365,6 +373,9 @@ impl FilterKind {
         } else if is::<health_check::HealthCheck>(any) {
             let config: health_check::HealthCheck = unpack(any, faults)?;
             Some(Self::AnswerChecks(Arc::new(AnswerChecks::compile(&config, compiler)?)))
+        } else if is::<dynamic::FilterConfig>(any) {
+            let config: dynamic::FilterConfig = unpack(any, faults)?;
+            dynamic_hosts::of_filter(&config, compiler).map(Self::DynamicHost)
         } else {
             let config: mutation::HeaderMutation = unpack(any, faults)?;
             let mutations = config.mutations.unwrap_or_default();

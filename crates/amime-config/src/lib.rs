@@ -31,6 +31,7 @@ pub mod cors;
 pub mod criteria;
 pub mod csrf;
 pub mod discovery;
+pub mod dynamic_hosts;
 pub mod endpoint;
 pub mod endpoint_state;
 pub mod fault_injection;
@@ -46,6 +47,7 @@ pub mod head;
 pub mod header_mutation;
 pub mod headers;
 pub mod health_check;
+pub mod host_cache;
 pub mod ip_tags;
 pub mod lb_policy;
 pub mod lb_subset;
@@ -87,6 +89,8 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::SdsSecretCon
 pub use faults::{Fault, Faults};
 
 use crate::secrets::SecretStore;
+use dynamic_hosts::ServerNameHosts;
+use host_cache::HostCaches;
 use names::Names;
 
 /// How long a resource may keep its user waiting; `None`: for ever.
@@ -114,6 +118,7 @@ pub struct Node {
 pub struct Compiler<'a> {
     pub faults: Faults,
     pub names: &'a mut Names,
+    pub host_caches: &'a mut HostCaches,
     pub secrets: &'a SecretStore,
     pub telemetry: &'a Telemetry,
     pub required: Required,
@@ -122,6 +127,8 @@ pub struct Compiler<'a> {
     pub tcp_stats: bool,
     /// The filter chain being compiled routes by server name.
     pub sni_cluster: bool,
+    /// The filter chain being compiled resolves server names.
+    pub sni_hosts: Option<ServerNameHosts>,
     /// The cluster being compiled checks that servers have the request's host name.
     pub auto_san_validation: bool,
     /// What the listener being compiled buffers for one connection.
@@ -134,6 +141,7 @@ pub(crate) const BUFFER_LIMIT: usize = 1 << 20;
 impl<'a> Compiler<'a> {
     pub fn new(
         names: &'a mut Names,
+        host_caches: &'a mut HostCaches,
         secrets: &'a SecretStore,
         telemetry: &'a Telemetry,
         node: &'a Node,
@@ -141,12 +149,14 @@ impl<'a> Compiler<'a> {
         Self {
             faults: Faults::default(),
             names,
+            host_caches,
             secrets,
             telemetry,
             required: Required::default(),
             node,
             tcp_stats: false,
             sni_cluster: false,
+            sni_hosts: None,
             auto_san_validation: false,
             buffer_limit: BUFFER_LIMIT,
         }

@@ -19,6 +19,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::local_ratelimit::v3::LocalRateLimit;
 use envoy_types::pb::envoy::extensions::filters::network::ratelimit::v3::RateLimit;
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
+use envoy_types::pb::envoy::extensions::filters::network::sni_dynamic_forward_proxy::v3::FilterConfig as SniHosts;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::google::protobuf::Any;
 
@@ -26,6 +27,7 @@ use super::binding::{Binding, bindings};
 use super::chain_match::{ChainMatch, distinct};
 use super::cluster::{Keepalive, keepalive};
 use super::connection_cap::ConnectionCap;
+use super::dynamic_hosts;
 use super::filters::config_type;
 use super::global_limit::GlobalConnectionLimit;
 use super::hcm::HttpConfig;
@@ -278,6 +280,7 @@ impl Parent<'_, '_> {
         // They stand before the proxy whose settings they are.
         self.compiler.tcp_stats = names.iter().any(|name| name == TCP_STATS);
         self.compiler.sni_cluster = names.iter().any(|name| name == SNI_CLUSTER);
+        self.compiler.sni_hosts = None;
         for (index, filter) in chain.filters.iter().enumerate() {
             self.compiler.faults.enter(format!("filters[{index}]({})", filter.name));
             match filter.config_type.as_ref() {
@@ -328,6 +331,10 @@ impl Parent<'_, '_> {
             let config: Option<ConnectionLimitFilter> = unpack(any, faults);
             let cap = config.and_then(|config| ConnectionCap::compile(&config, faults));
             found.limits.extend(cap.map(NetworkLimit::Open));
+        } else if is::<SniHosts>(any) {
+            let config: Option<SniHosts> = unpack(any, &mut compiler.faults);
+            let hosts = config.and_then(|it| dynamic_hosts::of_server_name(&it, compiler));
+            compiler.sni_hosts = hosts;
         } else if is::<Echo>(any) {
             found.terminal = Some(Terminal::Echo);
         } else if is::<DirectResponse>(any) {

@@ -12,6 +12,7 @@ use http::uri::PathAndQuery;
 
 use super::Compiler;
 use super::criteria::MetadataMatch;
+use super::dynamic_hosts::ServerNameHosts;
 use super::faults::Faults;
 use super::format::Format;
 use super::headers::HeaderEdits;
@@ -38,6 +39,8 @@ pub struct TcpConfig {
     pub hash_source_ip: bool,
     /// The cluster is the one that the server name names.
     pub by_server_name: bool,
+    /// The server name is resolved, for clusters whose hosts requests name.
+    pub server_name_hosts: Option<ServerNameHosts>,
     /// Connections go through a tunnel that the upstream is asked for.
     pub tunneling: Option<Tunneling>,
 }
@@ -141,6 +144,7 @@ impl TcpConfig {
             telemetry,
             hash_source_ip: hash_source_ip(&value.hash_policy, &mut compiler.faults),
             by_server_name: compiler.sni_cluster,
+            server_name_hosts: compiler.sni_hosts.clone(),
             tunneling,
         })
     }

@@ -152,13 +152,17 @@ pub(crate) fn dns_server(value: &core::Address, faults: &mut Faults) -> Option<H
     address(Some(&value), faults)
 }
 
-fn socket_address(socket: &core::SocketAddress, faults: &mut Faults) -> Option<HostAddress> {
-    let port = match &socket.port_specifier {
+/// The port of an address, unless it is none.
+pub(crate) fn port(socket: &core::SocketAddress) -> Option<u16> {
+    match &socket.port_specifier {
         Some(core::socket_address::PortSpecifier::PortValue(port)) => u16::try_from(*port).ok(),
         None => Some(0),
         Some(core::socket_address::PortSpecifier::NamedPort(_)) => None,
-    };
-    let Some(port) = port else {
+    }
+}
+
+fn socket_address(socket: &core::SocketAddress, faults: &mut Faults) -> Option<HostAddress> {
+    let Some(port) = port(socket) else {
         faults.reject("address.socket_address.port_value", "not a port number");
         return None;
     };

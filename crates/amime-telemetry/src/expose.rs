@@ -225,6 +225,9 @@ impl Telemetry {
         self.blocks(&shards, |shard| &shard.http, &scope, &mut stats);
         scope = Scope { prefix: "tcp", tag: tag("tcp_prefix", "envoy_tcp_prefix") };
         self.blocks(&shards, |shard| &shard.tcp, &scope, &mut stats);
+        // Envoy has no tag for it: the name is in the metric's.
+        scope = Scope { prefix: "dns_cache", tag: "" };
+        self.blocks(&shards, |shard| &shard.dns_caches, &scope, &mut stats);
         self.counters.each(|name, value| {
             stats.push(Stat {
                 dotted: name.dotted.clone(),
@@ -333,14 +336,26 @@ impl Telemetry {
                 (format!("{scope}{codes}_{code}"), metric)
             }
         };
-        push_label(&mut labels, scope.tag, block);
+        let metric = match scope.tag {
+            "" => format!("envoy_{prefix}_{}_{leaf}", metric_name(block)),
+            tag => {
+                push_label(&mut labels, tag, block);
+                metric
+            }
+        };
         Stat { dotted: format!("{prefix}.{block}.{}", scoped(&leaf)), metric, labels, value }
     }
 }
 
+/// A name as part of a metric's.
+fn metric_name(name: &str) -> String {
+    name.chars().map(|char| if char.is_ascii_alphanumeric() { char } else { '_' }).collect()
+}
+
 /// Envoy's dotted name within a block: some stats have a scope of their own.
 fn scoped(leaf: &str) -> String {
-    const SCOPES: [(&str, &str); 7] = [
+    const SCOPES: [(&str, &str); 8] = [
+        ("circuit_breakers_rq_", "circuit_breakers.rq_"),
         ("outlier_detection_", "outlier_detection."),
         ("health_check_", "health_check."),
         ("circuit_breakers_default_", "circuit_breakers.default."),

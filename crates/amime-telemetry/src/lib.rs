@@ -45,8 +45,8 @@ pub use record::{
 };
 pub use shared::SharedCounter;
 pub use stats::{
-    ClusterStats, Counter, Gauge, Histogram, HttpStats, ListenerStats, ResponseCodes, ServerStats,
-    TcpStats,
+    ClusterStats, Counter, DnsCacheStats, Gauge, Histogram, HttpStats, ListenerStats,
+    ResponseCodes, ServerStats, TcpStats,
 };
 pub use worker::WorkerTelemetry;
 
@@ -136,6 +136,11 @@ impl Telemetry {
     /// updates. Workers have their own through [`WorkerTelemetry::cluster`].
     pub fn shared_cluster(&self, name: &str) -> Arc<ClusterStats> {
         self.shared.clusters.entry(name)
+    }
+
+    /// Stats of a cache of resolved hosts, to be written by one thread at a time.
+    pub fn dns_cache(&self, name: &str) -> Arc<DnsCacheStats> {
+        self.shared.dns_caches.entry(name)
     }
 
     /// A counter by Envoy's dotted name, for all workers to add to. The

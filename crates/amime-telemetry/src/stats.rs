@@ -3,7 +3,7 @@
 //!
 //! Invariant: each block has one writing thread, so a plain load and store
 //! suffices and no bus lock is paid. Blocks meant for several writers
-//! ([`ServerStats`] and a cluster's shared block) are only set, or added to
+//! ([`ServerStats`], [`DnsCacheStats`] and a cluster's shared block) are only set, or added to
 //! by one thread.
 
 use std::sync::atomic::{AtomicI64, AtomicU16, AtomicU64, Ordering::Relaxed};
@@ -412,6 +412,19 @@ stat_block! {
         rbac_allowed, rbac_denied, rbac_shadow_allowed, rbac_shadow_denied,
     }
     gauges { downstream_cx_rx_bytes_buffered, downstream_cx_tx_bytes_buffered }
+    histograms { }
+}
+
+stat_block! {
+    /// `dns_cache.<name>.*`.
+    DnsCacheStats, codes "",
+    counters {
+        cache_load, dns_query_attempt, dns_query_failure, dns_query_success, dns_query_timeout,
+        dns_rq_pending_overflow, host_added, host_address_changed, host_overflow, host_removed,
+    }
+    gauges {
+        circuit_breakers_rq_pending_open, circuit_breakers_rq_pending_remaining, num_hosts,
+    }
     histograms { }
 }
 

@@ -15,7 +15,7 @@ use super::flight::{FlightEntry, FlightRing};
 use super::istio::{HttpSeries, IstioSeries, SeriesSink, TcpSeries};
 use super::peer::{PeerCache, PeerMetadata};
 use super::record::{HttpRecord, TcpEvent, TcpRecord};
-use super::stats::{ClusterStats, HttpStats, ListenerStats, TcpStats};
+use super::stats::{ClusterStats, DnsCacheStats, HttpStats, ListenerStats, TcpStats};
 
 /// Stat blocks by name, with the writer's own quick table beside.
 #[derive(Debug)]
@@ -57,6 +57,7 @@ pub(crate) struct Shard {
     pub(crate) listeners: Blocks<ListenerStats>,
     pub(crate) http: Blocks<HttpStats>,
     pub(crate) tcp: Blocks<TcpStats>,
+    pub(crate) dns_caches: Blocks<DnsCacheStats>,
     pub(crate) http_series: Mutex<Vec<Arc<HttpSeries>>>,
     pub(crate) tcp_series: Mutex<Vec<Arc<TcpSeries>>>,
     pub(crate) flights: FlightRing,

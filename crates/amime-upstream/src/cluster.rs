@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use amime_telemetry::{ClusterStats, WorkerTelemetry};
 
+use super::dynamic::NamedHosts;
 use super::lb::{LbInput, SharedLb, WorkerLb};
 use amime_config::cluster::ClusterConfig;
 use amime_config::discovery::Discovery;
@@ -72,9 +73,17 @@ impl<P: Pool> Host<P> {
         self.retired.get()
     }
 
-    fn retire(&self) {
+    pub(super) fn retire(&self) {
         self.retired.set(true);
         self.pool.clear();
+    }
+
+    /// The same endpoint after a change, with the connections of this one.
+    pub(super) fn moved(&self, endpoint: Arc<Endpoint>) -> Rc<Self> {
+        let moved = Self::new(endpoint, self.pool.take(), self.worker);
+        moved.active.set(self.active.get());
+        self.retired.set(true);
+        moved
     }
 }
 
@@ -89,6 +98,8 @@ pub struct ClusterRuntime<P> {
     lb: WorkerLb,
     /// Endpoints of an original-destination cluster, made as they are asked for.
     dynamic: RefCell<HashMap<SocketAddr, Rc<Host<P>>>>,
+    /// Endpoints of a dynamic forward proxy.
+    pub(super) named: NamedHosts<P>,
     worker: usize,
 }
 
@@ -113,12 +124,7 @@ impl<P: Pool> ClusterRuntime<P> {
         }
         let mut build = |endpoint: &Arc<Endpoint>| match old.remove(&key(endpoint)) {
             Some(host) if Arc::ptr_eq(&host.endpoint, endpoint) => host.clone(),
-            Some(host) => {
-                let moved = Host::new(endpoint.clone(), host.pool.take(), worker);
-                moved.active.set(host.active.get());
-                host.retired.set(true);
-                moved
-            }
+            Some(host) => host.moved(endpoint.clone()),
             None => Host::new(endpoint.clone(), P::default(), worker),
         };
         let hosts = spec.endpoints.endpoints().map(&mut build).collect();
@@ -129,15 +135,17 @@ impl<P: Pool> ClusterRuntime<P> {
             previous.retire();
         }
         let dynamic = keep.map(|old| old.dynamic.take()).unwrap_or_default();
+        let named = keep.map(|old| old.named.take()).unwrap_or_default();
         let stats = telemetry.cluster(&spec.config.name);
         let dynamic = RefCell::new(dynamic);
-        Rc::new(Self { spec, stats, hosts, lb: WorkerLb::default(), dynamic, worker })
+        Rc::new(Self { spec, stats, hosts, lb: WorkerLb::default(), dynamic, named, worker })
     }
 
     /// Closes idle connections; those in use close when their request ends.
     pub fn retire(&self) {
         self.hosts.iter().for_each(|host| host.retire());
         self.dynamic.borrow().values().for_each(|host| host.retire());
+        self.named.each(|host| host.retire());
     }
 
     /// Its settings.
@@ -149,7 +157,17 @@ impl<P: Pool> ClusterRuntime<P> {
     /// Calls `visit` for every endpoint in use.
     pub fn each_host(&self, mut visit: impl FnMut(&Rc<Host<P>>)) {
         self.hosts.iter().for_each(&mut visit);
-        self.dynamic.borrow().values().for_each(visit);
+        self.dynamic.borrow().values().for_each(&mut visit);
+        self.named.each(visit);
+    }
+
+    /// Lets go of endpoints that nobody has asked for in a long time.
+    pub fn forget_gone(&self) {
+        self.named.forget_gone();
+    }
+
+    pub(super) fn new_host(&self, endpoint: Arc<Endpoint>) -> Rc<Host<P>> {
+        Host::new(endpoint, P::default(), self.worker)
     }
 
     /// An endpoint for a request.
@@ -190,7 +208,7 @@ impl<P: Pool> ClusterRuntime<P> {
             lb: None,
             state: Arc::new(EndpointState::new(1)),
         });
-        let host = Host::new(endpoint, P::default(), self.worker);
+        let host = self.new_host(endpoint);
         if dynamic.len() < MAX_DYNAMIC {
             dynamic.insert(address, host.clone());
         }

@@ -20,6 +20,7 @@
 
 pub mod cluster;
 pub mod connect;
+mod dynamic;
 mod executor;
 pub mod health;
 pub mod lb;

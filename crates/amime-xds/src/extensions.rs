@@ -5,7 +5,7 @@
 
 /// Category and name of each extension that the proxy implements, as it names
 /// them in its node.
-pub const OWN: [(&str, &str); 37] = [
+pub const OWN: [(&str, &str); 40] = [
     ("envoy.filters.http", "envoy.filters.http.router"),
     ("envoy.filters.http", "envoy.filters.http.fault"),
     ("envoy.filters.http", "envoy.filters.http.cors"),
@@ -26,6 +26,7 @@ pub const OWN: [(&str, &str); 37] = [
     ("envoy.filters.http", "envoy.filters.http.ip_tagging"),
     ("envoy.filters.http", "envoy.filters.http.health_check"),
     ("envoy.filters.http", "envoy.filters.http.on_demand"),
+    ("envoy.filters.http", "envoy.filters.http.dynamic_forward_proxy"),
     ("envoy.filters.http", "istio.alpn"),
     ("envoy.filters.http", "istio.metadata_exchange"),
     ("envoy.filters.http", "istio.stats"),
@@ -34,11 +35,13 @@ pub const OWN: [(&str, &str); 37] = [
     ("envoy.filters.network", "envoy.filters.network.rbac"),
     ("envoy.filters.network", "envoy.filters.network.local_ratelimit"),
     ("envoy.filters.network", "envoy.filters.network.ratelimit"),
+    ("envoy.filters.network", "envoy.filters.network.sni_dynamic_forward_proxy"),
     ("envoy.filters.network", "istio.metadata_exchange"),
     ("envoy.filters.network", "istio.stats"),
     ("envoy.filters.listener", "envoy.filters.listener.original_dst"),
     ("envoy.filters.listener", "envoy.filters.listener.tls_inspector"),
     ("envoy.filters.listener", "envoy.filters.listener.http_inspector"),
+    ("envoy.clusters", "envoy.clusters.dynamic_forward_proxy"),
     ("envoy.transport_sockets.upstream", "envoy.transport_sockets.tls"),
     ("envoy.transport_sockets.downstream", "envoy.transport_sockets.tls"),
     ("envoy.access_loggers", "envoy.access_loggers.file"),

@@ -22,6 +22,7 @@ use crate::upstream::pool::{
 use crate::upstream::{ClusterRuntime, Host, Outcome, Resource};
 use amime_config::cluster::UpstreamProtocol;
 use amime_config::head::RequestHead;
+use amime_config::host_cache::HostFailure;
 use amime_config::tls::Alpn;
 
 /// An upstream has sent an informational head.
@@ -32,6 +33,8 @@ pub(super) struct Begun(pub(super) bool);
 #[derive(Clone, Debug)]
 pub(super) enum Failure {
     NoHealthyUpstream,
+    /// The host that the request names is not known.
+    NoHost(HostFailure),
     /// The endpoint of a strict session is gone.
     SessionLost(StatusCode),
     Overflow,
@@ -53,6 +56,7 @@ impl Failure {
     pub(super) fn into_error(self, retried: bool) -> ProxyError {
         match self {
             Self::NoHealthyUpstream => ProxyError::NoHealthyUpstream(None),
+            Self::NoHost(failure) => ProxyError::NoHost(failure),
             Self::SessionLost(status) => ProxyError::NoHealthyUpstream(Some(status)),
             Self::Overflow => ProxyError::Overflow,
             Self::Connect(error) => ProxyError::Connect { error, retried },
@@ -339,6 +343,7 @@ impl Request<'_> {
             }
             Failure::Overflow
             | Failure::NoHealthyUpstream
+            | Failure::NoHost(_)
             | Failure::SessionLost(_)
             | Failure::Downstream(_)
             | Failure::Refused(_) => return,

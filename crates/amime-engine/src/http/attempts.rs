@@ -13,8 +13,9 @@ use super::filters::Wait;
 use super::forward::{Plan, PreparedBody};
 use super::retry::{Decision, RetrySettings, RetryState};
 use super::timeouts::{Timeouts, route_timeout};
-use super::{buffer, grpc_web, hash, names, session};
+use super::{buffer, dynamic_host, grpc_web, hash, names, session};
 use crate::upstream::{ClusterRuntime, Host, LbInput, Outcome, Resource, RetryInput};
+use amime_config::discovery::Discovery;
 use amime_config::route_action::{HostRewrite, millis_value};
 
 pub(super) struct Attempts<'a> {
@@ -137,7 +138,7 @@ impl Attempts<'_> {
     }
 
     async fn one(&self, body: &PreparedBody, tried: &[Rc<Host>]) -> Result<Answer, Failure> {
-        let host = self.choose_host(tried)?;
+        let host = self.choose_host(tried).await?;
         let exchange = self.plan.exchange;
         {
             let mut log = exchange.log.borrow_mut();
@@ -185,7 +186,10 @@ impl Attempts<'_> {
         usize::from(self.plan.action.high_priority)
     }
 
-    pub(super) fn choose_host(&self, tried: &[Rc<Host>]) -> Result<Rc<Host>, Failure> {
+    pub(super) async fn choose_host(&self, tried: &[Rc<Host>]) -> Result<Rc<Host>, Failure> {
+        if let Discovery::Dynamic(cache) = &self.cluster.config().discovery {
+            return dynamic_host::host(self.plan.exchange, self.cluster, cache).await;
+        }
         // Retries may leave the session's endpoint.
         if tried.is_empty()
             && let Some(host) = session::host(self.plan.exchange, self.cluster)?

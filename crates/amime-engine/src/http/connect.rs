@@ -73,7 +73,7 @@ impl Attempts<'_> {
     }
 
     async fn dial_one(&self, tried: &[Rc<Host>]) -> Result<Open, Failure> {
-        let host = self.choose_host(tried)?;
+        let host = self.choose_host(tried).await?;
         let exchange = self.plan.exchange;
         exchange.log.borrow_mut().host = Some(host.clone());
         if !self.cluster.take(self.priority(), Resource::Requests) {

@@ -11,7 +11,9 @@ use amime_telemetry::ResponseFlags;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
+use super::dynamic_host;
 use crate::upstream::connect::ConnectError;
+use amime_config::host_cache::HostFailure;
 
 /// Why no upstream response is passed on.
 #[derive(Clone, Debug)]
@@ -42,6 +44,8 @@ pub(crate) enum ProxyError {
     UpgradeRefused,
     /// Perhaps with a status that is not the usual one.
     NoHealthyUpstream(Option<StatusCode>),
+    /// The host that the request names is not known.
+    NoHost(HostFailure),
     /// A circuit breaker is open.
     Overflow,
     Connect {
@@ -160,6 +164,9 @@ impl ProxyError {
             Self::NoHealthyUpstream(status) => {
                 let status = status.map_or(503, |status| status.as_u16());
                 (status, F::UH, "no_healthy_upstream", "no healthy upstream")
+            }
+            Self::NoHost(failure) => {
+                return reply(503, F::UH, dynamic_host::details(failure), "no healthy upstream");
             }
             Self::Overflow => return reply(503, F::UO, OVERFLOW, reset_body(false, "overflow")),
             Self::ResponseTimeout => (504, F::UT, "response_timeout", TIMEOUT),

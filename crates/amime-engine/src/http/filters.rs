@@ -23,8 +23,8 @@ use super::request::Admitted;
 use super::session::Session;
 use super::stage::{Stage, Stages};
 use super::{
-    buffer, compress, forward, grpc_bridge, grpc_web, metadata, names, prepare, rate_limit,
-    response, session,
+    buffer, compress, dynamic_host, forward, grpc_bridge, grpc_web, metadata, names, prepare,
+    rate_limit, response, session,
 };
 use crate::upstream::ClusterRuntime;
 use amime_config::answer_checks::AnswerChecks;
@@ -179,6 +179,9 @@ async fn run_one(
                 _ => None,
             };
             rate_limit::global(exchange, scope, limit, route).await?;
+        }
+        (FilterKind::DynamicHost(cache), settings) => {
+            dynamic_host::resolve(exchange, scope, cache, settings).await?;
         }
         (FilterKind::Mutation(_), _) => mutate(exchange, scope, filter, true),
         (FilterKind::Session(_), Some(Settings::Session(settings)))

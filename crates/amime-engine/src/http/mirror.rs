@@ -12,6 +12,7 @@ use super::request::append_forwarded_for;
 use crate::upstream::pool::{Acquire, ConnKey, Sender, acquire};
 use crate::upstream::{ClusterRuntime, LbInput};
 use amime_config::cluster::UpstreamProtocol;
+use amime_config::discovery::Discovery;
 use amime_config::route_cluster::Mirror;
 
 /// Starts the copies that the route asks for.
@@ -64,7 +65,11 @@ fn start(
             Some(_) => return,
             None => RequestBody::Empty,
         };
-        let Some(host) = cluster.choose(LbInput::default()) else { return };
+        let host = match &cluster.config().discovery {
+            Discovery::Dynamic(cache) => cluster.named(cache, head.authority(), None).await.ok(),
+            _ => cluster.choose(LbInput::default()),
+        };
+        let Some(host) = host else { return };
         let http2 = cluster.config().http.protocol == UpstreamProtocol::Http2;
         let key = ConnKey::plain(http2);
         let mark = exchange.connection.worker.mark;

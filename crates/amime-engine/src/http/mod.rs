@@ -16,6 +16,7 @@ mod compress;
 mod connect;
 mod date;
 mod deliver;
+mod dynamic_host;
 mod error;
 pub(crate) mod exchange;
 mod filters;

@@ -203,6 +203,7 @@ impl<'a> RetryState<'a> {
         match failure {
             Failure::Overflow
             | Failure::NoHealthyUpstream
+            | Failure::NoHost(_)
             | Failure::SessionLost(_)
             | Failure::Downstream(_)
             | Failure::Refused(_) => false,

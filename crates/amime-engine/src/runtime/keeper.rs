@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::Runtime;
 use super::clusters::DnsJob;
-use super::resolver::{Resolvers, look_up};
+use super::resolver::{Resolvers, look_up, look_up_host};
+use amime_config::host_cache::HostCache;
 use amime_upstream::health::Checks;
 
 /// Longest sleep between two looks for something to do.
@@ -46,6 +47,12 @@ async fn keep(runtime: Weak<Runtime>) {
             strong.publish_changes(&mut state);
             (state.names_due(now), state.checks(), state.next_due())
         };
+        let caches = strong.state().host_caches();
+        let due = caches
+            .iter()
+            .filter_map(|cache| look_up_hosts(cache, &mut resolvers, now))
+            .chain(due)
+            .min();
         let weak = runtime.clone();
         checks.follow(checked, move || health_changed(&weak));
         for job in jobs {
@@ -61,6 +68,29 @@ async fn keep(runtime: Weak<Runtime>) {
         let wait = due.map_or(LOOK, |due| due.saturating_duration_since(Instant::now()).min(LOOK));
         let _ = tokio::time::timeout(wait, wake.notified()).await;
     }
+}
+
+/// Begins the lookups of a cache that are due; when it next has something to do.
+fn look_up_hosts(
+    cache: &Arc<HostCache>,
+    resolvers: &mut Resolvers,
+    now: Instant,
+) -> Option<Instant> {
+    for host in cache.take_due(now) {
+        let dns = &cache.settings.dns;
+        let resolver = resolvers.get(&dns.servers, dns.family);
+        let cache = Arc::downgrade(cache);
+        tokio::task::spawn_local(async move {
+            let Some(settings) = cache.upgrade().map(|cache| cache.settings.clone()) else {
+                return;
+            };
+            let looked = look_up_host(resolver, &host.name, &settings).await;
+            if let Some(cache) = cache.upgrade() {
+                cache.answer(&host, looked, Instant::now());
+            }
+        });
+    }
+    cache.next_due()
 }
 
 /// A cluster may have waited for a check.

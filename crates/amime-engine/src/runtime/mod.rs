@@ -92,14 +92,15 @@ impl Runtime {
         let own_metadata = own_metadata(&options);
         let address = options.address.unwrap_or_else(own_address);
         let secrets = SecretStore::new(options.identity.clone());
+        let state = State::new(&options, secrets, workers);
         let runtime = Arc::new(Self {
-            state: Mutex::new(State::new(&options, secrets, workers)),
+            wake: state.wake(),
+            state: Mutex::new(state),
             publish,
             draining,
             shared: shared.clone(),
             workers,
             started: AtomicBool::new(false),
-            wake: Arc::default(),
         });
         for index in 0..workers {
             let worker = WorkerOptions {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{
@@ -14,6 +14,8 @@ use hickory_resolver::proto::op::ResponseCode;
 
 use super::names::Answer;
 use amime_config::discovery::{DnsServers, Family};
+use amime_config::dynamic_hosts::CacheSettings;
+use amime_config::host_cache::{Looked, NO_RECORDS};
 
 /// Resolvers by their settings, made when first used.
 #[derive(Default)]
@@ -79,21 +81,9 @@ pub(super) async fn look_up(resolver: Option<TokioResolver>, name: &str) -> Answ
     if let Ok(ip) = name.parse::<IpAddr>() {
         return Some((vec![ip], None));
     }
-    let resolver = resolver?;
-    match resolver.lookup_ip(name).await {
-        Ok(found) => {
-            let ttl = found.valid_until().saturating_duration_since(Instant::now());
-            let mut addresses: Vec<IpAddr> = Vec::new();
-            for address in found.iter() {
-                if !addresses.contains(&address) {
-                    addresses.push(address);
-                }
-            }
-            // Rounded: a part of a second has passed since the answer.
-            let ttl = std::time::Duration::from_secs(ttl.as_millis().div_ceil(1000) as u64);
-            Some((addresses, Some(ttl)))
-        }
-        Err(error) if has_none(&error) => Some((Vec::new(), None)),
+    match ask(&resolver?, name).await {
+        Ok((addresses, ttl)) => Some((addresses, Some(ttl))),
+        Err(error) if none_code(&error).is_some() => Some((Vec::new(), None)),
         Err(error) => {
             tracing::debug!(%name, %error, "name not resolved");
             None
@@ -101,7 +91,66 @@ pub(super) async fn look_up(resolver: Option<TokioResolver>, name: &str) -> Answ
     }
 }
 
-fn has_none(error: &NetError) -> bool {
-    let NetError::Dns(DnsError::NoRecordsFound(none)) = error else { return false };
-    matches!(none.response_code, ResponseCode::NoError | ResponseCode::NXDomain)
+/// Looks a host of a cache up; reasons are in Envoy's words, on which access
+/// logs are searched.
+pub(super) async fn look_up_host(
+    resolver: Option<TokioResolver>,
+    name: &str,
+    settings: &CacheSettings,
+) -> Looked {
+    let family = settings.dns.family;
+    match name.parse::<IpAddr>() {
+        Ok(ip) if ip.is_ipv4() && family == Family::V6 => return Looked::Failed(BAD_NAME),
+        Ok(ip) if ip.is_ipv6() && family == Family::V4 => return Looked::Failed(BAD_NAME),
+        Ok(ip) => return Looked::Up(vec![ip], None),
+        Err(_) if !may_be_asked(name) => return Looked::Failed(BAD_NAME),
+        Err(_) => {}
+    }
+    let Some(resolver) = resolver else { return Looked::Failed(NO_CONTACT) };
+    let asked = match settings.query_timeout {
+        Some(limit) => tokio::time::timeout(limit, ask(&resolver, name)).await,
+        None => Ok(ask(&resolver, name).await),
+    };
+    match asked {
+        Ok(Ok((addresses, ttl))) => Looked::Up(addresses, Some(ttl)),
+        Ok(Err(error)) => match none_code(&error) {
+            Some(ResponseCode::NXDomain) => Looked::Empty(NOT_FOUND),
+            Some(_) => Looked::Empty(NO_RECORDS),
+            None => {
+                tracing::debug!(%name, %error, "name not resolved");
+                Looked::Failed(NO_CONTACT)
+            }
+        },
+        Err(_) => Looked::TimedOut,
+    }
+}
+
+const BAD_NAME: &str = "cares_failure:Misformatted_domain_name";
+const NO_CONTACT: &str = "cares_failure:Could_not_contact_DNS_servers";
+const NOT_FOUND: &str = "cares_norecords:Domain_name_not_found";
+
+/// Names come from clients: only what a host may be called is asked for.
+fn may_be_asked(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._/*".contains(&byte);
+    !name.is_empty() && name.len() <= 255 && name.bytes().all(plain)
+}
+
+async fn ask(resolver: &TokioResolver, name: &str) -> Result<(Vec<IpAddr>, Duration), NetError> {
+    let found = resolver.lookup_ip(name).await?;
+    let ttl = found.valid_until().saturating_duration_since(Instant::now());
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for address in found.iter() {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    // Rounded: a part of a second has passed since the answer.
+    Ok((addresses, Duration::from_secs(ttl.as_millis().div_ceil(1000) as u64)))
+}
+
+/// The answer's code, if it says that there are no addresses.
+fn none_code(error: &NetError) -> Option<ResponseCode> {
+    let NetError::Dns(DnsError::NoRecordsFound(none)) = error else { return None };
+    let code = none.response_code;
+    matches!(code, ResponseCode::NoError | ResponseCode::NXDomain).then_some(code)
 }

@@ -19,6 +19,7 @@ use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+use tokio::sync::Notify;
 
 use super::awaited::Need;
 use super::clusters::{ClusterEntry, Clusters, DnsJob};
@@ -30,6 +31,7 @@ use super::routes::Routes;
 use super::{Fault, RuntimeOptions};
 use crate::worker::Published;
 use amime_config::cluster::ClusterConfig;
+use amime_config::host_cache::{HostCache, HostCaches};
 use amime_config::listener::ListenerConfig;
 use amime_config::names::Names;
 use amime_config::route::RouteTable;
@@ -40,6 +42,7 @@ use secret_files::SecretFiles;
 /// All configuration of a runtime.
 pub(super) struct State {
     names: Names,
+    host_caches: HostCaches,
     secrets: SecretStore,
     telemetry: Arc<Telemetry>,
     node: Node,
@@ -61,6 +64,7 @@ impl State {
     pub(super) fn new(options: &RuntimeOptions, secrets: SecretStore, workers: usize) -> Self {
         Self {
             names: Names::default(),
+            host_caches: HostCaches::default(),
             secrets,
             telemetry: options.telemetry.clone(),
             node: Node {
@@ -172,8 +176,13 @@ impl State {
         compile: impl FnOnce(&M, &mut Compiler<'_>) -> Option<T>,
     ) -> Result<(T, Required, Vec<Fault>), Refusal> {
         let message: M = resource.decode().map_err(|error| error.to_string())?;
-        let mut compiler =
-            Compiler::new(&mut self.names, &self.secrets, &self.telemetry, &self.node);
+        let mut compiler = Compiler::new(
+            &mut self.names,
+            &mut self.host_caches,
+            &self.secrets,
+            &self.telemetry,
+            &self.node,
+        );
         let compiled = compile(&message, &mut compiler);
         let required = std::mem::take(&mut compiler.required);
         finish(compiled, compiler.faults).map(|(value, ignored)| (value, required, ignored))
@@ -256,6 +265,16 @@ impl State {
         self.held.remove(&key);
         self.changed = true;
         self.tick(now);
+    }
+
+    /// The caches of hosts that requests name.
+    pub(super) fn host_caches(&mut self) -> Vec<Arc<HostCache>> {
+        self.host_caches.live()
+    }
+
+    /// Told when such a cache has a name to look up.
+    pub(super) fn wake(&self) -> Arc<Notify> {
+        self.host_caches.wake()
     }
 
     /// The configuration for the workers, if it has changed.

@@ -19,6 +19,7 @@ use crate::upstream::{ClusterRuntime, Host, LbInput, Outcome, Resource};
 use crate::worker::Worker;
 use amime_config::criteria::MetadataMatch;
 use amime_config::discovery::Discovery;
+use amime_config::host_cache::{self, HostFailure};
 use amime_config::listener::FilterChain;
 use amime_config::tcp::TcpConfig;
 use amime_config::tls::Alpn;
@@ -72,7 +73,7 @@ pub(crate) async fn proxy(
     let dialed = match dialed {
         Ok(dialed) => dialed,
         Err(failure) => {
-            if failure.cluster.is_none() {
+            if failure.flags.intersects(ResponseFlags::NC) {
                 stats.downstream_cx_no_route.inc();
             }
             failed(&worker, &failure, record, begun);
@@ -212,6 +213,9 @@ async fn dial(
         host: None,
         attempts: 0,
     };
+    if !resolved(connection, config).await {
+        return Err(failure(ResponseFlags::NONE, None));
+    }
     let (cluster, metadata) = match connection.sni.as_deref() {
         Some(name) if config.by_server_name => (worker.snapshot().cluster_by_name(name), None),
         _ => {
@@ -225,7 +229,10 @@ async fn dial(
         if attempt > 0 {
             back_off(config, attempt).await;
         }
-        let Some(host) = choose(connection, &cluster, config, metadata) else { break };
+        let Some(host) = choose(connection, &cluster, config, metadata) else {
+            cluster.stats.upstream_cx_none_healthy.inc();
+            break;
+        };
         let opened = match &config.tunneling {
             None => {
                 let opened = open(worker, &cluster, &host, Some(connection.ends())).await;
@@ -261,6 +268,16 @@ async fn dial(
         cluster.stats.upstream_cx_connect_attempts_exceeded.inc();
     }
     Err(last)
+}
+
+/// Waits until the server name is resolved where that is asked for; false if
+/// there is no room to.
+async fn resolved(connection: &Connection, config: &TcpConfig) -> bool {
+    let Some(hosts) = &config.server_name_hosts else { return true };
+    let Some(name) = connection.sni.as_deref().filter(|name| !name.is_empty()) else { return true };
+    let key = host_cache::key(name, hosts.port);
+    let found = hosts.cache.find_with_room(&key, hosts.port).await;
+    !matches!(found, Err(HostFailure::Overflow | HostFailure::PendingOverflow))
 }
 
 /// Waits before another attempt, for a random part of a growing interval.
@@ -336,6 +353,12 @@ fn choose(
             address.set_port(*port);
         }
         return Some(cluster.original_dst(address));
+    }
+    if let Discovery::Dynamic(cache) = &cluster.config().discovery {
+        let name = connection.sni.as_deref().filter(|name| !name.is_empty())?;
+        let port = config.server_name_hosts.as_ref().map(|hosts| hosts.port);
+        let key = host_cache::key(name, port.unwrap_or_else(|| cluster.default_port()));
+        return cluster.named_if_resolved(cache, &key);
     }
     let hash = config.hash_source_ip.then(|| of_address(connection.remote.ip()));
     cluster.choose(LbInput { hash, metadata, retry: None })

@@ -144,6 +144,7 @@ impl Snapshot {
         for cluster in self.clusters.iter().flatten() {
             let limit = cluster.config().http.idle_timeout;
             cluster.each_host(|host| host.pool.sweep(limit));
+            cluster.forget_gone();
         }
     }
 }

@@ -269,3 +269,62 @@ async fn names_are_refused_where_nothing_resolves_them() {
     let two = [("a.test", 80), ("b.test", 80)];
     check("type: LOGICAL_DNS", &two, "exactly one endpoint");
 }
+
+/// A cluster `c` whose hosts are those that requests name.
+fn dynamic_cluster(server: &NameServer, fields: &str) -> Resource {
+    cluster(&format!(
+        "name: c
+lb_policy: CLUSTER_PROVIDED
+connect_timeout: 1s
+cluster_type:
+  name: envoy.clusters.dynamic_forward_proxy
+  typed_config:
+    '@type': type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig
+    dns_cache_config: {{name: cache, dns_lookup_family: V4_ONLY, {}, {fields}}}
+",
+        server.resolver()
+    ))
+}
+
+#[tokio::test]
+async fn hosts_that_requests_name_are_looked_up_once() {
+    let (server, (a, _b)) = (NameServer::start().await, twins().await);
+    server.serve("a.test", &["127.0.0.1"]);
+    server.serve("b.test", &["127.0.0.2"]);
+    let proxy = proxy(dynamic_cluster(&server, "")).await;
+    let port = a.address.port();
+    for name in ["a", "b", "a", "b"] {
+        let response = proxy.get(&format!("{name}.test:{port}"), "/").await;
+        assert_eq!(response.body, name);
+    }
+    assert_eq!(server.asked.load(Ordering::Relaxed), 2);
+    for _ in 0..2 {
+        let response = proxy.get(&format!("none.test:{port}"), "/").await;
+        assert_eq!(
+            (response.status.as_u16(), response.body.as_str()),
+            (503, "no healthy upstream")
+        );
+    }
+    assert_eq!(server.asked.load(Ordering::Relaxed), 3, "that there is none is remembered");
+}
+
+#[tokio::test]
+async fn a_silent_name_server_costs_no_more_than_the_time_for_queries() {
+    let server = NameServer::start().await;
+    server.set("a.test", Zone::Silence);
+    let proxy = proxy(dynamic_cluster(&server, "dns_query_timeout: 0.05s")).await;
+    assert_eq!(proxy.get("a.test", "/").await.body, "no healthy upstream");
+    assert_eq!(server.asked.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn requests_name_no_more_hosts_than_the_cache_may_hold() {
+    let (server, (a, _b)) = (NameServer::start().await, twins().await);
+    server.serve("a.test", &["127.0.0.1"]);
+    server.serve("b.test", &["127.0.0.2"]);
+    let proxy = proxy(dynamic_cluster(&server, "max_hosts: 1")).await;
+    let port = a.address.port();
+    for (name, body) in [("a", "a"), ("b", "no healthy upstream"), ("a", "a")] {
+        assert_eq!(proxy.get(&format!("{name}.test:{port}"), "/").await.body, body);
+    }
+}

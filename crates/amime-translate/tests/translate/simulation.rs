@@ -301,13 +301,10 @@ fn unknown_hosts_are_resolved_if_the_proxy_can() {
         Call { tls: Tls::Own, ..Call::http(443, "new.example.com") },
         Call { http: false, ..Call::http(25, "") },
     ];
-    let mut able = sidecar("10.0.0.1", "a");
-    able["extensions"] =
-        json!(["envoy.clusters.dynamic_forward_proxy", "envoy.filters.http.dynamic_forward_proxy"]);
     check_in_mesh(
         "",
         mesh,
-        &able,
+        &resolving(),
         &calls,
         expect![[r#"
             http Plaintext new.example.com:80/ -> virtualOutbound virtualOutbound-catchall-tcp-http allow_any_dynamic_dns allow_any_dynamic_dns AllowAnyDynamicDNSCluster
@@ -369,13 +366,10 @@ spec: {{host: '*.wild.example.com', trafficPolicy: {policy}}}
     )
 }
 
+/// Our own proxy, by the extensions that it names.
 fn resolving() -> Value {
     let mut proxy = sidecar("10.0.0.1", "a");
-    proxy["extensions"] = json!([
-        "envoy.clusters.dynamic_forward_proxy",
-        "envoy.filters.http.dynamic_forward_proxy",
-        "envoy.filters.network.sni_dynamic_forward_proxy"
-    ]);
+    proxy["extensions"] = amime_xds::extensions::OWN.iter().map(|(_, name)| *name).collect();
     proxy
 }
 

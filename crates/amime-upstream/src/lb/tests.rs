@@ -8,6 +8,7 @@ use amime_config::cluster::ClusterConfig;
 use amime_config::criteria::Criteria;
 use amime_config::endpoint::{AssignmentSpec, EndpointSet, Resolved, Spread};
 use amime_config::endpoint_state::ClusterState;
+use amime_config::host_cache::HostCaches;
 use amime_config::names::Names;
 use amime_config::retry::Reselect;
 use amime_config::secrets::{NoSecrets, SecretStore};
@@ -63,7 +64,8 @@ impl Fixture {
         let secrets = SecretStore::new(Arc::new(NoSecrets));
         let mut names = Names::default();
         let node = Node::default();
-        let mut compiler = Compiler::new(&mut names, &secrets, &telemetry, &node);
+        let mut caches = HostCaches::default();
+        let mut compiler = Compiler::new(&mut names, &mut caches, &secrets, &telemetry, &node);
         let config = Arc::new(ClusterConfig::compile(&message, &mut compiler).expect("compiles"));
         let assignment = message.load_assignment.expect("given");
         let assignment = AssignmentSpec::compile(&assignment, &config, &mut compiler.faults);
