@@ -42,6 +42,9 @@ pub struct ClusterConfig {
     pub limits: [Limits; 2],
     pub outlier: Option<Outlier>,
     pub check: Option<HealthCheck>,
+    /// Endpoints count as none before their first check.
+    pub ignore_unchecked: bool,
+    pub eyeballs: HappyEyeballs,
     /// Source address of connections.
     pub bind: Option<SocketAddr>,
     pub keepalive: Option<Keepalive>,
@@ -92,6 +95,38 @@ pub struct Limits {
 pub struct RetryBudget {
     pub percent: f64,
     pub min: u32,
+}
+
+/// In which order the addresses of one endpoint are tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HappyEyeballs {
+    /// `None`: the family of the first address.
+    pub first_is_v4: Option<bool>,
+    /// Addresses of that family before each of the other.
+    pub count: u32,
+}
+
+impl HappyEyeballs {
+    fn compile(value: &pb::Cluster, faults: &mut Faults) -> Self {
+        use pb::upstream_connection_options::FirstAddressFamilyVersion as Version;
+        let options = value.upstream_connection_options.as_ref();
+        let config = options.and_then(|options| options.happy_eyeballs_config.as_ref());
+        let field = "upstream_connection_options.happy_eyeballs_config.first_address_family_count";
+        let count = config.and_then(|config| config.first_address_family_count.as_ref());
+        let count = values::u32_or(count, 1);
+        if count == 0 {
+            faults.reject(field, "zero");
+        }
+        let first = config.map(
+            pb::upstream_connection_options::HappyEyeballsConfig::first_address_family_version,
+        );
+        let first_is_v4 = match first {
+            Some(Version::V4) => Some(true),
+            Some(Version::V6) => Some(false),
+            _ => None,
+        };
+        Self { first_is_v4, count }
+    }
 }
 
 /// TCP keep-alive probes.
@@ -152,6 +187,11 @@ impl ClusterConfig {
             http: HttpUpstream::compile(value, faults)?,
             limits: limits(value.circuit_breakers.as_ref(), faults),
             check,
+            ignore_unchecked: value
+                .common_lb_config
+                .as_ref()
+                .is_some_and(|common| common.ignore_new_hosts_until_first_hc),
+            eyeballs: HappyEyeballs::compile(value, faults),
             outlier: value
                 .outlier_detection
                 .as_ref()
@@ -266,15 +306,6 @@ fn without_effect(value: &pb::Cluster, faults: &mut Faults) {
     faults.ignore_if(
         common.is_some_and(|common| common.close_connections_on_host_set_change),
         "common_lb_config.close_connections_on_host_set_change",
-    );
-    faults.ignore_if(
-        common.is_some_and(|common| common.ignore_new_hosts_until_first_hc),
-        "common_lb_config.ignore_new_hosts_until_first_hc",
-    );
-    let options = value.upstream_connection_options.as_ref();
-    faults.ignore_if(
-        options.is_some_and(|options| options.happy_eyeballs_config.is_some()),
-        "upstream_connection_options.happy_eyeballs_config",
     );
 }
 

@@ -312,10 +312,10 @@ impl Spread {
 impl EndpointSet {
     /// Makes endpoints wait for their first active check, if there is to be
     /// one, or forget earlier ones.
-    pub fn begin_checks(&self, checks: bool) {
+    pub fn begin_checks(&self, cluster: &ClusterConfig) {
         for endpoint in self.endpoints() {
-            match checks && !endpoint.checked_as.disabled {
-                true => endpoint.state.await_check(),
+            match cluster.check.is_some() && !endpoint.checked_as.disabled {
+                true => endpoint.state.await_check(cluster.ignore_unchecked),
                 false => endpoint.state.end_checks(),
             }
         }

@@ -65,8 +65,10 @@ mod flag {
     pub(super) const CHECK_TIMEOUT: u32 = 1 << 4;
     /// The endpoint itself asked to be left out.
     pub(super) const EXCLUDED: u32 = 1 << 5;
+    /// Left out until its first check.
+    pub(super) const UNCHECKED: u32 = 1 << 6;
     pub(super) const CHECKS: u32 =
-        CHECK_FAILED | CHECKED | CHECK_DEGRADED | CHECK_TIMEOUT | EXCLUDED;
+        CHECK_FAILED | CHECKED | CHECK_DEGRADED | CHECK_TIMEOUT | EXCLUDED | UNCHECKED;
 }
 
 /// How an attempt ended, for passive health checking.
@@ -126,10 +128,12 @@ impl EndpointState {
         self.flags.load(Ordering::Relaxed) & flags != 0
     }
 
-    /// Keeps the endpoint out until its first active check.
-    pub fn await_check(&self) {
+    /// Keeps the endpoint out until its first active check; `ignored` until
+    /// then, it counts as if it were not there.
+    pub fn await_check(&self, ignored: bool) {
         if !self.has(flag::CHECKED) {
-            self.flags.fetch_or(flag::CHECK_FAILED, Ordering::Relaxed);
+            let flags = flag::CHECK_FAILED | if ignored { flag::UNCHECKED } else { 0 };
+            self.flags.fetch_or(flags, Ordering::Relaxed);
         }
     }
 
@@ -147,6 +151,7 @@ impl EndpointState {
 
     /// Notes that there was a check; true if there was one before.
     pub fn mark_checked(&self) -> bool {
+        self.flags.fetch_and(!flag::UNCHECKED, Ordering::Relaxed);
         self.flags.fetch_or(flag::CHECKED, Ordering::Relaxed) & flag::CHECKED != 0
     }
 
@@ -165,9 +170,14 @@ impl EndpointState {
         self.has(flag::CHECK_DEGRADED)
     }
 
-    /// True if the endpoint asked to be left out.
+    /// True while the endpoint is left out until its first check.
+    pub fn unchecked(&self) -> bool {
+        self.has(flag::UNCHECKED)
+    }
+
+    /// True if the endpoint asked to be left out, or is to be until its check.
     pub fn excluded(&self) -> bool {
-        self.has(flag::EXCLUDED)
+        self.has(flag::EXCLUDED | flag::UNCHECKED)
     }
 
     /// Takes the endpoint out by active checks.

@@ -20,7 +20,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::proxy_header::{self, Ends};
 use crate::tls::{Counted, MaybeTls, NOT_READY, TlsFailure};
-use amime_config::cluster::{ClusterConfig, Keepalive};
+use amime_config::cluster::{ClusterConfig, HappyEyeballs, Keepalive};
 use amime_config::tls::{Alpn, UpstreamTls, UpstreamTransport};
 use amime_config::tls_facts::TlsFacts;
 
@@ -142,7 +142,7 @@ const NEXT_ADDRESS: Duration = Duration::from_millis(300);
 
 /// Tries several addresses, families in turn; the first connection wins.
 async fn race(cluster: &ClusterConfig, target: &Target<'_>) -> io::Result<TcpStream> {
-    let mut waiting = in_turn(target).into_iter();
+    let mut waiting = in_turn(target.address, target.more, cluster.eyeballs).into_iter();
     let mut attempts = tokio::task::JoinSet::new();
     let mut last = io::Error::other("no address");
     loop {
@@ -174,20 +174,20 @@ async fn race(cluster: &ClusterConfig, target: &Target<'_>) -> io::Result<TcpStr
     }
 }
 
-/// The addresses, the family of the first one and the other in turn.
-fn in_turn(target: &Target<'_>) -> Vec<SocketAddr> {
-    let all = || std::iter::once(&target.address).chain(target.more).copied();
-    let first = |address: &SocketAddr| address.is_ipv4() == target.address.is_ipv4();
-    let mut ones = all().filter(first);
-    let mut others = all().filter(|address| !first(address));
-    let mut turn = Vec::with_capacity(target.more.len() + 1);
+/// The addresses, some of the first family and one of the other in turn.
+fn in_turn(address: SocketAddr, more: &[SocketAddr], order: HappyEyeballs) -> Vec<SocketAddr> {
+    let all = || std::iter::once(&address).chain(more).copied();
+    let first_is_v4 = order.first_is_v4.unwrap_or(address.is_ipv4());
+    let mut ones = all().filter(|address| address.is_ipv4() == first_is_v4);
+    let mut others = all().filter(|address| address.is_ipv4() != first_is_v4);
+    let mut turn = Vec::with_capacity(more.len() + 1);
     loop {
-        let (one, other) = (ones.next(), others.next());
-        if one.is_none() && other.is_none() {
+        let before = turn.len();
+        turn.extend(ones.by_ref().take(order.count.max(1) as usize));
+        turn.extend(others.next());
+        if turn.len() == before {
             return turn;
         }
-        turn.extend(one);
-        turn.extend(other);
     }
 }
 
@@ -270,5 +270,33 @@ fn os_reason(error: &io::Error) -> String {
     match text.find(" (os error") {
         Some(end) => text[..end].to_owned(),
         None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(order: HappyEyeballs, want: &[&str]) {
+        let address = |text: &&str| SocketAddr::new(text.parse().expect("an address"), 80);
+        let all: Vec<_> =
+            ["::1", "10.0.0.1", "::2", "10.0.0.2", "::3", "::4"].iter().map(address).collect();
+        let want: Vec<_> = want.iter().map(address).collect();
+        assert_eq!(in_turn(all[0], &all[1..], order), want);
+    }
+
+    #[test]
+    fn families_are_tried_in_turn() {
+        let order = HappyEyeballs { first_is_v4: None, count: 1 };
+        check(order, &["::1", "10.0.0.1", "::2", "10.0.0.2", "::3", "::4"]);
+    }
+
+    #[test]
+    fn the_first_family_may_be_chosen_and_have_several_turns() {
+        let order = HappyEyeballs { first_is_v4: Some(true), count: 1 };
+        check(order, &["10.0.0.1", "::1", "10.0.0.2", "::2", "::3", "::4"]);
+        let order = HappyEyeballs { first_is_v4: Some(false), count: 2 };
+        check(order, &["::1", "::2", "10.0.0.1", "::3", "::4", "10.0.0.2"]);
     }
 }

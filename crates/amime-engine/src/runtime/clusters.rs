@@ -96,7 +96,7 @@ impl Clusters {
             self.workers,
         );
         // Like Envoy, a changed cluster knows nothing of earlier checks.
-        endpoints.begin_checks(config.check.is_some());
+        endpoints.begin_checks(&config);
         let mut awaited = Awaited::default();
         if let Discovery::Eds(name) = &config.discovery {
             awaited.add(Need::Endpoints(name.clone()), config.fetch_timeout, now);
@@ -387,7 +387,7 @@ impl ClusterEntry {
         let spread = old.config.discovery.spread();
         let resolved = self.names.resolved();
         let endpoints = self.assignment.resolve(&resolved, spread, Some(&old.endpoints), workers);
-        endpoints.begin_checks(old.config.check.is_some());
+        endpoints.begin_checks(&old.config);
         self.spec = Arc::new(ClusterSpec {
             config: old.config.clone(),
             endpoints: Arc::new(endpoints),

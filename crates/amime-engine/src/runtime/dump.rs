@@ -182,7 +182,8 @@ fn health_flags(endpoint: &Endpoint) -> Vec<&'static str> {
         (matches!(status, HealthStatus::Unhealthy | HealthStatus::Timeout), "failed_eds_health"),
         (state.check_degraded(), "degraded_active_hc"),
         (status == HealthStatus::Degraded, "degraded_eds_health"),
-        (state.excluded(), "excluded_via_immediate_hc_fail"),
+        (state.unchecked(), "pending_active_hc"),
+        (state.excluded() && !state.unchecked(), "excluded_via_immediate_hc_fail"),
         (state.check_timed_out(), "active_hc_timeout"),
         (status == HealthStatus::Draining, "eds_status_draining"),
     ];

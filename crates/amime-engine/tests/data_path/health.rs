@@ -12,7 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::harness::{
-    Backend, Proxy, Seen, endpoints_cluster, http_listener, routes, static_cluster, update,
+    Backend, Proxy, Seen, assignment, cluster, endpoints_cluster, http_listener, routes,
+    static_cluster, update,
 };
 
 /// A backend whose `/health` answers with a status that can be changed.
@@ -159,6 +160,36 @@ async fn grpc_services_are_asked_for_their_health() {
     let proxy = proxy(&fields, &[backend.address]).await;
     assert_eq!(flags(&proxy), [vec![]; 1] as [Vec<&str>; 1]);
     assert!(backend.count() > 0);
+}
+
+#[tokio::test]
+async fn new_endpoints_count_as_none_before_their_first_check() {
+    let (a, _) = checked("a", 200).await;
+    // They take connections and never answer.
+    let silent = [TcpListener::bind("127.0.0.1:0").await, TcpListener::bind("127.0.0.1:0").await]
+        .map(|socket| socket.expect("a free port"));
+    let silent = silent.each_ref().map(|socket| socket.local_addr().expect("an address"));
+    let checks =
+        checks("http_health_check: {path: /health}").replace("timeout: 1s", "timeout: 60s");
+    let cluster = cluster(&format!(
+        "name: c\ntype: EDS\neds_cluster_config: {{eds_config: {{ads: {{}}}}}}\n\
+         common_lb_config: {{ignore_new_hosts_until_first_hc: true}}\n{checks}"
+    ));
+    let hcm = routes("- match: {prefix: /}\n  route: {cluster: c, timeout: 1s}");
+    let assigned = |addresses: &[SocketAddr]| vec![assignment("c", addresses)];
+    let proxy = Proxy::empty();
+    let apply = |kind, added| assert_eq!(proxy.runtime.apply(&update(kind, added)), vec![]);
+    apply(TypeUrl::Cluster, vec![cluster]);
+    apply(TypeUrl::Endpoint, assigned(&[a.address]));
+    apply(TypeUrl::Listener, vec![http_listener(&hcm)]);
+    proxy.settle().await;
+    apply(TypeUrl::Endpoint, assigned(&[a.address, silent[0], silent[1]]));
+    let new: &[&str] = &["failed_active_hc", "pending_active_hc"];
+    until_flags(&proxy, &[&[], new, new]).await;
+    proxy.settle().await;
+    for _ in 0..6 {
+        assert_eq!(proxy.get("h", "/").await.body, "a", "one of one is healthy: no panic");
+    }
 }
 
 #[tokio::test]
