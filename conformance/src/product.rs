@@ -136,8 +136,9 @@ impl Running {
         let answer = self.ask("/listeners?format=json").await?;
         let answer: Value = serde_json::from_str(&answer).context("/listeners is not JSON")?;
         for one in answer["listener_statuses"].as_array().into_iter().flatten() {
+            // Unix sockets have no port; cases reach them through others.
             let socket = &one["local_address"]["socket_address"];
-            let port = socket["port_value"].as_u64().unwrap_or_default();
+            let Some(port) = socket["port_value"].as_u64() else { continue };
             let address = SocketAddr::from(([127, 0, 0, 1], u16::try_from(port)?));
             self.listeners.insert(one["name"].as_str().unwrap_or_default().to_owned(), address);
         }

@@ -188,7 +188,7 @@ async fn product(world: &Arc<World>, suite: &Suite, product: &Product) -> Result
             }
         }
     };
-    let names = names(world, &running);
+    let names = names(world, &log, &running);
     let done = all(world, suite, &running).await?;
     let responses = done.values().flatten().flatten().map(|done| (done.client, done.responses));
     let mut lines = access_log(&log, responses.collect()).await;
@@ -229,8 +229,10 @@ async fn product(world: &Arc<World>, suite: &Suite, product: &Product) -> Result
     Ok(outcomes)
 }
 
-fn names(world: &World, running: &Running) -> Names {
+fn names(world: &World, log: &Path, running: &Running) -> Names {
     let mut names = Names::default();
+    // Each proxy has a log of its own, and Unix sockets beside it.
+    names.text(log.display().to_string(), "<log>");
     names.text(world.dir.display().to_string(), "<dir>");
     // Sockets lie beside the log of their proxy.
     for product in ["envoy", "amime"] {
