@@ -20,6 +20,8 @@ pub struct Binding {
     /// Each worker has a queue of its own; else they share one.
     pub reuse_port: bool,
     pub options: Vec<SocketOption>,
+    /// A socket for datagrams, of QUIC.
+    pub datagrams: bool,
     /// Permissions of a Unix socket's file; 0 leaves them as they come.
     pub mode: u32,
 }
@@ -64,7 +66,8 @@ fn binding(
     options: &[SocketOption],
     faults: &mut Faults,
 ) -> Option<Binding> {
-    let ip = match values::address(address, faults)? {
+    let datagrams = value.udp_listener_config.is_some();
+    let ip = match listened(address, datagrams, faults)? {
         HostAddress::Ip(ip) | HostAddress::Pipe(ip) => ip,
         HostAddress::Name(..) => {
             faults.reject("address", "neither an IP address nor a Unix socket");
@@ -96,7 +99,30 @@ fn binding(
         reuse_port: bool_or(value.enable_reuse_port.as_ref(), true),
         options: options.to_vec(),
         mode,
+        datagrams,
     })
+}
+
+/// The address, which is one of UDP for QUIC.
+fn listened(
+    address: Option<&core::Address>,
+    datagrams: bool,
+    faults: &mut Faults,
+) -> Option<HostAddress> {
+    if !datagrams {
+        return values::address(address, faults);
+    }
+    let udp = match address.and_then(|address| address.address.as_ref()) {
+        Some(core::address::Address::SocketAddress(socket)) => {
+            socket.protocol() == core::socket_address::Protocol::Udp
+        }
+        _ => false,
+    };
+    if !udp {
+        faults.reject("address.socket_address.protocol", "QUIC needs UDP");
+        return None;
+    }
+    values::datagram_address(address?, faults)
 }
 
 fn options(list: &[core::SocketOption], faults: &mut Faults) -> Vec<SocketOption> {

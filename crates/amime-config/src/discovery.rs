@@ -249,7 +249,7 @@ impl DnsServers {
     fn read(&mut self, field: &str, list: &[core::Address], faults: &mut Faults) {
         for (index, address) in list.iter().enumerate() {
             let found = faults.within(format!("{field}[{index}]"), |faults| {
-                let found = values::dns_server(address, faults)?;
+                let found = values::datagram_address(address, faults)?;
                 match found {
                     HostAddress::Ip(address) => Some(address),
                     HostAddress::Name(..) | HostAddress::Pipe(_) => {

@@ -69,6 +69,7 @@ pub enum Codec {
     Auto,
     Http1,
     Http2,
+    Http3,
 }
 
 /// Values of the headers that `add_user_agent` adds.
@@ -189,7 +190,7 @@ impl HttpConfig {
         });
         Some(Self {
             stat_prefix: value.stat_prefix.clone(),
-            codec: codec(value, faults)?,
+            codec: codec(value, compiler.quic, faults)?,
             routes: routes?,
             filters: chain.filters,
             local_replies,
@@ -294,14 +295,15 @@ fn refuse_unsupported(value: &pb::HttpConnectionManager, faults: &mut Faults) {
     faults.reject_if(value.forward_client_cert_matcher.is_some(), "forward_client_cert_matcher");
 }
 
-fn codec(value: &pb::HttpConnectionManager, faults: &mut Faults) -> Option<Codec> {
+fn codec(value: &pb::HttpConnectionManager, quic: bool, faults: &mut Faults) -> Option<Codec> {
     use pb::http_connection_manager::CodecType;
     Some(match value.codec_type() {
         CodecType::Auto => Codec::Auto,
         CodecType::Http1 => Codec::Http1,
         CodecType::Http2 => Codec::Http2,
+        CodecType::Http3 if quic => Codec::Http3,
         CodecType::Http3 => {
-            faults.reject("codec_type", "HTTP/3 is not supported");
+            faults.reject("codec_type", "HTTP/3 needs a QUIC listener");
             return None;
         }
     })

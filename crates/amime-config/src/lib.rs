@@ -59,6 +59,7 @@ pub mod metadata;
 pub mod names;
 pub mod outlier;
 pub mod peer_metadata;
+pub mod quic;
 pub mod rate_limit;
 pub mod rbac;
 pub mod redirect;
@@ -129,6 +130,8 @@ pub struct Compiler<'a> {
     pub sni_cluster: bool,
     /// The filter chain being compiled resolves server names.
     pub sni_hosts: Option<ServerNameHosts>,
+    /// The listener being compiled is one for QUIC.
+    pub quic: bool,
     /// The cluster being compiled checks that servers have the request's host name.
     pub auto_san_validation: bool,
     /// What the listener being compiled buffers for one connection.
@@ -157,6 +160,7 @@ impl<'a> Compiler<'a> {
             tcp_stats: false,
             sni_cluster: false,
             sni_hosts: None,
+            quic: false,
             auto_san_validation: false,
             buffer_limit: BUFFER_LIMIT,
         }

@@ -32,6 +32,7 @@ use super::filters::config_type;
 use super::global_limit::GlobalConnectionLimit;
 use super::hcm::HttpConfig;
 use super::local_limit::ConnectionLimit;
+use super::quic::{self, Quic};
 use super::rbac::{Rbac, Rules};
 use super::tcp::TcpConfig;
 use super::tls::{DownstreamTls, downstream_transport};
@@ -55,6 +56,8 @@ pub struct ListenerConfig {
     pub continue_on_timeout: bool,
     pub chains: Vec<Arc<FilterChain>>,
     pub default_chain: Option<Arc<FilterChain>>,
+    /// Connections are QUIC's.
+    pub quic: Option<Quic>,
     /// Access logs of the listener itself, of all its connections.
     pub log: Option<ListenerTelemetry>,
 }
@@ -133,7 +136,7 @@ impl ListenerConfig {
             .map_or(BUFFER_LIMIT, |limit| limit.value as usize)
             .max(1);
         let faults = &mut compiler.faults;
-        faults.reject_if(value.udp_listener_config.is_some(), "udp_listener_config");
+        let quic = quic::limits(value, faults);
         faults.reject_if(value.api_listener.is_some(), "api_listener");
         faults.reject_if(value.listener_specifier.is_some(), "internal_listener");
         faults.reject_if(value.filter_chain_matcher.is_some(), "filter_chain_matcher");
@@ -146,6 +149,7 @@ impl ListenerConfig {
             "max_connections_to_accept_per_socket_event",
         );
         let bindings = bindings(value, faults)?;
+        compiler.quic = quic.is_some();
         let filters = listener_filters(&value.listener_filters, compiler);
         let origin: Option<Arc<str>> =
             metadata_string(value.metadata.as_ref(), "istio", "config").map(Into::into);
@@ -162,6 +166,11 @@ impl ListenerConfig {
             parent.compiler.faults.reject("filter_chains", "none");
         }
         distinct(&chains, &mut parent.compiler.faults);
+        let default_chain = default_chain.map(Arc::new);
+        let quic = quic.and_then(|limits| {
+            let (address, default) = (bindings[0].address, default_chain.as_ref());
+            Quic::of(limits, address, &chains, default, &mut parent.compiler.faults)
+        });
         let name = parent.name.clone();
         let access_logs = parent.compiler.access_logs(&value.access_log);
         let log = (!access_logs.is_empty()).then(|| ListenerTelemetry {
@@ -184,7 +193,8 @@ impl ListenerConfig {
             ),
             continue_on_timeout: value.continue_on_listener_filters_timeout,
             chains,
-            default_chain: default_chain.map(Arc::new),
+            default_chain,
+            quic,
             log,
         })
     }

@@ -13,9 +13,11 @@ use amime_identity::{
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::transport_sockets::http_11_proxy::v3::Http11ProxyUpstreamTransport;
 use envoy_types::pb::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
+use envoy_types::pb::envoy::extensions::transport_sockets::quic::v3::QuicDownstreamTransport;
 use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use envoy_types::pb::envoy::extensions::transport_sockets::tcp_stats::v3::Config as TcpStats;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
+use envoy_types::pb::google::protobuf::Any;
 use rustls::{ClientConfig, ServerConfig};
 
 use super::Compiler;
@@ -148,6 +150,16 @@ impl DownstreamTls {
         self.certificates.first().is_some()
     }
 
+    /// The certificates to choose from.
+    pub(crate) fn certificates(&self) -> &CertSet {
+        &self.certificates
+    }
+
+    /// A copy of the settings, to be made those of another transport.
+    pub(crate) fn server_config(&self) -> ServerConfig {
+        (*self.with_alpn).clone()
+    }
+
     /// The settings for a client that offers `alpn`. A client without a
     /// protocol in common is served without ALPN, as by Envoy, where rustls
     /// would refuse it.
@@ -244,6 +256,9 @@ pub fn downstream_transport(
     if is::<RawBuffer>(any) {
         return Some(None);
     }
+    if compiler.quic {
+        return quic_transport(any, compiler);
+    }
     if !is::<pb::DownstreamTlsContext>(any) {
         let reason = format!("transport socket {} is not supported", type_name(any));
         compiler.faults.reject("typed_config", reason);
@@ -251,6 +266,28 @@ pub fn downstream_transport(
     }
     let context: pb::DownstreamTlsContext = unpack(any, &mut compiler.faults)?;
     downstream_tls(&context, compiler).map(|tls| Some(Arc::new(tls)))
+}
+
+/// The TLS context within a QUIC transport socket.
+fn quic_transport(any: &Any, compiler: &mut Compiler<'_>) -> Option<Option<Arc<DownstreamTls>>> {
+    let socket: QuicDownstreamTransport = unpack(any, &mut compiler.faults)?;
+    compiler.faults.ignore_if(
+        bool_or(socket.enable_early_data.as_ref(), false),
+        "typed_config.enable_early_data",
+    );
+    let Some(context) = socket.downstream_tls_context else {
+        compiler.faults.reject("typed_config.downstream_tls_context", "missing");
+        return None;
+    };
+    // All chains share one handshake, which cannot ask only some clients.
+    let checked = bool_or(context.require_client_certificate.as_ref(), false);
+    compiler
+        .faults
+        .reject_if(checked, "typed_config.downstream_tls_context.require_client_certificate");
+    compiler.faults.enter("typed_config.downstream_tls_context");
+    let tls = downstream_tls(&context, compiler);
+    compiler.faults.leave();
+    tls.map(|tls| Some(Arc::new(tls)))
 }
 
 fn raw_by_name(name: &str, compiler: &mut Compiler<'_>) -> bool {

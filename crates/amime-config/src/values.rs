@@ -143,8 +143,8 @@ pub(crate) fn within(net: &IpNet, ip: IpAddr) -> bool {
     net.contains(&ip) && !unix::is_stand_in(ip)
 }
 
-/// Reads the address of a DNS server, which may be one for UDP.
-pub(crate) fn dns_server(value: &core::Address, faults: &mut Faults) -> Option<HostAddress> {
+/// Reads an address that may be one for UDP.
+pub(crate) fn datagram_address(value: &core::Address, faults: &mut Faults) -> Option<HostAddress> {
     let mut value = value.clone();
     if let Some(core::address::Address::SocketAddress(socket)) = &mut value.address {
         socket.protocol = core::socket_address::Protocol::Tcp as i32;

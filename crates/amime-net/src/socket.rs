@@ -7,7 +7,7 @@
 use std::ffi::{CStr, OsString};
 use std::fs::Permissions;
 use std::io::{self, Read, Seek, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
@@ -236,6 +236,31 @@ impl ListenerBuilder {
         self.set_options(&socket, OptionStage::Bound)?;
         socket.listen(self.backlog)?;
         self.set_options(&socket, OptionStage::Listening)?;
+        Ok(socket.into())
+    }
+
+    /// Binds a socket for datagrams, non-blocking and close-on-exec, with the
+    /// options that such a socket has.
+    ///
+    /// # Errors
+    /// What `setsockopt` or `bind` reported.
+    pub fn bind_datagrams(&self) -> io::Result<UdpSocket> {
+        let family = Family::of(&self.addr);
+        let domain = match family {
+            Family::V4 => Domain::IPV4,
+            Family::V6 => Domain::IPV6,
+        };
+        let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_nonblocking(true)?;
+        if self.reuse_port {
+            socket.set_reuse_port(true)?;
+        }
+        if family == Family::V6 {
+            socket.set_only_v6(self.v6_only)?;
+        }
+        self.set_options(&socket, OptionStage::BeforeBind)?;
+        socket.bind(&SockAddr::from(self.addr))?;
+        self.set_options(&socket, OptionStage::Bound)?;
         Ok(socket.into())
     }
 

@@ -380,12 +380,14 @@ stat_block! {
         downstream_cx_delayed_close_timeout, downstream_cx_destroy, downstream_cx_destroy_local,
         downstream_cx_destroy_local_active_rq, downstream_cx_destroy_remote,
         downstream_cx_destroy_remote_active_rq, downstream_cx_drain_close,
-        downstream_cx_http1_total, downstream_cx_http2_total, downstream_cx_idle_timeout,
+        downstream_cx_http1_total, downstream_cx_http2_total, downstream_cx_http3_total,
+        downstream_cx_idle_timeout,
         downstream_cx_max_duration_reached, downstream_cx_max_requests_reached,
         downstream_cx_protocol_error, downstream_cx_rx_bytes_total, downstream_cx_ssl_total,
         downstream_cx_total, downstream_cx_tx_bytes_total, downstream_cx_upgrades_total,
         downstream_rq_completed, downstream_rq_failed_path_normalization,
         downstream_rq_header_timeout, downstream_rq_http1_total, downstream_rq_http2_total,
+        downstream_rq_http3_total,
         downstream_rq_idle_timeout, downstream_rq_max_duration_reached,
         downstream_rq_non_relative_path, downstream_rq_overload_close,
         downstream_rq_redirected_with_normalized_path, downstream_rq_response_before_rq_complete,
@@ -397,6 +399,7 @@ stat_block! {
     }
     gauges {
         downstream_cx_active, downstream_cx_http1_active, downstream_cx_http2_active,
+        downstream_cx_http3_active,
         downstream_cx_ssl_active, downstream_cx_upgrades_active, downstream_rq_active,
         fault_active_faults,
     }

@@ -243,7 +243,7 @@ impl Request<'_> {
             UpstreamProtocol::Http1 => false,
             UpstreamProtocol::Auto => either,
             UpstreamProtocol::Http2 => true,
-            UpstreamProtocol::Downstream => self.exchange.head.borrow().version == Version::HTTP_2,
+            UpstreamProtocol::Downstream => self.exchange.head.borrow().version >= Version::HTTP_2,
         };
         let downstream = &self.exchange.connection.downstream;
         let client =

@@ -20,6 +20,8 @@ use tokio::time::{Instant, Sleep};
 use super::attempt::Attempt;
 use super::exchange::{End, Exchange, ExchangeGuard};
 use super::h1;
+#[cfg(feature = "http3")]
+use super::h3;
 use super::held::HeldBody;
 use super::pipe::Pipe;
 use super::stage::{Stage, StageError, StagedError, Stages};
@@ -36,6 +38,8 @@ pub(crate) enum DownstreamBody {
     H2(Incoming),
     /// Behind filters.
     Held(Box<HeldBody>),
+    #[cfg(feature = "http3")]
+    H3(Box<h3::ClientBody>),
 }
 
 impl DownstreamBody {
@@ -50,6 +54,8 @@ impl DownstreamBody {
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(|_| ParseError::Truncated))),
             Self::Held(body) => body.poll_frame(cx),
+            #[cfg(feature = "http3")]
+            Self::H3(body) => body.poll_frame(cx),
         }
     }
 
@@ -59,6 +65,8 @@ impl DownstreamBody {
             Self::H1(body) => body.ended(),
             Self::H2(body) => body.is_end_stream(),
             Self::Held(body) => body.is_end_stream(),
+            #[cfg(feature = "http3")]
+            Self::H3(body) => body.ended(),
         }
     }
 
@@ -68,6 +76,8 @@ impl DownstreamBody {
             Self::H1(body) => body.left().map(SizeHint::with_exact).unwrap_or_default(),
             Self::H2(body) => body.size_hint(),
             Self::Held(body) => body.size_hint(),
+            #[cfg(feature = "http3")]
+            Self::H3(body) => body.size_hint(),
         }
     }
 }
@@ -522,7 +532,7 @@ impl Body for ResponseBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(why)) => {
-                let http2 = guard.exchange().head.borrow().version == http::Version::HTTP_2;
+                let http2 = guard.exchange().head.borrow().version >= http::Version::HTTP_2;
                 // Resetting a stream of HTTP/2 drops what waits on it.
                 let turns = if http2 { TURNS } else { 0 };
                 let error = ready!(this.tell(Failed { why, turns }, cx));

@@ -338,6 +338,7 @@ impl Log {
 
 pub(crate) fn protocol(version: Version) -> &'static str {
     match version {
+        Version::HTTP_3 => "HTTP/3",
         Version::HTTP_2 => "HTTP/2",
         Version::HTTP_10 => "HTTP/1.0",
         _ => "HTTP/1.1",

@@ -12,7 +12,7 @@ use super::names;
 /// Notes that a call's client cannot have trailers.
 pub(super) fn begin(exchange: &Exchange) {
     let head = exchange.head.borrow();
-    if head.version != Version::HTTP_2 && head.is_grpc() {
+    if head.version < Version::HTTP_2 && head.is_grpc() {
         exchange.on_response.borrow_mut().push(OnResponse::GrpcBridge);
     }
 }

@@ -51,7 +51,7 @@ pub(super) fn check(config: &HttpConfig, headers: &HeaderMap) -> Result<(), &'st
 
 /// Tells telemetry of a request that is not answered.
 pub(super) fn refuse(connection: &Rc<HttpConnection>, details: &'static str) -> BodyError {
-    connection.begin(true);
+    connection.begin(Version::HTTP_2);
     let mut head = parsed::unreadable();
     head.version = Version::HTTP_2;
     let exchange = Exchange::new(connection.clone(), head, Codec::default());

@@ -24,6 +24,8 @@ mod forward;
 mod grpc_bridge;
 mod grpc_web;
 mod h1;
+#[cfg(feature = "http3")]
+mod h3;
 mod hash;
 mod held;
 mod limits;
@@ -46,6 +48,8 @@ mod stage;
 mod timeouts;
 pub(crate) mod upgrade;
 
+#[cfg(feature = "http3")]
+pub(crate) use h3::serve_http3;
 pub(crate) use hash::of_address;
 pub(crate) use rate_limit::admitted_by_service;
 pub(crate) use serve::{HttpConnection, serve};

@@ -116,7 +116,7 @@ fn rewrite_host(plan: &Plan<'_>, weighted: Option<&WeightedCluster>, head: &mut 
 
 /// HTTP/2 may split cookies; HTTP/1 servers expect one header.
 fn join_cookies(head: &mut RequestHead) {
-    if head.version != http::Version::HTTP_2 {
+    if head.version < http::Version::HTTP_2 {
         return;
     }
     let mut cookies = head.headers.get_all(header::COOKIE).iter();

@@ -123,7 +123,7 @@ fn finish(exchange: &Exchange, headers: &mut HeaderMap) {
     if let Some(via) = &config.via {
         headers.append(header::VIA, via.clone());
     }
-    if exchange.head.borrow().version != http::Version::HTTP_2 && connection.closing() {
+    if exchange.head.borrow().version < http::Version::HTTP_2 && connection.closing() {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let mut log = exchange.log.borrow_mut();
@@ -196,7 +196,7 @@ pub(super) fn local(guard: ExchangeGuard, error: &ProxyError) -> Response<Respon
         let head = exchange.head.borrow();
         // What a client sends after CONNECT may not be HTTP.
         let closes = error.closes() || head.method == http::Method::CONNECT;
-        closes && head.version != http::Version::HTTP_2
+        closes && head.version < http::Version::HTTP_2
     };
     if closes {
         answer.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use amime_telemetry::HttpStats;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -93,15 +93,15 @@ impl HttpConnection {
             || self.config.timeouts.max_connection.is_some_and(|max| self.opened.elapsed() >= max)
     }
 
-    pub(super) fn begin(&self, http2: bool) {
+    pub(super) fn begin(&self, version: Version) {
         self.requests.set(self.requests.get().saturating_add(1));
         self.active.set(self.active.get() + 1);
         self.stats.downstream_rq_total.inc();
         self.stats.downstream_rq_active.inc();
-        if http2 {
-            self.stats.downstream_rq_http2_total.inc();
-        } else {
-            self.stats.downstream_rq_http1_total.inc();
+        match version {
+            Version::HTTP_3 => self.stats.downstream_rq_http3_total.inc(),
+            Version::HTTP_2 => self.stats.downstream_rq_http2_total.inc(),
+            _ => self.stats.downstream_rq_http1_total.inc(),
         }
     }
 
@@ -129,6 +129,8 @@ pub(crate) async fn serve(connection: Rc<HttpConnection>, mut io: DownstreamIo) 
     let http2 = match connection.config.codec {
         Codec::Http1 => Some(false),
         Codec::Http2 => Some(true),
+        // Its connections come from a socket of another kind.
+        Codec::Http3 => None,
         // A client that says nothing is as idle as one that has said enough.
         Codec::Auto => tokio::select! {
             http2 = io.starts_http2(&connection.downstream) => Some(http2),
@@ -252,7 +254,7 @@ pub(super) async fn handle(
     channel: Weak<Channel>,
 ) -> Response<ResponseBody> {
     let Parsed { head, valid, case } = parsed;
-    connection.begin(head.version == http::Version::HTTP_2);
+    connection.begin(head.version);
     let exchange = Exchange::new(connection.clone(), head, ExchangeCodec { case, channel });
     let guard = ExchangeGuard::new(exchange.clone());
     exchange.log.borrow_mut().grpc = exchange.head.borrow().is_grpc();
@@ -266,7 +268,7 @@ pub(super) async fn handle(
             if let ProxyError::Fragment(target) = &error {
                 exchange.log.borrow_mut().target = Some(target.clone());
             }
-            if error.by_codec() && exchange.head.borrow().version != http::Version::HTTP_2 {
+            if error.by_codec() && exchange.head.borrow().version < Version::HTTP_2 {
                 // Envoy's codec refuses these before it has told anybody what
                 // the request was.
                 *exchange.head.borrow_mut() = parsed::unreadable();
@@ -282,7 +284,7 @@ pub(super) fn refuse(
     connection: &Rc<HttpConnection>,
     error: &ProxyError,
 ) -> Response<ResponseBody> {
-    connection.begin(false);
+    connection.begin(Version::HTTP_11);
     let exchange =
         Exchange::new(connection.clone(), parsed::unreadable(), ExchangeCodec::default());
     response::local(ExchangeGuard::new(exchange), error)

@@ -96,7 +96,7 @@ pub(super) fn accepted(exchange: &Exchange, parts: &mut http::response::Parts) -
 
 /// Gives an accepted upgrade the form that the client's protocol has for it.
 pub(super) fn for_client(exchange: &Exchange, parts: &mut http::response::Parts) {
-    let http2 = exchange.head.borrow().version == http::Version::HTTP_2;
+    let http2 = exchange.head.borrow().version >= http::Version::HTTP_2;
     if http2 && parts.status == StatusCode::SWITCHING_PROTOCOLS {
         parts.status = StatusCode::OK;
         parts.headers.remove(header::UPGRADE);

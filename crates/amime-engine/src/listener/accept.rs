@@ -38,7 +38,10 @@ use amime_upstream::tls::{Counted, NOT_READY, TlsFailure};
 /// A listener as one worker serves it.
 pub(crate) struct LiveListener {
     pub(crate) config: Arc<ListenerConfig>,
-    stats: Arc<ListenerStats>,
+    pub(super) stats: Arc<ListenerStats>,
+    /// Settings of QUIC, if it is what the listener accepts.
+    #[cfg(feature = "http3")]
+    pub(super) quic: Option<Arc<quinn::ServerConfig>>,
     /// By the chain's identity.
     chains: HashMap<u64, Rc<ChainLife>>,
 }
@@ -82,7 +85,13 @@ impl LiveListener {
             (chain.identity, same.cloned().unwrap_or_default())
         };
         let chains = config.all_chains().map(life).collect();
-        Rc::new(Self { config, stats, chains })
+        Rc::new(Self {
+            stats,
+            #[cfg(feature = "http3")]
+            quic: config.quic.as_ref().and_then(super::quic::server_config),
+            chains,
+            config,
+        })
     }
 
     /// Ends the chains that `next` has not taken over.
@@ -95,7 +104,7 @@ impl LiveListener {
     }
 
     /// The life of a chain of this listener.
-    fn life(&self, chain: &FilterChain) -> Rc<ChainLife> {
+    pub(super) fn life(&self, chain: &FilterChain) -> Rc<ChainLife> {
         self.chains.get(&chain.identity).cloned().unwrap_or_default()
     }
 }
@@ -326,16 +335,7 @@ impl Incoming {
     }
 
     fn chain(&self, listener: &ListenerConfig) -> Option<Arc<FilterChain>> {
-        let facts = &self.facts;
-        let input = ChainInput {
-            destination: facts.local,
-            source: facts.remote,
-            direct_source: facts.direct_remote.ip(),
-            server_name: facts.sni.as_deref().unwrap_or_default(),
-            transport: self.transport,
-            application: &facts.application,
-        };
-        choose(&listener.chains, &input).or(listener.default_chain.as_ref()).cloned()
+        choose_chain(listener, &self.facts, self.transport)
     }
 
     async fn serve(
@@ -421,6 +421,23 @@ impl Incoming {
     }
 }
 
+/// The filter chain for a connection of which all is known.
+pub(super) fn choose_chain(
+    listener: &ListenerConfig,
+    facts: &Connection,
+    transport: &str,
+) -> Option<Arc<FilterChain>> {
+    let input = ChainInput {
+        destination: facts.local,
+        source: facts.remote,
+        direct_source: facts.direct_remote.ip(),
+        server_name: facts.sni.as_deref().unwrap_or_default(),
+        transport,
+        application: &facts.application,
+    };
+    choose(&listener.chains, &input).or(listener.default_chain.as_ref()).cloned()
+}
+
 fn count_handshake(stats: &ListenerStats, session: &rustls::ServerConnection, tls: &TlsFacts) {
     stats.handshake(tls.version, tls.cipher);
     if !tls.mutual {
@@ -445,15 +462,15 @@ fn count_failure(stats: &ListenerStats, counted: Counted) {
 /// How a connection ended, for the listener's access log and, where no network
 /// filter came to see it, that of the TCP proxy.
 #[derive(Default)]
-struct ConnectionEnd {
-    flags: ResponseFlags,
+pub(super) struct ConnectionEnd {
+    pub(super) flags: ResponseFlags,
     details: Option<Cow<'static, str>>,
     /// Why the handshake failed.
     failure: Option<String>,
 }
 
 impl ConnectionEnd {
-    fn log(
+    pub(super) fn log(
         &self,
         worker: &Worker,
         listener: &LiveListener,
@@ -519,7 +536,7 @@ async fn dispatch(
 }
 
 /// What counts the connection in, if the limits let one more in.
-async fn within_limits(
+pub(super) async fn within_limits(
     worker: &Rc<Worker>,
     chain: &FilterChain,
     flags: &mut ResponseFlags,
@@ -555,7 +572,7 @@ async fn within_limits(
 
 /// The policy by which the network access-control filters refuse the
 /// connection, `none` if none lets it in.
-fn denied(worker: &Worker, facts: &Connection, chain: &FilterChain) -> Option<Arc<str>> {
+pub(super) fn denied(worker: &Worker, facts: &Connection, chain: &FilterChain) -> Option<Arc<str>> {
     let subject = Subject { connection: facts, request: None, remote: facts.remote.ip() };
     let stat_prefix = match &chain.terminal {
         Terminal::Http(config) => Some(&config.stat_prefix),

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -81,7 +82,11 @@ impl Listeners {
                 if mine && sockets.asked == *binding {
                     return Ok(sockets.clone());
                 }
-                if !mine && sockets.asked.address == address && takes_one(address) {
+                if !mine
+                    && sockets.asked.address == address
+                    && sockets.asked.datagrams == binding.datagrams
+                    && takes_one(address)
+                {
                     let address = Shown(address);
                     return Err(format!("address: {address} is the address of listener `{name}`"));
                 }
@@ -186,17 +191,25 @@ fn bind_all(binding: &Binding, backlog: u32, workers: usize) -> std::io::Result<
             sockets.push(shared);
             continue;
         }
-        let socket = ListenerBuilder::new(address)
+        let builder = ListenerBuilder::new(address)
             .backlog(backlog)
             .reuse_port(binding.reuse_port)
             .transparent(binding.transparent)
             .free_bind(binding.free_bind)
             .v6_only(binding.v6_only)
-            .options(options.clone())
-            .listen()?;
-        socket.set_nonblocking(true)?;
+            .options(options.clone());
         // Port 0 is decided by the first; the others share it.
-        address = socket.local_addr()?;
+        let socket = if binding.datagrams {
+            let socket = builder.bind_datagrams()?;
+            address = socket.local_addr()?;
+            // Kept and handed on like any other.
+            TcpListener::from(OwnedFd::from(socket))
+        } else {
+            let socket = builder.listen()?;
+            socket.set_nonblocking(true)?;
+            address = socket.local_addr()?;
+            socket
+        };
         sockets.push(socket);
     }
     Ok(SocketSet::new(binding.clone(), address, sockets))

@@ -9,7 +9,12 @@ mod snapshot;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+use std::io;
+#[cfg(feature = "http3")]
+use std::net::UdpSocket;
+use std::net::{IpAddr, TcpListener};
+#[cfg(feature = "http3")]
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -22,6 +27,8 @@ use tokio::task::JoinHandle;
 
 pub(crate) use snapshot::{Published, Snapshot, SocketSet};
 
+#[cfg(feature = "http3")]
+use crate::listener::quic_loop;
 use crate::listener::{Acceptor, accept_loop};
 
 /// What all workers share.
@@ -133,11 +140,9 @@ impl Accepting {
                 continue;
             }
             let Some(socket) = sockets.take(worker.index) else { continue };
-            match Acceptor::new(socket, sockets.address) {
-                Ok(socket) => {
-                    let listener = Rc::new(RefCell::new(name.clone()));
-                    let task = accept_loop(worker.clone(), listener.clone(), socket);
-                    let task = tokio::task::spawn_local(task);
+            let listener = Rc::new(RefCell::new(name.clone()));
+            match accepting(worker, &listener, (&**sockets, socket)) {
+                Ok(task) => {
                     let accepting = AcceptLoop { _sockets: sockets.clone(), listener, task };
                     self.0.insert(Arc::as_ptr(sockets), accepting);
                 }
@@ -147,6 +152,22 @@ impl Accepting {
         let wanted: HashSet<_> = published.sockets.values().flatten().map(Arc::as_ptr).collect();
         self.0.retain(|sockets, _| wanted.contains(sockets));
     }
+}
+
+/// Accepts on a socket in a task of its own.
+fn accepting(
+    worker: &Rc<Worker>,
+    listener: &Rc<RefCell<Arc<str>>>,
+    (set, socket): (&SocketSet, TcpListener),
+) -> io::Result<JoinHandle<()>> {
+    #[cfg(feature = "http3")]
+    if set.asked.datagrams {
+        let socket = UdpSocket::from(OwnedFd::from(socket));
+        let task = quic_loop(worker.clone(), listener.clone(), socket);
+        return Ok(tokio::task::spawn_local(task));
+    }
+    let socket = Acceptor::new(socket, set.address)?;
+    Ok(tokio::task::spawn_local(accept_loop(worker.clone(), listener.clone(), socket)))
 }
 
 impl Worker {

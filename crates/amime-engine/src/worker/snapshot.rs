@@ -89,7 +89,7 @@ impl Snapshot {
                 Some(old) if Arc::ptr_eq(&old.config, config) => old.clone(),
                 old => LiveListener::new(config.clone(), old, worker),
             };
-            for binding in &config.bindings {
+            for binding in config.bindings.iter().filter(|binding| !binding.datagrams) {
                 by_address.insert(binding.address, live.clone());
             }
             listeners.insert(name.clone(), live);

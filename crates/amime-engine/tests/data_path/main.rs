@@ -9,6 +9,8 @@ mod filters;
 mod forwarding;
 mod harness;
 mod health;
+#[cfg(feature = "http3")]
+mod http3;
 mod listeners;
 mod peer_metadata;
 mod pki;
