@@ -2,18 +2,19 @@
 
 use amime_api::networking::{
     ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, ConsistentHashLb, DestinationRule,
-    LoadBalancerSettings, LocalityLoadBalancerSetting, OutlierDetection, Subset, TrafficPolicy,
+    Failover, H2UpgradePolicy, HttpSettings, LoadBalancerSettings, LocalityLoadBalancerSetting,
+    OutlierDetection, Subset, TrafficPolicy,
 };
 
 use crate::problem::{At, Report};
-use crate::{shared, syntax};
+use crate::{localities, shared, syntax};
 
 /// Tables of Maglev are smaller than this prime.
 const MAX_MAGLEV_TABLE: u64 = 5_000_011;
 
 pub(crate) fn check(spec: &DestinationRule, at: &At, report: &mut Report) {
     report.check(&at.field("host"), syntax::wildcard_host(&spec.host));
-    shared::export_to(&spec.export_to, at, report);
+    shared::rule_export_to(&spec.export_to, at, report);
     if let Some(policy) = &spec.traffic_policy {
         check_policy(policy, &at.field("trafficPolicy"), report);
     }
@@ -66,6 +67,9 @@ fn check_policy(policy: &TrafficPolicy, at: &At, report: &mut Report) {
             outliers: settings.outlier_detection.as_ref(),
             tls: settings.tls.as_ref(),
         };
+        if parts.is_empty() {
+            report.error(&at, "at least one field besides the port is required");
+        }
         parts.check(&at, report);
     }
     if let Some(tunnel) = &policy.tunnel {
@@ -96,6 +100,11 @@ struct Parts<'a> {
 }
 
 impl Parts<'_> {
+    fn is_empty(&self) -> bool {
+        let Self { balancer, pool, outliers, tls } = self;
+        balancer.is_none() && pool.is_none() && outliers.is_none() && tls.is_none()
+    }
+
     fn check(&self, at: &At, report: &mut Report) {
         if let Some(balancer) = self.balancer {
             check_balancer(balancer, &at.field("loadBalancer"), report);
@@ -129,6 +138,13 @@ fn check_balancer(balancer: &LoadBalancerSettings, at: &At, report: &mut Report)
     }
     if let Some(setting) = &balancer.locality_lb_setting {
         check_locality(setting, &at.field("localityLbSetting"), report);
+        if balancer.zone_aware_lb_setting.is_some() {
+            let at = at.field("zoneAwareLbSetting");
+            report.error(&at, "cannot be given together with localityLbSetting");
+        }
+    }
+    if let Some(setting) = &balancer.zone_aware_lb_setting {
+        check_failover(&setting.failover, &at.field("zoneAwareLbSetting"), report);
     }
     if balancer.warmup_duration_secs.is_some() {
         report.deprecated(&at.field("warmupDurationSecs"), "warmup.duration");
@@ -170,10 +186,25 @@ fn check_hash(hash: &ConsistentHashLb, at: &At, report: &mut Report) {
     if hash.http_cookie.as_ref().is_some_and(|cookie| cookie.name.is_empty()) {
         report.error(&at.field("httpCookie").field("name"), "a name is required");
     }
+    let attributes = hash.http_cookie.as_ref().map_or(&[][..], |cookie| &cookie.attributes);
+    for (index, attribute) in attributes.iter().enumerate() {
+        let at = at.field("httpCookie").field("attributes").nth(index).field("name");
+        if attribute.name.is_empty() {
+            report.error(&at, "a name is required");
+        } else if attributes[..index].iter().any(|earlier| earlier.name == attribute.name) {
+            report.error(&at, format!("attribute {:?} is given twice", attribute.name));
+        }
+    }
+    if hash.minimum_ring_size.is_some_and(|size| size != 0)
+        && (hash.ring_hash.is_some() || hash.maglev.is_some())
+    {
+        let at = at.field("minimumRingSize");
+        report.error(&at, "cannot be given together with ringHash or maglev");
+    }
     if hash.minimum_ring_size.is_some() {
         report.deprecated(&at.field("minimumRingSize"), "ringHash.minimumRingSize");
     }
-    if let Some(size) = hash.maglev.as_ref().and_then(|maglev| maglev.table_size)
+    if let Some(size) = hash.maglev.as_ref().map(|maglev| maglev.table_size.unwrap_or(0))
         && (size >= MAX_MAGLEV_TABLE || !is_prime(size))
     {
         let at = at.field("maglev").field("tableSize");
@@ -204,7 +235,12 @@ fn check_locality(setting: &LocalityLoadBalancerSetting, at: &At, report: &mut R
             report.error(&at.field("to").key(locality), "a weight of zero is not allowed");
         }
     }
-    for (at, rule) in at.each("failover", &setting.failover) {
+    check_failover(&setting.failover, at, report);
+    localities::check_distribution(&setting.distribute, at, report);
+}
+
+fn check_failover(rules: &[Failover], at: &At, report: &mut Report) {
+    for (at, rule) in at.each("failover", rules) {
         if rule.from == rule.to {
             report.error(&at, format!("region {:?} cannot take over from itself", rule.from));
         }
@@ -216,7 +252,7 @@ fn check_locality(setting: &LocalityLoadBalancerSetting, at: &At, report: &mut R
     }
 }
 
-fn check_pool(pool: &ConnectionPoolSettings, at: &At, report: &mut Report) {
+pub(crate) fn check_pool(pool: &ConnectionPoolSettings, at: &At, report: &mut Report) {
     if pool.tcp.is_none() && pool.http.is_none() {
         report.error(at, "at least one of tcp and http is required");
     }
@@ -232,9 +268,21 @@ fn check_pool(pool: &ConnectionPoolSettings, at: &At, report: &mut Report) {
                 report.check(&at.field(name), syntax::duration(value));
             }
         }
+        if let Some(idle) = tcp.idle_timeout {
+            report.check(&at.field("idleTimeout"), syntax::duration_or_zero(idle));
+        }
+        if let Some(keepalive) = &tcp.tcp_keepalive {
+            let at = at.field("tcpKeepalive");
+            for (name, value) in [("time", keepalive.time), ("interval", keepalive.interval)] {
+                if let Some(value) = value {
+                    report.check(&at.field(name), syntax::duration(value));
+                }
+            }
+        }
     }
     if let Some(http) = &pool.http {
         let at = at.field("http");
+        check_http_pool(http, &at, report);
         let counts = [
             ("http1MaxPendingRequests", http.http1_max_pending_requests),
             ("http2MaxRequests", http.http2_max_requests),
@@ -244,6 +292,25 @@ fn check_pool(pool: &ConnectionPoolSettings, at: &At, report: &mut Report) {
         ];
         for (name, value) in counts {
             not_negative(value, &at.field(name), report);
+        }
+    }
+}
+
+fn check_http_pool(http: &HttpSettings, at: &At, report: &mut Report) {
+    if let Some(idle) = http.idle_timeout {
+        report.check(&at.field("idleTimeout"), syntax::duration(idle));
+    }
+    if http.h2_upgrade_policy == H2UpgradePolicy::Upgrade && http.use_client_protocol {
+        let at = at.field("useClientProtocol");
+        report.error(&at, "cannot be given together with h2UpgradePolicy UPGRADE");
+    }
+    if let Some(keepalive) = &http.http2_keep_alive {
+        let at = at.field("http2KeepAlive");
+        for (name, value) in [("interval", keepalive.interval), ("timeout", keepalive.timeout)] {
+            match value {
+                Some(value) => report.check(&at.field(name), syntax::duration(value)),
+                None => report.error(&at.field(name), "a duration is required"),
+            }
         }
     }
 }
@@ -296,6 +363,13 @@ fn check_tls(tls: &ClientTlsSettings, at: &At, report: &mut Report) {
         report
             .error(&at.field("insecureSkipVerify"), "cannot be given together with caCertificates");
     }
+    if tls.insecure_skip_verify == Some(true)
+        && !tls.subject_alt_names.is_empty()
+        && tls.mode == ClientTlsMode::Simple
+    {
+        let at = at.field("subjectAltNames");
+        report.error(&at, "cannot be given together with insecureSkipVerify");
+    }
     match tls.mode {
         _ if !tls.credential_name.is_empty() && tls.mode != ClientTlsMode::IstioMutual => {
             for (name, _) in given {
@@ -313,14 +387,6 @@ fn check_tls(tls: &ClientTlsSettings, at: &At, report: &mut Report) {
             for (name, _) in given {
                 report.error(&at.field(name), "mode ISTIO_MUTUAL brings its own certificates");
             }
-        }
-        ClientTlsMode::Simple
-            if tls.ca_certificates.is_empty()
-                && !tls.subject_alt_names.is_empty()
-                && tls.insecure_skip_verify == Some(true) =>
-        {
-            report
-                .warning(&at.field("subjectAltNames"), "are not verified with insecureSkipVerify");
         }
         ClientTlsMode::Simple | ClientTlsMode::Disable => {}
     }

@@ -34,6 +34,9 @@ const RETRY_CONDITIONS: [&str; 16] = [
 /// Longest body of a direct response; from the second on it is only questionable.
 const BODY_LIMITS: (usize, usize) = (1 << 20, 100 << 10);
 
+/// Shares are counted in millionths.
+const SMALLEST_SHARE: f64 = 0.0001;
+
 pub(crate) fn check(route: &HttpRoute, is_delegate: bool, at: &At, report: &mut Report) {
     check_action(route, is_delegate, at, report);
     let delegating = is_delegate || route.delegate.is_some();
@@ -53,7 +56,7 @@ pub(crate) fn check(route: &HttpRoute, is_delegate: bool, at: &At, report: &mut 
         check_rewrite(rewrite, &at.field("rewrite"), report);
     }
     if let Some(timeout) = route.timeout {
-        report.check(&at.field("timeout"), syntax::duration_or_zero(timeout));
+        report.check(&at.field("timeout"), syntax::duration(timeout));
     }
     if let Some(retries) = &route.retries {
         check_retries(retries, &at.field("retries"), report);
@@ -101,9 +104,22 @@ fn check_action(route: &HttpRoute, is_delegate: bool, at: &At, report: &mut Repo
         if route.rewrite.is_some() {
             report.error(&at.field("rewrite"), format!("cannot be given together with {with}"));
         }
-        if route.redirect.is_some() && route.fault.is_some() {
-            report.error(&at.field("fault"), "cannot be given together with redirect");
+        if route.fault.is_some() {
+            report.error(&at.field("fault"), format!("cannot be given together with {with}"));
         }
+    }
+    check_prefix_rewrite(route, at, report);
+}
+
+/// A prefix can be replaced only where every condition matches one.
+fn check_prefix_rewrite(route: &HttpRoute, at: &At, report: &mut Report) {
+    let by_prefix = |item: &HttpMatchRequest| {
+        item.uri.as_ref().is_none_or(|uri| matches!(uri, StringMatch::Prefix(_)))
+    };
+    let rewrites = route.redirect.as_ref().is_some_and(|r| !r.prefix_rewrite.is_empty());
+    if rewrites && !route.r#match.iter().all(by_prefix) {
+        let at = at.field("redirect").field("prefixRewrite");
+        report.error(&at, "needs matches by prefix, in every condition on uri");
     }
 }
 
@@ -125,7 +141,11 @@ fn check_match(item: &HttpMatchRequest, delegating: bool, at: &At, report: &mut 
     ];
     for (name, value) in single {
         if let Some(value) = value {
-            check_string(value, delegating, &at.field(name), report);
+            // The path may start with nothing; other texts are compared with something.
+            let anything = name == "uri" && *value == StringMatch::Prefix(String::new());
+            if !anything {
+                check_string(value, delegating, &at.field(name), report);
+            }
             if *value == StringMatch::Present {
                 report.error(&at.field(name), "one of exact, prefix and regex is required");
             }
@@ -133,12 +153,15 @@ fn check_match(item: &HttpMatchRequest, delegating: bool, at: &At, report: &mut 
     }
     check_strings(&item.query_params, delegating, &at.field("queryParams"), report);
     for (name, headers) in [("headers", &item.headers), ("withoutHeaders", &item.without_headers)] {
-        check_strings(headers, delegating, &at.field(name), report);
+        let compared = headers.iter().filter(|(_, value)| {
+            // Not a pattern, but read as "has no value at all".
+            name == "headers" || **value != StringMatch::Regex("*".to_owned())
+        });
+        for (header, value) in compared {
+            check_string(value, delegating, &at.field(name).key(header), report);
+        }
         for header in headers.keys() {
-            // Claims of tokens are matched under names of their own.
-            if !header.starts_with('@') && !header.starts_with(':') {
-                report.check(&at.field(name).key(header), syntax::header_name(header));
-            }
+            report.check(&at.field(name).key(header), syntax::header_condition(header));
         }
     }
     if item.port != 0 {
@@ -197,10 +220,12 @@ fn check_headers(headers: Option<&Headers>, at: &At, report: &mut Report) {
 
 fn check_operations(operations: &HeaderOperations, request: bool, at: &At, report: &mut Report) {
     for (name, pairs) in [("set", &operations.set), ("add", &operations.add)] {
-        for header in pairs.keys() {
+        for (header, value) in pairs {
+            let at = at.field(name).key(header);
             if !(request && is_authority(header)) {
-                check_settable(header, &at.field(name).key(header), report);
+                check_settable(header, &at, report);
             }
+            report.check(&at, syntax::header_value(value));
         }
     }
     for (at, header) in at.each("remove", &operations.remove) {
@@ -314,7 +339,8 @@ fn check_retries(retries: &HttpRetry, at: &At, report: &mut Report) {
     {
         check_duration(value, &at.field(name), report);
     }
-    for condition in retries.retry_on.split(',').map(str::trim).filter(|c| !c.is_empty()) {
+    let conditions = retries.retry_on.split(',').filter(|_| !retries.retry_on.is_empty());
+    for condition in conditions {
         let status = condition.parse::<u16>().is_ok_and(|code| (100..600).contains(&code));
         if !status && !RETRY_CONDITIONS.contains(&condition) {
             let message = format!("{condition:?} is neither a retry condition nor a status code");
@@ -325,7 +351,7 @@ fn check_retries(retries: &HttpRetry, at: &At, report: &mut Report) {
 
 fn check_duration(value: Option<Duration>, at: &At, report: &mut Report) {
     if let Some(value) = value {
-        report.check(at, syntax::duration_or_zero(value));
+        report.check(at, syntax::duration(value));
     }
 }
 
@@ -351,6 +377,9 @@ fn check_delay(delay: &Delay, at: &At, report: &mut Report) {
 }
 
 fn check_abort(abort: &Abort, at: &At, report: &mut Report) {
+    if abort.percentage.is_none() && abort.percent.is_none() {
+        report.warning(&at.field("percentage"), "without it no request is aborted");
+    }
     check_share(abort.percent, abort.percentage.as_ref().map(|p| p.value), at, report);
     if abort.http2_error.is_some() {
         report.error(&at.field("http2Error"), "is not supported");
@@ -377,7 +406,11 @@ fn check_share(percent: Option<i32>, percentage: Option<f64>, at: &At, report: &
         report.deprecated(&at.field("percent"), "percentage");
     }
     if let Some(value) = percentage {
-        report.check(&at.field("percentage").field("value"), syntax::percent(value));
+        let at = at.field("percentage").field("value");
+        report.check(&at, syntax::percent(value));
+        if value > 0.0 && value < SMALLEST_SHARE {
+            report.error(&at, format!("{value} is less than {SMALLEST_SHARE}, the smallest share"));
+        }
     }
 }
 
@@ -430,8 +463,8 @@ fn check_cors(cors: &CorsPolicy, at: &At, report: &mut Report) {
         }
     }
     if let Some(age) = cors.max_age
-        && age.subsec_nanos() != 0
+        && (age.subsec_nanos() != 0 || age == Duration::ZERO)
     {
-        report.error(&at.field("maxAge"), format!("{age} is not in whole seconds"));
+        report.error(&at.field("maxAge"), format!("{age} is not a number of whole seconds"));
     }
 }

@@ -20,6 +20,7 @@ mod envoy_filter;
 mod extensions;
 mod gateway;
 mod http_route;
+mod localities;
 mod platform;
 mod problem;
 mod security;

@@ -90,6 +90,11 @@ fn check_endpoint(endpoint: &WorkloadEntry, spec: &ServiceEntry, at: &At, report
     if endpoint.address.starts_with("unix://") && spec.ports.len() > 1 {
         report.error(&at.field("address"), "a Unix socket serves one port only");
     }
+    if endpoint.address.starts_with("unix://")
+        && matches!(spec.resolution, Resolution::Dns | Resolution::DnsRoundRobin)
+    {
+        report.error(&at.field("address"), "a Unix socket needs resolution STATIC");
+    }
     let name = !endpoint.address.is_empty()
         && !endpoint.address.starts_with("unix://")
         && syntax::ip(&endpoint.address).is_err();
@@ -100,6 +105,13 @@ fn check_endpoint(endpoint: &WorkloadEntry, spec: &ServiceEntry, at: &At, report
 }
 
 fn check_resolution(spec: &ServiceEntry, at: &At, report: &mut Report) {
+    if spec.resolution == Resolution::DynamicDns && !spec.addresses.is_empty() {
+        report.error(&at.field("addresses"), "resolution DYNAMIC_DNS goes by host names only");
+    }
+    if spec.resolution == Resolution::None && spec.workload_selector.is_some() {
+        let at = at.field("workloadSelector");
+        report.warning(&at, "has no effect with resolution NONE, where clients choose addresses");
+    }
     let wildcard = spec.hosts.iter().any(|host| host.starts_with('*'));
     let endpoints = at.field("endpoints");
     match spec.resolution {
@@ -151,6 +163,7 @@ pub(crate) fn check_workload(entry: &WorkloadEntry, at: &At, report: &mut Report
     }
     for (name, number) in &entry.ports {
         report.check(&at.field("ports").key(name), syntax::port(*number));
+        report.check(&at.field("ports").key(name), syntax::dns_label(&name.to_ascii_lowercase()));
     }
     shared::labels(&entry.labels, &at.field("labels"), report);
 }

@@ -25,6 +25,14 @@ pub(crate) fn export_to(list: &[String], at: &At, report: &mut Report) {
     }
 }
 
+/// Visibility list of a rule, which has to be seen somewhere.
+pub(crate) fn rule_export_to(list: &[String], at: &At, report: &mut Report) {
+    export_to(list, at, report);
+    for (at, _) in at.each("exportTo", list).filter(|(_, item)| *item == "~") {
+        report.error(&at, "\"~\" is for services only");
+    }
+}
+
 /// Labels to select by.
 pub(crate) fn labels(labels: &StringMap, at: &At, report: &mut Report) {
     for (key, value) in labels {

@@ -1,13 +1,17 @@
 //! Rules of `Sidecar`.
 
-use amime_api::networking::{IstioEgressListener, IstioIngressListener, Sidecar, SidecarPort};
+use amime_api::networking::{
+    CaptureMode, IstioEgressListener, IstioIngressListener, OutboundTrafficMode,
+    OutboundTrafficPolicy, ServerTlsMode, ServerTlsSettings, Sidecar, SidecarPort,
+};
+use amime_core::Protocol;
 
 use crate::problem::{At, Report};
-use crate::{shared, syntax};
+use crate::{destination_rule, shared, syntax};
 
 pub(crate) fn check(spec: &Sidecar, at: &At, report: &mut Report) {
     shared::labels_selector(spec.workload_selector.as_ref(), at, report);
-    if *spec == Sidecar::default() {
+    if (Sidecar { workload_selector: None, ..spec.clone() }) == Sidecar::default() {
         report.error(at, "at least one of ingress, egress and outboundTrafficPolicy is required");
     }
     let mut ports = Vec::new();
@@ -19,6 +23,13 @@ pub(crate) fn check(spec: &Sidecar, at: &At, report: &mut Report) {
         }
         ports.push(number);
     }
+    if let Some(pool) = &spec.inbound_connection_pool {
+        destination_rule::check_pool(pool, &at.field("inboundConnectionPool"), report);
+    }
+    if let Some(policy) = &spec.outbound_traffic_policy {
+        check_outbound(policy, &at.field("outboundTrafficPolicy"), report);
+    }
+    check_egress_ports(&spec.egress, at, report);
     let mut has_catch_all = false;
     for (index, listener) in spec.egress.iter().enumerate() {
         let at = at.field("egress").nth(index);
@@ -35,16 +46,40 @@ pub(crate) fn check(spec: &Sidecar, at: &At, report: &mut Report) {
     }
 }
 
+/// A port is taken once, on each address and for each socket.
+fn check_egress_ports(listeners: &[IstioEgressListener], at: &At, report: &mut Report) {
+    let mut taken = Vec::new();
+    for (at, listener) in at.each("egress", listeners) {
+        let Some(port) = &listener.port else { continue };
+        let place = (port.number, listener.bind.as_str());
+        if taken.contains(&place) {
+            report.error(&at.field("port"), format!("port {} is given twice", port.number));
+        }
+        taken.push(place);
+    }
+}
+
 fn check_port(port: &SidecarPort, bind: &str, at: &At, report: &mut Report) {
     if port.number != 0 || !bind.starts_with("unix://") {
         report.check(&at.field("number"), syntax::port(port.number));
     }
-    report.check(&at.field("protocol"), syntax::protocol(&port.protocol));
+    if !port.protocol.is_empty() {
+        report.check(&at.field("protocol"), syntax::protocol(&port.protocol));
+    }
+    if !port.name.is_empty() {
+        report.check(&at.field("name"), syntax::dns_label(&port.name));
+    }
+    if port.target_port > 0 {
+        report.error(&at.field("targetPort"), "has no meaning on sidecars");
+    }
 }
 
-fn check_bind(bind: &str, at: &At, report: &mut Report) {
-    if !bind.is_empty() && !bind.starts_with("unix://") {
-        report.check(&at.field("bind"), syntax::ip(bind));
+fn check_bind(bind: &str, socket_allowed: bool, at: &At, report: &mut Report) {
+    let at = at.field("bind");
+    match bind.strip_prefix("unix://") {
+        Some(path) if socket_allowed => report.check(&at, syntax::socket_path(path)),
+        _ if bind.is_empty() => {}
+        _ => report.check(&at, syntax::ip(bind)),
     }
 }
 
@@ -53,9 +88,18 @@ fn check_ingress(listener: &IstioIngressListener, at: &At, report: &mut Report) 
         Some(port) => check_port(port, "", &at.field("port"), report),
         None => report.error(&at.field("port"), "a port is required"),
     }
-    check_bind(&listener.bind, at, report);
+    check_bind(&listener.bind, false, at, report);
+    if let Some(pool) = &listener.connection_pool {
+        destination_rule::check_pool(pool, &at.field("connectionPool"), report);
+    }
+    if let Some(tls) = &listener.tls {
+        check_tls(tls, listener.port.as_ref(), &at.field("tls"), report);
+    }
     let endpoint = listener.default_endpoint.as_str();
-    if endpoint.is_empty() || endpoint.starts_with("unix://") {
+    if let Some(path) = endpoint.strip_prefix("unix://") {
+        return report.check(&at.field("defaultEndpoint"), syntax::socket_path(path));
+    }
+    if endpoint.is_empty() {
         return;
     }
     let local = ["127.0.0.1:", "0.0.0.0:", "[::1]:", "[::]:"];
@@ -69,11 +113,49 @@ fn check_ingress(listener: &IstioIngressListener, at: &At, report: &mut Report) 
     }
 }
 
+/// TLS of an application that speaks it by itself.
+fn check_tls(tls: &ServerTlsSettings, port: Option<&SidecarPort>, at: &At, report: &mut Report) {
+    let protocol = port.and_then(|port| port.protocol.parse().ok());
+    if !matches!(protocol, Some(Protocol::Https | Protocol::Tls)) {
+        report.error(at, "is for ports of protocol HTTPS and TLS only");
+    }
+    if tls.https_redirect {
+        report.error(&at.field("httpsRedirect"), "is for gateways only");
+    }
+    if !tls.credential_name.is_empty() || !tls.credential_names.is_empty() {
+        report.error(&at.field("credentialName"), "is for gateways only");
+    }
+    let passes = [ServerTlsMode::IstioMutual, ServerTlsMode::AutoPassthrough];
+    if passes.contains(&tls.mode) {
+        report.error(&at.field("mode"), "is for gateways only");
+    }
+}
+
+fn check_outbound(policy: &OutboundTrafficPolicy, at: &At, report: &mut Report) {
+    let Some(proxy) = &policy.egress_proxy else { return };
+    let at = at.field("egressProxy");
+    if policy.mode != OutboundTrafficMode::AllowAny {
+        return report.error(&at, "needs mode ALLOW_ANY");
+    }
+    report.check(&at.field("host"), syntax::host_name(&proxy.host));
+    if proxy.port.is_none() {
+        report.error(&at.field("port"), "a port is required");
+    }
+    if !proxy.host.is_empty() {
+        shared::destination(proxy, &at, report);
+    }
+}
+
 fn check_egress(listener: &IstioEgressListener, at: &At, report: &mut Report) {
     if let Some(port) = &listener.port {
         check_port(port, &listener.bind, &at.field("port"), report);
+        if port.number == 0 && listener.capture_mode == CaptureMode::Iptables {
+            let at = at.field("captureMode");
+            report.error(&at, "connections to a Unix socket cannot be redirected");
+        }
     }
-    check_bind(&listener.bind, at, report);
+    let socket_allowed = listener.port.as_ref().is_some_and(|port| port.number == 0);
+    check_bind(&listener.bind, socket_allowed, at, report);
     if listener.hosts.is_empty() {
         report.error(&at.field("hosts"), "at least one host is required");
     }

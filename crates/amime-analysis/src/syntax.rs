@@ -40,9 +40,9 @@ pub(crate) fn dns_subdomain(text: &str) -> Check {
 pub(crate) fn host_name(text: &str) -> Check {
     let trimmed = text.strip_suffix('.').unwrap_or(text);
     let label = |label: &str| {
-        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
+        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
         (1..=63).contains(&label.len())
-            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
             && edge(label.chars().next())
             && edge(label.chars().last())
     };
@@ -152,6 +152,51 @@ pub(crate) fn header_name(text: &str) -> Check {
     require(text.bytes().all(token), || format!("{text:?} is not a header name"))
 }
 
+/// Name of a condition on a header: a header, a pseudo header, or a claim of a
+/// request's token.
+pub(crate) fn header_condition(text: &str) -> Check {
+    const PSEUDO: [&str; 5] = [":method", ":scheme", ":authority", ":path", ":status"];
+    if is_claim(text) || PSEUDO.contains(&text) { Ok(()) } else { header_name(text) }
+}
+
+/// True for `@request.auth.claims.a.b` and `@request.auth.claims[a][b]`.
+pub(crate) fn is_claim(text: &str) -> bool {
+    let Some(rest) = text.strip_prefix("@request.auth.claims") else { return false };
+    let dotted =
+        rest.strip_prefix('.').is_some_and(|claims| claims.split('.').all(|c| !c.is_empty()));
+    let inner = rest.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    dotted || inner.is_some_and(|claims| claims.split("][").all(|claim| !claim.is_empty()))
+}
+
+/// Value of a header that the proxy sets: `%%` is a percent sign, `%NAME(…)%` is
+/// filled in, and nothing else may follow a percent sign.
+pub(crate) fn header_value(text: &str) -> Check {
+    require(!text.bytes().any(|b| (b < 0x20 && b != b'\t') || b == 0x7f), || {
+        format!("{text:?} has control characters")
+    })?;
+    let mut rest = text;
+    while let Some((_, after)) = rest.split_once('%') {
+        if let Some(literal) = after.strip_prefix('%') {
+            rest = literal;
+            continue;
+        }
+        let operator = after
+            .split_once('%')
+            .filter(|(name, _)| name.chars().next().is_some_and(|c| c.is_ascii_uppercase()));
+        let Some((_, further)) = operator else {
+            return Err(format!("{text:?} has a % that is neither doubled nor part of %NAME%"));
+        };
+        rest = further;
+    }
+    Ok(())
+}
+
+/// Path of a Unix socket, after `unix://`; `@` starts an abstract name.
+pub(crate) fn socket_path(text: &str) -> Check {
+    let fine = text.starts_with('@') || (text.starts_with('/') && !text.ends_with('/'));
+    require(fine, || format!("{text:?} is not an absolute path of a file"))
+}
+
 /// HTTP method.
 pub(crate) fn method(text: &str) -> Check {
     const METHODS: [&str; 9] =
@@ -184,10 +229,10 @@ mod tests {
 
     #[test]
     fn hosts_may_be_wildcards_of_whole_labels() {
-        for good in ["*", "*.com", "reviews", "a.b_c.d", "Foo.COM", "x.", "1.2.3.4"] {
+        for good in ["*", "*.com", "reviews", "a.b-c.d", "Foo.COM", "x.", "1.2.3.4"] {
             assert_eq!(wildcard_host(good), Ok(()), "{good}");
         }
-        for bad in ["", "*com", "a.*.com", "**", "*.", "a..b", "-a", "a b", "a/b"] {
+        for bad in ["", "*com", "a.*.com", "**", "*.", "a..b", "-a", "a b", "a/b", "a_b"] {
             assert!(wildcard_host(bad).is_err(), "{bad}");
         }
     }

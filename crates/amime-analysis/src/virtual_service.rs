@@ -1,7 +1,7 @@
 //! Rules of `VirtualService`; those of its HTTP routes are in [`crate::http_route`].
 
 use amime_api::networking::{
-    L4MatchAttributes, TcpRoute, TlsMatchAttributes, TlsRoute, VirtualService,
+    HttpRoute, L4MatchAttributes, TcpRoute, TlsMatchAttributes, TlsRoute, VirtualService,
 };
 use amime_core::Hostname;
 
@@ -11,18 +11,35 @@ use crate::{http_route, shared, syntax};
 pub(crate) fn check(spec: &VirtualService, is_delegate: bool, at: &At, report: &mut Report) {
     check_hosts(spec, is_delegate, at, report);
     shared::gateways(&spec.gateways, at, report);
-    shared::export_to(&spec.export_to, at, report);
+    shared::rule_export_to(&spec.export_to, at, report);
     if spec.http.is_empty() && spec.tls.is_empty() && spec.tcp.is_empty() {
         report.error(at, "at least one of http, tls and tcp is required");
     }
+    let in_mesh = spec.gateways.iter().all(|gateway| gateway == "mesh");
     for (at, route) in at.each("http", &spec.http) {
         http_route::check(route, is_delegate, &at, report);
+        if in_mesh && !is_delegate {
+            check_claims(route, &at, report);
+        }
     }
     for (at, route) in at.each("tls", &spec.tls) {
         check_tls(route, spec, &at, report);
     }
     for (at, route) in at.each("tcp", &spec.tcp) {
         check_tcp(route, &at, report);
+    }
+}
+
+/// Only gateways know the tokens of requests when they choose a route.
+fn check_claims(route: &HttpRoute, at: &At, report: &mut Report) {
+    for (at, item) in at.each("match", &route.r#match) {
+        for (name, headers) in
+            [("headers", &item.headers), ("withoutHeaders", &item.without_headers)]
+        {
+            for header in headers.keys().filter(|header| syntax::is_claim(header)) {
+                report.error(&at.field(name).key(header), "claims are matched by gateways only");
+            }
+        }
     }
 }
 

@@ -85,6 +85,8 @@ const UNHONOURED: &[(Kind, &str, &str)] = &[
     (Kind::EnvoyFilter, "spec.targetRefs.[].kind=GatewayClass", AMBIENT),
 ];
 
+const SPANS: &str = "spans are not reported yet";
+const POLLED: &str = "configuration is pushed, not polled";
 const PROXY_START: &str = "proxies are started with settings of their own";
 const STATISTICS: &str = "proxies keep all statistics, under their full names";
 const AMBIENT: &str = "there is no ambient mode yet";
@@ -97,7 +99,7 @@ const ERROR_CODES: &str = "only 5xx and gateway errors eject endpoints yet";
 
 /// Table: field of the mesh configuration, reason.
 const UNHONOURED_MESH: &[(&str, &str)] = &[
-    ("defaultConfig.tracing", "spans are not reported yet"),
+    ("defaultConfig.tracing", SPANS),
     ("extensionProviders", "external services are not called yet"),
     ("defaultProviders", "external services are not called yet"),
     ("enableEnvoyAccessLogService", "access logs go to files only"),
@@ -111,7 +113,20 @@ const UNHONOURED_MESH: &[(&str, &str)] = &[
     ("outboundTrafficPolicy.tls", "our own proxy does not resolve unknown hosts itself yet"),
     ("certificates", "certificates are for workloads only"),
     ("authPolicy", "PeerAuthentication decides about mutual TLS"),
-    ("rdsRefreshDelay", "configuration is pushed, not polled"),
+    ("rdsRefreshDelay", POLLED),
+    ("caCertificates", "only the control plane's own roots are trusted yet"),
+    ("enablePrometheusMerge", "metrics of applications are not merged into the proxy's yet"),
+    ("defaultConfig.configPath", PROXY_START),
+    ("defaultConfig.binaryPath", PROXY_START),
+    ("defaultConfig.serviceCluster", PROXY_START),
+    ("defaultConfig.parentShutdownDuration", PROXY_START),
+    ("defaultConfig.availabilityZone", PROXY_START),
+    ("defaultConfig.controlPlaneAuthPolicy", PROXY_START),
+    ("defaultConfig.meshId", PROXY_START),
+    ("defaultConfig.discoveryRefreshDelay", POLLED),
+    ("defaultConfig.tracingServiceName", SPANS),
+    ("defaultConfig.zipkinAddress", SPANS),
+    ("defaultConfig.statsdUdpAddress", "metrics are scraped only"),
     ("verifyCertificateAtClient", "certificates of servers are always verified"),
     ("defaultConfig.concurrency", PROXY_START),
     ("defaultConfig.proxyMetadata", PROXY_START),

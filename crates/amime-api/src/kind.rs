@@ -57,6 +57,7 @@ macro_rules! kinds {
 
 kinds! {
     Namespace "namespaces" ["ns"] CORE, false;
+    Node "nodes" ["no"] CORE, false;
     Service "services" ["svc"] CORE, true;
     Endpoints "endpoints" ["ep"] CORE, true;
     EndpointSlice "endpointslices" [] &[("discovery.k8s.io", &["v1", "v1beta1"])], true;

@@ -165,6 +165,7 @@ macro_rules! resources {
 
 resources! {
     Namespace(k8s::NamespaceSpec, Field),
+    Node(k8s::NodeSpec, Field),
     Service(k8s::ServiceSpec, Field),
     Endpoints(k8s::Endpoints, TopLevel),
     EndpointSlice(k8s::EndpointSlice, TopLevel),

@@ -8,7 +8,7 @@ use amime_api::k8s::{EndpointSlice, Endpoints, ServiceSpec};
 use amime_api::networking::ServiceEntry;
 use amime_api::{Object, ObjectKey, Resource};
 
-use crate::service::{Labels, PortEndpoints, Service, ServiceKey};
+use crate::service::{Labels, PortEndpoints, Resolution, Service, ServiceKey};
 use crate::workload::Workload;
 use crate::{kube, service_entry};
 
@@ -193,9 +193,14 @@ impl NamespaceEndpoints {
     fn insert(&mut self, service: &Service, ports: PortEndpoints) {
         let own = self.services.entry(service.key()).or_default();
         for (port, endpoints) in ports {
-            let accounts = endpoints.iter().map(|endpoint| endpoint.service_account.clone());
+            let all = own.ports.entry(port).or_default();
+            all.extend(endpoints);
+            if service.resolution == Resolution::DnsRoundRobin {
+                // Envoy resolves one name only there; the oldest stands.
+                all.truncate(1);
+            }
+            let accounts = all.iter().map(|endpoint| endpoint.service_account.clone());
             own.accounts.extend(accounts.filter(|account| !account.is_empty()));
-            own.ports.entry(port).or_default().extend(endpoints);
         }
         own.accounts.extend(service.service_accounts.iter().cloned());
     }
@@ -225,10 +230,18 @@ fn workloads(resources: &Resources, trust_domain: &str, namespace: &str) -> Vec<
         _ => None,
     });
     let pods = in_namespace(resources, Kind::Pod, namespace).filter_map(|r| match r {
-        Resource::Pod(object) => Workload::from_pod(object, trust_domain),
+        Resource::Pod(object) => {
+            Workload::from_pod(object, node_labels(resources, &object.spec.node_name), trust_domain)
+        }
         _ => None,
     });
     entries.chain(pods).map(Arc::new).collect()
+}
+
+fn node_labels<'r>(resources: &'r Resources, name: &str) -> Option<&'r Labels> {
+    let (kind, namespace) = (Kind::Node, String::new());
+    let node = resources.get(&ObjectKey { kind, namespace, name: name.to_owned() })?;
+    Some(&node.metadata().labels)
 }
 
 /// Labels of a workload as a selector sees them.

@@ -26,6 +26,22 @@ pub fn declared_locality(labels: &Labels) -> Locality {
     value.map(|value| Locality::from_label(value)).unwrap_or_default()
 }
 
+/// Names of [`REGION`] and [`ZONE`] on nodes of old clusters.
+const OLD_REGION: &str = "failure-domain.beta.kubernetes.io/region";
+const OLD_ZONE: &str = "failure-domain.beta.kubernetes.io/zone";
+
+/// The locality that a node's labels name.
+pub(crate) fn node_locality(labels: &Labels) -> Locality {
+    let first = |names: &[&str]| {
+        names.iter().find_map(|name| labels.get(*name)).cloned().unwrap_or_default()
+    };
+    Locality {
+        region: first(&[REGION, OLD_REGION]),
+        zone: first(&[ZONE, OLD_ZONE]),
+        subzone: first(&[SUBZONE]),
+    }
+}
+
 /// Adds what is known about where a workload runs; the network only if the
 /// workload does not name its own.
 pub fn add_topology(labels: &mut Labels, locality: &Locality, network: &str, node: &str) {

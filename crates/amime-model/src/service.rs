@@ -163,7 +163,17 @@ impl TrafficDistribution {
     }
 }
 
+/// Labels of services whose clients stay with an endpoint.
+const SESSION_LABELS: [&str; 2] =
+    ["istio.io/persistent-session", "istio.io/persistent-session-header"];
+
 impl Service {
+    /// True if clients stay with an endpoint until it is gone.
+    pub fn keeps_sessions(&self) -> bool {
+        let labels = SESSION_LABELS.iter().filter_map(|label| self.labels.get(*label));
+        labels.into_iter().any(|value| !value.is_empty())
+    }
+
     /// The port with this number.
     pub fn port(&self, number: u32) -> Option<&Port> {
         self.ports.iter().find(|port| port.number == number)

@@ -96,8 +96,8 @@ fn port(port: &ServicePort) -> Port {
 
 /// Endpoints of one of the entry's services.
 ///
-/// `workloads` are those of the entry's namespace, workload entries before
-/// pods, each sorted by name.
+/// `workloads` are those of the entry's namespace, each kind sorted by name; pods
+/// come first.
 pub(crate) fn endpoints(
     object: &Object<ServiceEntry>,
     service: &Service,
@@ -122,7 +122,9 @@ pub(crate) fn endpoints(
             let address = w.addresses.first().map(String::as_str).unwrap_or_default();
             resolves || address.is_empty() || address.parse::<IpAddr>().is_ok()
         };
-        let selected = workloads.iter().filter(|w| selects(selector, w.labels()));
+        let of_kind = |pods: bool| workloads.iter().filter(move |w| w.is_pod == pods);
+        let all = of_kind(true).chain(of_kind(false));
+        let selected = all.filter(|w| selects(selector, w.labels()));
         selected.filter(usable).for_each(|w| add(w));
     } else if entry.endpoints.is_empty() && resolves {
         return by_name(object, service);

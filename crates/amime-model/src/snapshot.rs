@@ -383,6 +383,11 @@ fn is_endpoint_change(kind: Kind, old: Option<&Resource>, change: &Change) -> bo
             (Some(old), Change::Set(new)) => old.metadata().labels == new.metadata().labels,
             _ => true,
         },
+        // A node says where the pods of all namespaces run.
+        Kind::Node => match (old, change) {
+            (Some(old), Change::Set(new)) => old.metadata().labels == new.metadata().labels,
+            _ => false,
+        },
         _ => false,
     }
 }

@@ -10,7 +10,7 @@ use amime_api::meta::ObjectMeta;
 use amime_api::networking::WorkloadEntry;
 use amime_core::{Locality, SpiffeId};
 
-use crate::labels::{NETWORK, add_topology, declared_locality};
+use crate::labels::{NETWORK, add_topology, declared_locality, node_locality};
 use crate::service::{Endpoint, Health, Labels, TLS_MODE_DISABLED, TLS_MODE_ISTIO, TLS_MODE_LABEL};
 
 /// Annotation that injection leaves on a pod.
@@ -50,7 +50,12 @@ impl Workload {
         })
     }
 
-    pub(crate) fn from_pod(pod: &Object<PodSpec>, trust_domain: &str) -> Option<Self> {
+    /// A pod; `node` holds the labels of the node that it runs on, if known.
+    pub(crate) fn from_pod(
+        pod: &Object<PodSpec>,
+        node: Option<&Labels>,
+        trust_domain: &str,
+    ) -> Option<Self> {
         let status: PodStatus = pod.status_as();
         if matches!(status.phase.as_str(), "Succeeded" | "Failed") {
             return None;
@@ -67,7 +72,10 @@ impl Workload {
             name => name,
         };
         let ports = pod.spec.containers.iter().flat_map(|container| &container.ports);
-        let locality = declared_locality(&meta.labels);
+        let locality = match declared_locality(&meta.labels) {
+            declared if declared.is_empty() => node.map(node_locality).unwrap_or_default(),
+            declared => declared,
+        };
         let mut labels = meta.labels.clone();
         add_topology(&mut labels, &locality, "", &pod.spec.node_name);
         let template = Endpoint {

@@ -19,6 +19,9 @@ use crate::gateway::MergedGateway;
 use crate::proxy::{Proxy, ProxyKind};
 use crate::proxy_settings::ProxySettings;
 
+/// The cluster of proxies that name none.
+const DEFAULT_CLUSTER: &str = "Kubernetes";
+
 /// One translation.
 pub(crate) struct Context<'a> {
     pub(crate) snapshot: &'a Snapshot,
@@ -128,6 +131,14 @@ impl<'a> Context<'a> {
             }
         }
         general
+    }
+
+    /// Cluster that everything is in.
+    pub(crate) fn cluster_id(&self) -> &str {
+        match self.proxy.cluster_id.as_str() {
+            "" => DEFAULT_CLUSTER,
+            own => own,
+        }
     }
 
     /// Namespace that `sourceNamespace` conditions are compared with.

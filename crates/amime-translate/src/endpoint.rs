@@ -63,7 +63,7 @@ impl Subset<'_> {
         let rule = context.destination_rule(&self.service.hostname, Direction::Outbound);
         let spec = rule.map(|rule| rule.spec());
         let groups = self.localities(context, spec, source);
-        let policy = with_mesh_default(context, self.policy(spec));
+        let policy = self.policy(context, spec);
         let lb = policy.as_ref().and_then(|policy| policy.load_balancer.as_ref());
         let detects = policy.as_ref().is_some_and(|policy| policy.outlier_detection.is_some());
         match locality::effective(context, lb, Some(self.service)) {
@@ -79,7 +79,7 @@ impl Subset<'_> {
         spec: Option<&DestinationRule>,
         source: Source,
     ) -> Vec<LocalityGroup> {
-        let keep_unready = !self.panics(spec);
+        let keep_unready = !self.panics(context, spec);
         let forced = spec.and_then(|rule| tls_mode(rule, self.name, self.port.number));
         let crossing = Crossing::of(context).filter(|_| source == Source::Eds);
         let mut groups: BTreeMap<String, Vec<(Arc<Endpoint>, bool)>> = BTreeMap::new();
@@ -87,7 +87,8 @@ impl Subset<'_> {
             let usable = match endpoint.health {
                 Health::Healthy => true,
                 Health::Unhealthy => keep_unready || self.service.publish_not_ready,
-                Health::Draining | Health::Terminating => false,
+                Health::Draining => self.service.keeps_sessions(),
+                Health::Terminating => false,
             };
             let placed = source == Source::Cluster || endpoint.port == 0 || endpoint.is_ip();
             if !usable || !placed || endpoint.address.is_empty() {
@@ -132,18 +133,25 @@ impl Subset<'_> {
     }
 
     /// True if traffic would be sent to unready endpoints in a panic.
-    fn panics(&self, rule: Option<&DestinationRule>) -> bool {
-        let policy = self.policy(rule);
+    fn panics(&self, context: &Context<'_>, rule: Option<&DestinationRule>) -> bool {
+        let policy = self.policy(context, rule);
         let outlier = policy.and_then(|policy| policy.outlier_detection);
         outlier.is_some_and(|outlier| outlier.min_health_percent > 0)
     }
 
     /// The policy that holds for the subset.
-    pub(crate) fn policy(&self, rule: Option<&DestinationRule>) -> Option<TrafficPolicy> {
-        let rule = rule?;
-        let subset = rule.subsets.iter().find(|s| !self.name.is_empty() && s.name == self.name);
+    fn policy(
+        &self,
+        context: &Context<'_>,
+        rule: Option<&DestinationRule>,
+    ) -> Option<TrafficPolicy> {
+        let whole = rule.and_then(|rule| rule.traffic_policy.as_ref());
+        let whole = whole.map(|policy| amime_model::port_policy(policy, self.port.number).0);
+        let whole = with_mesh_default(context, whole);
+        let mut subsets = rule.into_iter().flat_map(|rule| &rule.subsets);
+        let subset = subsets.find(|s| !self.name.is_empty() && s.name == self.name);
         let own = subset.and_then(|subset| subset.traffic_policy.as_ref());
-        amime_model::subset_policy(rule.traffic_policy.as_ref(), own, self.port.number)
+        amime_model::subset_policy(whole.as_ref(), own, self.port.number)
     }
 }
 
@@ -221,7 +229,9 @@ fn endpoint_metadata(context: &Context<'_>, endpoint: &Endpoint, mtls: bool) -> 
     let revision = if revision == "latest" { "" } else { revision };
     let workload = format!(
         "{};{};{name};{revision};{}",
-        endpoint.workload, endpoint.namespace, context.proxy.cluster_id
+        endpoint.workload,
+        endpoint.namespace,
+        context.cluster_id()
     );
     let fields = BTreeMap::from([("workload".to_owned(), string_value(workload))]);
     namespaces.insert(ISTIO.to_owned(), fields);

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use amime_api::networking::{Gateway, Server, ServerTlsMode};
 use amime_core::{Hostname, NamespacedName, Protocol};
-use amime_model::{Config, ServiceTarget, selects};
+use amime_model::{Config, Port, ServiceTarget, selects};
 
 use crate::context::Context;
 
@@ -34,6 +34,12 @@ impl GatewayServer {
     /// The port as written, which names virtual hosts.
     pub(crate) fn port_number(&self) -> u32 {
         self.spec.port.as_ref().map_or(0, |port| port.number)
+    }
+
+    /// The port as written, as if it were a service's.
+    pub(crate) fn port(&self) -> Port {
+        let name = self.spec.port.as_ref().map_or_else(String::new, |port| port.name.clone());
+        Port { name, number: self.port_number(), protocol: self.protocol(), udp: false }
     }
 
     pub(crate) fn protocol(&self) -> Protocol {

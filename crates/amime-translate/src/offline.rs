@@ -71,8 +71,16 @@ pub fn translate(
     Ok(Translated { dump: crate::dump(&snapshot, &proxy), skipped })
 }
 
+/// Age of rules that do not name theirs: they are about to be applied, beside a
+/// platform that is there already.
+const NOT_YET_CREATED: &str = "9999-12-31T23:59:59Z";
+
 /// Objects that name no namespace are in the default one, as when applied.
 fn placed(mut resource: Resource) -> Arc<Resource> {
+    if resource.kind().is_mesh_config() {
+        let created = &mut resource.metadata_mut().creation_timestamp;
+        created.get_or_insert_with(|| NOT_YET_CREATED.to_owned());
+    }
     if resource.kind().is_namespaced() && resource.namespace().is_empty() {
         "default".clone_into(&mut resource.metadata_mut().namespace);
     }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use amime_api::networking::CaptureMode;
 use amime_core::Locality;
 use amime_model::{AddressView, Labels};
 use amime_xds::extensions;
@@ -192,6 +193,15 @@ impl Proxy {
             "TPROXY" => Interception::Tproxy,
             "NONE" => Interception::None,
             _ => Interception::Redirect,
+        }
+    }
+
+    /// True if a listener that is declared this way needs a socket of its own.
+    pub(crate) fn binds(&self, capture: CaptureMode) -> bool {
+        match capture {
+            CaptureMode::Default => self.interception() == Interception::None,
+            CaptureMode::Iptables => false,
+            CaptureMode::None => true,
         }
     }
 

@@ -13,6 +13,12 @@ messages! {
         pub finalizers: Vec<String>,
     }
 
+    /// Spec of a node; what it is good for here stands in its labels.
+    pub struct NodeSpec {
+        /// No new pods are placed on it.
+        pub unschedulable: bool,
+    }
+
     /// Spec of a service.
     pub struct ServiceSpec {
         /// Ports.

@@ -4,6 +4,7 @@
 
 /// Table of field names by struct name.
 pub(crate) const UNTYPED: &[(&str, &[&str])] = &[
+    ("NodeSpec", &["configSource", "externalID", "podCIDR", "podCIDRs", "providerID", "taints"]),
     (
         "ServiceSpec",
         &[

@@ -16,7 +16,7 @@ pub use apps::{
 };
 pub use core::{
     ConfigMap, EndpointAddress, EndpointPort, EndpointSubset, Endpoints, IntOrString,
-    LoadBalancerIngress, LoadBalancerStatus, NamespaceSpec, ObjectReference, Secret,
+    LoadBalancerIngress, LoadBalancerStatus, NamespaceSpec, NodeSpec, ObjectReference, Secret,
     ServiceAccount, ServicePort, ServiceSpec, ServiceStatus,
 };
 pub use networking::{

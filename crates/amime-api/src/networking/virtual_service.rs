@@ -302,7 +302,7 @@ messages! {
         pub grpc_status: Option<String>,
         /// Never implemented by Istio.
         pub http2_error: Option<String>,
-        /// Share of requests; none means all.
+        /// Share of requests; without it no request is aborted.
         pub percentage: Option<Percent>,
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use amime_api::mesh::InboundTrafficMode;
-use amime_api::networking::{ConnectionPoolSettings, IstioIngressListener};
+use amime_api::networking::{ConnectionPoolSettings, IstioIngressListener, RetryBudget};
 use amime_core::{Hostname, Protocol};
 use amime_model::{Port, ServiceTarget};
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
@@ -148,7 +148,8 @@ impl Inbound<'_> {
         } else {
             draft.cluster.load_assignment = Some(self.assignment(&draft.cluster.name));
         }
-        policy::apply_connection_pool(context, &mut draft, &self.pool(context), None);
+        let (pool, budget) = self.limits(context);
+        policy::apply_connection_pool(context, &mut draft, &pool, budget.as_ref());
         if !["127.0.0.1", "::1"].contains(&self.bind.as_str()) {
             draft.cluster.upstream_bind_config = Some(special::inbound_bind(context));
         }
@@ -191,16 +192,13 @@ impl Inbound<'_> {
 
     /// Limits on the receiving side: those of the Sidecar, else of the rule for
     /// the service, so that a server is not narrower than its clients.
-    fn pool(&self, context: &Context<'_>) -> ConnectionPoolSettings {
+    fn limits(&self, context: &Context<'_>) -> (ConnectionPoolSettings, Option<RetryBudget>) {
         let own = context.scope.ingress().iter();
         let mut own = own.filter(|i| i.port.as_ref().is_some_and(|p| p.number == self.port));
         let sidecar = context.scope.sidecar.as_ref();
         let from_sidecar = own
             .find_map(|listener| listener.connection_pool.clone())
             .or_else(|| sidecar.and_then(|s| s.spec.inbound_connection_pool.clone()));
-        if let Some(pool) = from_sidecar {
-            return pool;
-        }
         let target = self.targets.first();
         let policy = target.and_then(|target| {
             let hostname: &Hostname = &target.service.hostname;
@@ -209,7 +207,8 @@ impl Inbound<'_> {
             Some(amime_model::port_policy(policy, target.port.number).0)
         });
         let policy = policy::with_mesh_default(context, policy);
-        policy.and_then(|policy| policy.connection_pool).unwrap_or_default()
+        let (pool, budget) = policy.map_or((None, None), |p| (p.connection_pool, p.retry_budget));
+        (from_sidecar.or(pool).unwrap_or_default(), budget)
     }
 
     fn services(&self) -> Vec<Value> {

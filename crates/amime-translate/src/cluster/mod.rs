@@ -89,6 +89,8 @@ struct Draft {
     http: Option<HttpProtocolOptions>,
     istio: IstioFields,
     header_case: Option<HeaderKeyFormat>,
+    /// False if what it carries is known to be none of HTTP.
+    carries_http: bool,
     /// Hosts are those of the requests, and so are the names of servers.
     dynamic: bool,
 }
@@ -97,7 +99,7 @@ impl Draft {
     fn new(context: &Context<'_>, cluster: Cluster) -> Self {
         let header_case = context.settings.header_case();
         let (http, istio, dynamic) = (None, IstioFields::new(), false);
-        Self { cluster, http, istio, header_case, dynamic }
+        Self { cluster, http, istio, header_case, carries_http: true, dynamic }
     }
 
     fn http(&mut self) -> &mut HttpProtocolOptions {
@@ -145,7 +147,7 @@ impl Draft {
     }
 
     fn finish(mut self) -> Cluster {
-        if let Some(format) = self.header_case.take() {
+        if let Some(format) = self.header_case.take().filter(|_| self.carries_http) {
             keep_case(self.http(), format);
         }
         if let Some(mut http) = self.http {

@@ -12,6 +12,7 @@ use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, CommonLbConfig, DiscoveryType, DnsLookupFamily, EdsClusterConfig,
     LbConfig, LbPolicy, OriginalDstLbConfig,
 };
+use envoy_types::pb::envoy::config::core::v3::{HealthStatus, HealthStatusSet};
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::extensions::network::dns_resolver::cares::v3::CaresDnsResolverConfig;
 use envoy_types::pb::google::protobuf::Value;
@@ -33,6 +34,10 @@ use crate::proxy::ProxyKind;
 const DNS_MAX_QUERIES: u32 = 100;
 /// Spread of periodic resolution.
 const DNS_JITTER: Duration = Duration::from_millis(100);
+
+/// What an endpoint may be for a session to stay with it.
+const SESSION_STATUSES: [HealthStatus; 4] =
+    [HealthStatus::Healthy, HealthStatus::Draining, HealthStatus::Unknown, HealthStatus::Degraded];
 
 /// How a cluster is addressed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -74,9 +79,14 @@ fn of_service(context: &Context<'_>, service: &Arc<Service>, mode: Mode) -> Vec<
             continue;
         }
         let Some(whole) = builder.whole() else { continue };
+        let original_dst = Some(discovery_type(DiscoveryType::OriginalDst));
+        let discovery = match whole.cluster_discovery_type == original_dst {
+            true => DiscoveryType::OriginalDst,
+            false => builder.discovery(),
+        };
         clusters.push(whole);
         let subsets = rule.map_or(&[][..], |rule| rule.spec().subsets.as_slice());
-        clusters.extend(subsets.iter().filter_map(|subset| builder.subset(subset)));
+        clusters.extend(subsets.iter().filter_map(|subset| builder.subset(subset, discovery)));
     }
     clusters
 }
@@ -100,10 +110,16 @@ impl Builder<'_, '_> {
     /// The cluster of the whole service.
     fn whole(&self) -> Option<Cluster> {
         let own = self.rule.and_then(|rule| rule.spec().traffic_policy.as_ref());
-        let policy = own.map(|policy| amime_model::port_policy(policy, self.port.number).0);
         let mut draft = self.draft("", self.discovery())?;
+        if self.service.keeps_sessions() {
+            // Endpoints that drain are kept for those who ask for them.
+            let common = draft.cluster.common_lb_config.get_or_insert_default();
+            common.override_host_status = Some(HealthStatusSet {
+                statuses: SESSION_STATUSES.iter().map(|&status| status.into()).collect(),
+            });
+        }
         let mtls = self.assumed_mtls(own);
-        self.apply(&mut draft, "", policy, mtls);
+        self.apply(&mut draft, "", self.whole_policy(), mtls);
         if self.service.mesh_external {
             draft.istio.insert("external".to_owned(), bool_json(true));
         }
@@ -118,7 +134,6 @@ impl Builder<'_, '_> {
             return None;
         }
         let own = self.rule.and_then(|rule| rule.spec().traffic_policy.as_ref());
-        let policy = own.map(|policy| amime_model::port_policy(policy, self.port.number).0);
         let name = self.name("");
         let host = &self.service.hostname;
         let cluster = Cluster {
@@ -131,7 +146,7 @@ impl Builder<'_, '_> {
         let mut draft = Draft::new(self.context, cluster);
         draft.dynamic = true;
         policy::choose_protocol(self.context, &mut draft, self.port);
-        self.apply(&mut draft, "", policy, self.assumed_mtls(own));
+        self.apply(&mut draft, "", self.whole_policy(), self.assumed_mtls(own));
         // Envoy wants to be told that nobody checks whom it talks to.
         let insecure = !draft.checks_names();
         let discovery = dynamic_dns::discovery_of(self.context, host, insecure);
@@ -142,13 +157,21 @@ impl Builder<'_, '_> {
         Some(draft.finish())
     }
 
-    fn subset(&self, subset: &RuleSubset) -> Option<Cluster> {
+    /// Policy for the port, over the mesh's.
+    fn whole_policy(&self) -> Option<TrafficPolicy> {
         let own = self.rule.and_then(|rule| rule.spec().traffic_policy.as_ref());
+        let own = own.map(|policy| amime_model::port_policy(policy, self.port.number).0);
+        policy::with_mesh_default(self.context, own)
+    }
+
+    /// The cluster of a subset; `discovery` is that of the whole service.
+    fn subset(&self, subset: &RuleSubset, discovery: DiscoveryType) -> Option<Cluster> {
+        let whole = self.whole_policy();
         let subset_policy = subset.traffic_policy.as_ref();
-        let policy = amime_model::subset_policy(own, subset_policy, self.port.number);
+        let policy = amime_model::subset_policy(whole.as_ref(), subset_policy, self.port.number);
         let discovery = match is_passthrough(subset_policy) {
             true => DiscoveryType::OriginalDst,
-            false => self.discovery(),
+            false => discovery,
         };
         let mut draft = self.draft(&subset.name, discovery)?;
         let mtls = self.assumed_mtls(subset_policy);
@@ -170,7 +193,6 @@ impl Builder<'_, '_> {
         policy: Option<TrafficPolicy>,
         mtls: Option<MtlsMode>,
     ) {
-        let policy = policy::with_mesh_default(self.context, policy);
         // Where hosts are those of the requests, so are the names of servers.
         let sni = match draft.dynamic {
             true => String::new(),

@@ -90,6 +90,7 @@ pub(crate) fn with_mesh_default(
 
 /// HTTP version to the upstream, by the port's protocol.
 pub(super) fn choose_protocol(context: &Context<'_>, draft: &mut Draft, port: &Port) {
+    draft.carries_http = port.protocol.is_http() || port.protocol.is_auto();
     if port.protocol.is_http2() {
         draft.use_http2();
     } else if port.protocol.is_auto() && context.proxy.kind == ProxyKind::Sidecar {

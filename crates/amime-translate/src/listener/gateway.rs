@@ -126,9 +126,6 @@ fn finish(context: &Context<'_>, name: String, draft: Draft) -> Listener {
     }
     if needs_tls {
         listener.listener_filters.push(tls_inspector());
-        let timeout = context.mesh.protocol_detection_timeout;
-        listener.listener_filters_timeout =
-            timeout.map(|timeout| crate::proto::duration(timeout.std()));
     }
     listener
 }

@@ -103,10 +103,10 @@ fn manager(context: &Context<'_>, mut options: HttpOptions, name: &str) -> HttpC
     manager
 }
 
-/// Outbound, the sender is on this machine and thus trusted with internal
-/// headers; inbound, the address is that of another proxy.
+/// At the edge the sender is whoever connects; in the mesh, `X-Forwarded-For`
+/// says who it was, and headers for the proxy come from workloads.
 fn uses_remote_address(options: &HttpOptions) -> bool {
-    options.class != ListenerClass::Inbound && !options.explicit_proxy
+    options.class == ListenerClass::Gateway
 }
 
 fn set_server_header(

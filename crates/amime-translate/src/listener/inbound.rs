@@ -132,7 +132,7 @@ fn filter_chain(
     };
     FilterChain {
         filter_chain_match: Some(FilterChainMatch {
-            destination_port: u32_value(port.number).filter(|p| p.value != 0 && !port.binds),
+            destination_port: u32_value(port.number).filter(|p| p.value != 0),
             transport_protocol: shape.transport.to_owned(),
             application_protocols: owned(shape.alpn),
             ..Default::default()
@@ -171,8 +171,10 @@ fn http(context: &Context<'_>, port: &InboundPort) -> Vec<Filter> {
 }
 
 fn bytes(context: &Context<'_>, port: &InboundPort) -> Vec<Filter> {
-    let filters = tcp::to_cluster(context, CLASS, &port.cluster, &port.cluster);
-    tcp_metadata_exchange(context.proxy).into_iter().chain(filters).collect()
+    let prefix = port.stat_name.as_deref().unwrap_or(&port.cluster);
+    let filters = tcp::to_cluster(context, CLASS, &port.cluster, prefix);
+    let counts = tcp::mongo(context, port.protocol, prefix);
+    tcp_metadata_exchange(context.proxy).into_iter().chain(counts).chain(filters).collect()
 }
 
 /// The listener that takes every connection to the workload.

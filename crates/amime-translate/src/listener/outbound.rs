@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use amime_api::networking::CaptureMode;
 use amime_core::Protocol;
 use amime_model::{
     EgressListener, Labels, Port, Registry, Resolution, Service, UNSPECIFIED_V4, UNSPECIFIED_V6,
@@ -23,7 +22,6 @@ use crate::filters::{ListenerClass, http_inspector, tls_inspector};
 use crate::names::{self, HTTP_PROXY_ROUTE};
 use crate::origin::{mesh_path, origin, service_path};
 use crate::proto::{bool_value, duration, zero_duration};
-use crate::proxy::Interception;
 
 /// A listener in the making.
 struct Entry {
@@ -105,9 +103,7 @@ impl Builder<'_, '_> {
         let proxy = self.context.proxy;
         let own = egress.bind();
         let capture = egress.listener.as_ref().map(|listener| listener.capture_mode);
-        let to_port = proxy.interception() == Interception::None
-            || capture == Some(CaptureMode::None)
-            || own.starts_with("unix://");
+        let to_port = proxy.binds(capture.unwrap_or_default()) || own.starts_with("unix://");
         let addresses = match own {
             "" if to_port => proxy.loopbacks(),
             "" => Vec::new(),

@@ -1,9 +1,10 @@
 //! Network filters for connections that are proxied as bytes.
 
 use amime_api::networking::{DestinationRule, RouteDestination, TunnelSettings};
-use amime_core::Duration;
-use amime_model::Service;
+use amime_core::{Duration, Protocol};
+use amime_model::{Port, Service};
 use envoy_types::pb::envoy::config::listener::v3::Filter;
+use envoy_types::pb::envoy::extensions::filters::network::mongo_proxy::v3::MongoProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::weighted_cluster::ClusterWeight;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::{
@@ -17,8 +18,11 @@ use super::access_log;
 use crate::context::{Context, Direction};
 use crate::dynamic_dns;
 use crate::filters::{ListenerClass, TCP_PROXY, network, tcp_metadata_exchange, tcp_stats};
+use crate::names;
 use crate::proto::duration;
 use crate::route::destination_cluster;
+
+const MONGO_PROXY: &str = "envoy.filters.network.mongo_proxy";
 
 /// Idle timeout that the proxy asks for itself.
 pub(crate) fn idle_timeout(context: &Context<'_>) -> Option<EnvoyDuration> {
@@ -52,14 +56,35 @@ pub(crate) fn to_service(
     context: &Context<'_>,
     cluster: &str,
     service: &Service,
-    port: u32,
+    port: &Port,
 ) -> Vec<Filter> {
     let rule = context.destination_rule(&service.hostname, Direction::Outbound);
     let rule = rule.map(|rule| rule.spec());
-    let mut proxy = bare(context, cluster, cluster);
+    // Its statistics are named after the number, whatever the port's name.
+    let unnamed = Port { name: String::new(), ..port.clone() };
+    let prefix = stat_name(context, service, "", &unnamed);
+    let mut proxy = bare(context, cluster, prefix.as_deref().unwrap_or(cluster));
     apply_rule(context, &mut proxy, rule, "");
-    let filters = stack(context, ListenerClass::outbound_of(context.proxy), &proxy);
-    resolved(context, filters, service, port)
+    let mut filters = stack(context, ListenerClass::outbound_of(context.proxy), &proxy);
+    filters.splice(0..0, mongo(context, port.protocol, &proxy.stat_prefix));
+    resolved(context, filters, service, port.number)
+}
+
+/// Name of the statistics of a service's port, if the mesh gives them one.
+fn stat_name(
+    context: &Context<'_>,
+    service: &Service,
+    subset: &str,
+    port: &Port,
+) -> Option<String> {
+    names::stat_name(&context.mesh.outbound_cluster_stat_name, service, subset, port, 0)
+}
+
+/// The filter that counts what MongoDB is asked, where there is such a filter.
+pub(crate) fn mongo(context: &Context<'_>, protocol: Protocol, prefix: &str) -> Option<Filter> {
+    let wanted = protocol == Protocol::Mongo && context.proxy.has_extension(MONGO_PROXY);
+    let config = MongoProxy { stat_prefix: prefix.to_owned(), ..Default::default() };
+    wanted.then(|| network(MONGO_PROXY, &config))
 }
 
 /// The filters with one before the last that resolves server names, if the
@@ -80,7 +105,7 @@ fn resolved(
 pub(crate) fn to_destinations(
     context: &Context<'_>,
     routes: &[RouteDestination],
-    port: u32,
+    port: &Port,
     rule_name: &str,
     exchanges_metadata: bool,
 ) -> Vec<Filter> {
@@ -91,11 +116,14 @@ pub(crate) fn to_destinations(
         .map(|rule| rule.spec());
     let cluster = |route: &RouteDestination| {
         let service = context.service(&route.destination.host);
-        destination_cluster(&route.destination, service.map(AsRef::as_ref), port)
+        destination_cluster(&route.destination, service.map(AsRef::as_ref), port.number)
     };
     let proxy = if let [only] = routes {
         let name = cluster(only);
-        let mut proxy = bare(context, &name, &name);
+        let subset = &only.destination.subset;
+        let service = context.service(&only.destination.host);
+        let prefix = service.and_then(|service| stat_name(context, service, subset, port));
+        let mut proxy = bare(context, &name, prefix.as_deref().unwrap_or(&name));
         apply_rule(context, &mut proxy, rule, &only.destination.subset);
         proxy
     } else {
@@ -116,8 +144,9 @@ pub(crate) fn to_destinations(
     let exchange = tcp_metadata_exchange(context.proxy).filter(|_| exchanges_metadata);
     let mut own = stack(context, ListenerClass::outbound_of(context.proxy), &proxy);
     if let (true, Some(service)) = (routes.len() == 1, context.service(&first.destination.host)) {
-        own = resolved(context, own, service, port);
+        own = resolved(context, own, service, port.number);
     }
+    own.splice(0..0, mongo(context, port.protocol, &proxy.stat_prefix));
     exchange.into_iter().chain(own).collect()
 }
 

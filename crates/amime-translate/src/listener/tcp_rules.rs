@@ -97,8 +97,7 @@ impl Builder<'_, '_> {
     ) -> ChainOptions {
         let name = &rule.config.name;
         let stat = format!("{}.{}", name.name, name.namespace);
-        let port = self.target.port.number;
-        let filters = tcp::to_destinations(self.context, routes, port, &stat, false);
+        let filters = tcp::to_destinations(self.context, routes, self.target.port, &stat, false);
         let mut chain = ChainOptions::new(ChainBody::Network(filters));
         let path = config_path(OriginKind::VirtualService, name);
         chain.metadata = origin(path, Some(rule_name));
@@ -109,12 +108,13 @@ impl Builder<'_, '_> {
     fn default_chain(&self) -> ChainOptions {
         let TcpTarget { service, port, cidrs, .. } = self.target;
         // A listener of its own port stands for the only port of the service.
-        let port = match service.ports.as_slice() {
+        let number = match service.ports.as_slice() {
             [only] => only.number,
             _ => port.number,
         };
-        let cluster = outbound_cluster(port, "", &service.hostname);
-        let filters = tcp::to_service(self.context, &cluster, service, port);
+        let cluster = outbound_cluster(number, "", &service.hostname);
+        let port = Port { number, ..Port::clone(port) };
+        let filters = tcp::to_service(self.context, &cluster, service, &port);
         let mut chain = ChainOptions::new(ChainBody::Network(filters));
         chain.destination_cidrs = cidrs.to_vec();
         chain.metadata = origin(service_path(service), None);

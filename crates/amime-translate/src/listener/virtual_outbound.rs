@@ -64,7 +64,8 @@ pub(super) fn listener(context: &Context<'_>) -> Option<Listener> {
 /// The chain for plaintext HTTP to hosts that the proxy is to resolve.
 fn unknown_http(context: &Context<'_>) -> FilterChain {
     let hosts = vec![route::unknown_hosts(context)];
-    let routes = route::named(context, ALLOW_ANY_DYNAMIC_DNS, hosts);
+    let mut routes = route::named(context, ALLOW_ANY_DYNAMIC_DNS, hosts);
+    routes.ignore_port_in_host_matching = true;
     let routes = Routes::Inline(Box::new(routes));
     let mut options = HttpOptions::new(ListenerClass::Outbound, Protocol::Http, routes);
     options.stat_prefix = format!("outbound_{VIRTUAL_OUTBOUND}_{ALLOW_ANY_DYNAMIC_DNS}");

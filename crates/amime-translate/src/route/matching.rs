@@ -141,7 +141,7 @@ fn claim_matcher(name: &str, text: &StringMatch) -> Option<MetadataMatcher> {
         filter: JWT_FILTER.to_owned(),
         path,
         value: Some(value(ValuePattern::OrMatch(OrMatcher {
-            value_matchers: vec![single, one_of],
+            value_matchers: vec![one_of, single],
         }))),
         ..Default::default()
     })

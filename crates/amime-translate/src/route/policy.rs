@@ -52,13 +52,12 @@ fn abort(settings: &Abort) -> Option<FaultAbort> {
         }
         (None, None) => return None,
     };
-    // Old rules give a whole number; no share at all means every request.
+    // Old rules give a whole number; without any share no request is aborted.
     let share = match (&settings.percentage, settings.percent) {
-        (Some(share), _) => fine_percent(share.value),
-        (None, Some(share)) => percent(whole(Some(share))),
-        (None, None) => percent(100),
+        (Some(share), _) => Some(fine_percent(share.value)),
+        (None, old) => old.map(|share| percent(whole(Some(share)))),
     };
-    Some(FaultAbort { percentage: Some(share), error_type: Some(error), ..Default::default() })
+    Some(FaultAbort { percentage: share, error_type: Some(error), ..Default::default() })
 }
 
 fn whole(share: Option<i32>) -> u32 {

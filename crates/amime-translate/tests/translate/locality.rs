@@ -268,3 +268,52 @@ fn status_codes_that_eject_endpoints_are_matched_by_the_cluster() {
     let codes: Vec<Value> = rules.as_array().expect("rules").iter().map(status).collect();
     assert_eq!(codes, [json!("429"), json!("503")]);
 }
+
+#[test]
+fn a_pod_runs_where_its_node_is_unless_it_says_otherwise() {
+    let yaml = r"
+apiVersion: v1
+kind: Node
+metadata: {name: n1, labels: {topology.kubernetes.io/region: eu, topology.kubernetes.io/zone: a, topology.istio.io/subzone: '1'}}
+spec: {podCIDR: 10.0.0.0/24}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: n2, labels: {failure-domain.beta.kubernetes.io/region: us}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default}
+spec: {clusterIP: 10.1.0.1, selector: {app: web}, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-1, namespace: default, labels: {app: web}}
+spec: {nodeName: n1, containers: [{name: web}]}
+status: {podIP: 10.0.0.1, phase: Running}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-2, namespace: default, labels: {app: web}}
+spec: {nodeName: n2, containers: [{name: web}]}
+status: {podIP: 10.0.0.2, phase: Running}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-3, namespace: default, labels: {app: web, istio-locality: asia.c}}
+spec: {nodeName: n1, containers: [{name: web}]}
+status: {podIP: 10.0.0.3, phase: Running}
+";
+    let dump = dump_in_mesh(yaml, "{}", &client());
+    let assignment = json_of(dump.endpoints.first().expect("endpoints"));
+    let places: Vec<String> = list(&assignment, "endpoints")
+        .iter()
+        .map(|group| {
+            let place = &group["locality"];
+            let address = &group["lb_endpoints"][0]["endpoint"]["address"]["socket_address"];
+            let place = ["region", "zone", "sub_zone"].map(|part| text(place, part));
+            format!("{} {}", text(address, "address"), place.join("/"))
+        })
+        .collect();
+    assert_eq!(places, ["10.0.0.3 asia/c/", "10.0.0.1 eu/a/1", "10.0.0.2 us//"]);
+}

@@ -1,6 +1,7 @@
 //! Behaviour of the translation as a whole.
 
 mod bookinfo;
+mod details;
 mod envoy_filter;
 mod generate;
 mod golden;

@@ -102,7 +102,7 @@ impl Opaque<'_, '_> {
         let stat = format!("{}.{}", name.name, name.namespace);
         let mode = self.server.spec.tls.as_ref().map(|tls| tls.mode);
         let mutual = mode == Some(ServerTlsMode::IstioMutual);
-        tcp::to_destinations(self.context, routes, self.server.port_number(), &stat, mutual)
+        tcp::to_destinations(self.context, routes, &self.server.port(), &stat, mutual)
     }
 
     fn chain(&self, filters: Vec<Filter>, rule: &RoutedService, name: &str) -> ChainOptions {
@@ -132,7 +132,7 @@ impl Opaque<'_, '_> {
     fn by_rule(&self, passed: &mut BTreeMap<String, String>) -> Vec<ChainOptions> {
         let mut chains = Vec::new();
         let bind = &self.server.spec.bind;
-        for (rule, shared) in self.rules() {
+        for (rule, _) in self.rules() {
             for (index, tls) in rule.spec().tls.iter().enumerate() {
                 for condition in &tls.r#match {
                     let own =
@@ -140,7 +140,7 @@ impl Opaque<'_, '_> {
                     if !own || tls.route.is_empty() {
                         continue;
                     }
-                    let hosts = self.reachable(&condition.sni_hosts, &shared);
+                    let hosts = condition.sni_hosts.clone();
                     if hosts.is_empty() || !claim_hosts(&hosts, bind, passed) {
                         continue;
                     }
@@ -154,19 +154,11 @@ impl Opaque<'_, '_> {
         chains
     }
 
-    /// Server names of a rule; hosts that the server does not have are dropped.
-    fn reachable(&self, names: &[String], shared: &[Hostname]) -> Vec<String> {
-        let within = |name: &&String| {
-            let name = Hostname::new(name.as_str());
-            shared.iter().any(|host| name.matches(host))
-        };
-        names.iter().filter(within).cloned().collect()
-    }
-
     /// A chain for each cluster of the mesh, named by the client as its SNI.
     fn by_own_name(&self) -> Vec<ChainOptions> {
         let mut chains = Vec::new();
-        let hosts = visible_hosts(&self.server.spec.hosts, &self.context.proxy.namespace);
+        // Namespaces before hosts choose rules, and there are none here.
+        let hosts: Vec<Hostname> = self.server.sni_hosts().into_iter().map(Hostname::new).collect();
         let services = self.context.scope.services.iter().filter(|service| !service.mesh_external);
         for service in services {
             if !hosts.iter().any(|host| service.hostname.subset_of(host)) {

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use amime_api::networking::{CaptureMode, IstioIngressListener, ServerTlsSettings};
+use amime_api::networking::{IstioIngressListener, ServerTlsSettings};
 use amime_core::Protocol;
-use amime_model::ServiceTarget;
+use amime_model::{MtlsMode, ServiceTarget};
 
 use super::passthrough_cluster;
 use crate::context::Context;
@@ -23,6 +23,8 @@ pub(super) struct InboundPort {
     pub(super) host: String,
     pub(super) protocol: Protocol,
     pub(super) cluster: String,
+    /// Name of its statistics, if the mesh gives them one.
+    pub(super) stat_name: Option<String>,
     /// TLS that a Sidecar declares.
     pub(super) tls: Option<ServerTlsSettings>,
     /// Addresses of the listener, if it has a socket of its own.
@@ -58,7 +60,8 @@ pub(super) fn of_workload(context: &Context<'_>) -> Vec<InboundPort> {
     }
     let mut ports: BTreeMap<u32, InboundPort> = BTreeMap::new();
     for target in context.targets() {
-        if target.port.udp || is_reserved(context, target.target_port, true) {
+        // A datagram port may be served over TCP as well, as DNS is.
+        if is_reserved(context, target.target_port, true) {
             continue;
         }
         // The oldest service decides; the others share its chains.
@@ -74,6 +77,13 @@ fn served(context: &Context<'_>, target: &ServiceTarget) -> InboundPort {
         host: target.service.hostname.as_str().to_owned(),
         protocol: target.port.protocol,
         cluster: inbound_cluster(target.target_port),
+        stat_name: names::stat_name(
+            &context.mesh.inbound_cluster_stat_name,
+            &target.service,
+            "",
+            &target.port,
+            target.port.number,
+        ),
         tls: None,
         binds_at: context.proxy.wildcards(),
         binds: false,
@@ -84,8 +94,7 @@ fn served(context: &Context<'_>, target: &ServiceTarget) -> InboundPort {
 
 fn declared(context: &Context<'_>, listener: &IstioIngressListener) -> Option<InboundPort> {
     let port = listener.port.as_ref()?;
-    let none = context.proxy.interception() == Interception::None;
-    let binds = none || listener.capture_mode == CaptureMode::None;
+    let binds = context.proxy.binds(listener.capture_mode);
     if binds && port.number < 1024 && context.proxy.is_unprivileged() {
         return None;
     }
@@ -98,15 +107,19 @@ fn declared(context: &Context<'_>, listener: &IstioIngressListener) -> Option<In
         own => vec![own.to_owned()],
     };
     let protocol = port.protocol.parse().unwrap_or(Protocol::Auto);
-    let target = context.targets().iter().find(|t| t.target_port == port.number);
     let sidecar = context.scope.sidecar.as_ref();
+    // Only where mutual TLS is off does a listener's own TLS end here.
+    let tls = listener.tls.clone();
+    let tls = tls.filter(|_| context.peer_policy().mode_for(port.number) == MtlsMode::Disable);
     Some(InboundPort {
         number: port.number,
         service_port: port.number,
-        host: target.map_or(String::new(), |t| t.service.hostname.as_str().to_owned()),
-        protocol: if listener.tls.is_some() { inside_tls(protocol) } else { protocol },
+        host: sidecar
+            .map_or_else(String::new, |own| format!("{}.{}", own.name.name, own.name.namespace)),
+        protocol: if tls.is_some() { inside_tls(protocol) } else { protocol },
         cluster: inbound_cluster(port.number),
-        tls: listener.tls.clone(),
+        stat_name: None,
+        tls,
         binds_at,
         binds,
         passthrough: false,
@@ -146,6 +159,7 @@ pub(super) fn passthrough(context: &Context<'_>, declared: &[InboundPort]) -> Ve
             host: String::new(),
             protocol: Protocol::Auto,
             cluster: passthrough_cluster(),
+            stat_name: None,
             tls: None,
             binds_at: context.proxy.wildcards(),
             binds: false,
