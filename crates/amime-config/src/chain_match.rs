@@ -249,6 +249,7 @@ mod tests {
             rbac: Vec::new(),
             limits: Vec::new(),
             terminal: Terminal::Close,
+            prints_certificates: false,
             origin: None,
             identity: 0,
         })

@@ -7,11 +7,13 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use amime_core::unix::{Shown, ShownHost, port_of};
-use amime_telemetry::{DynamicMetadata, ResponseFlags};
+use amime_identity::{CertificateDetails, NameKind};
+use amime_telemetry::{DynamicMetadata, PeerText, ResponseFlags};
 use http::{HeaderMap, HeaderValue};
 
 use super::matcher::HeaderSource;
 use crate::head::RequestHead;
+use crate::tls_facts::TlsFacts;
 
 /// What operators can refer to.
 #[derive(Clone, Copy, Default)]
@@ -26,7 +28,7 @@ pub struct FormatInput<'a> {
     pub upstream_host: Option<SocketAddr>,
     pub sni: Option<&'a str>,
     pub protocol: &'a str,
-    pub peer_uri_san: Option<&'a str>,
+    pub tls: Option<&'a TlsFacts>,
     pub route_name: &'a str,
     pub cluster: &'a str,
     pub details: &'a str,
@@ -35,6 +37,13 @@ pub struct FormatInput<'a> {
     pub local_reply: &'a str,
     /// What filters found out.
     pub metadata: Option<&'a DynamicMetadata>,
+}
+
+impl<'a> FormatInput<'a> {
+    /// What the certificate that the client was shown says of itself.
+    fn local(&self) -> Option<&'a CertificateDetails> {
+        Some(self.tls?.local.as_ref()?.details())
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -61,7 +70,13 @@ pub enum Piece {
     UpstreamHost,
     Sni,
     Protocol,
-    PeerUriSan,
+    TlsVersion,
+    TlsCipher,
+    /// Text of the client's certificate.
+    Peer(PeerText),
+    /// Names of the certificate that the client was shown.
+    Local(NameKind),
+    LocalSubject,
     RouteName,
     Cluster,
     Hostname,
@@ -211,7 +226,8 @@ fn operator(text: &str) -> Result<Piece, String> {
         ("UPSTREAM_REMOTE_ADDRESS" | "UPSTREAM_HOST", None) => Piece::UpstreamHost,
         ("REQUESTED_SERVER_NAME", None) => Piece::Sni,
         ("PROTOCOL", None) => Piece::Protocol,
-        ("DOWNSTREAM_PEER_URI_SAN", None) => Piece::PeerUriSan,
+        ("DOWNSTREAM_TLS_VERSION", None) => Piece::TlsVersion,
+        ("DOWNSTREAM_TLS_CIPHER", None) => Piece::TlsCipher,
         ("ROUTE_NAME", None) => Piece::RouteName,
         ("UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW", None) => Piece::Cluster,
         ("HOSTNAME", None) => Piece::Hostname,
@@ -219,8 +235,25 @@ fn operator(text: &str) -> Result<Piece, String> {
         ("DYNAMIC_METADATA", Some(path)) if !path.is_empty() => {
             Piece::Metadata { path: path.split(':').map(Box::from).collect(), limit }
         }
+        (name, None) => certificate(name).ok_or_else(unknown)?,
         _ => return Err(unknown()),
     })
+}
+
+/// Operators that print certificates. The client's chain beyond its own
+/// certificate is not kept for headers, which change with the routes.
+fn certificate(name: &str) -> Option<Piece> {
+    if let Some(end) = name.strip_prefix("DOWNSTREAM_PEER_") {
+        return PeerText::named(end).filter(|text| !text.of_chain()).map(Piece::Peer);
+    }
+    match name.strip_prefix("DOWNSTREAM_LOCAL_")? {
+        "SUBJECT" => Some(Piece::LocalSubject),
+        "URI_SAN" => Some(Piece::Local(NameKind::Uri)),
+        "DNS_SAN" => Some(Piece::Local(NameKind::Dns)),
+        "IP_SAN" => Some(Piece::Local(NameKind::Ip)),
+        "EMAIL_SAN" => Some(Piece::Local(NameKind::Email)),
+        _ => None,
+    }
 }
 
 /// Splits `NAME(argument):limit`.
@@ -261,7 +294,13 @@ impl Piece {
             Self::UpstreamHost => put(out, input.upstream_host.map(Shown)),
             Self::Sni => put(out, input.sni),
             Self::Protocol => put(out, Some(input.protocol)),
-            Self::PeerUriSan => put(out, input.peer_uri_san),
+            Self::TlsVersion => put(out, input.tls.map(|tls| tls.version)),
+            Self::TlsCipher => put(out, input.tls.map(|tls| tls.cipher)),
+            Self::Peer(text) => {
+                put(out, input.tls.and_then(|tls| tls.peer.as_ref()).map(|peer| text.of(peer)));
+            }
+            Self::Local(kind) => put(out, input.local().map(|local| local.joined_names(*kind))),
+            Self::LocalSubject => put(out, input.local().map(|local| &local.subject)),
             Self::RouteName => put(out, Some(input.route_name)),
             Self::Cluster => put(out, Some(input.cluster)),
             Self::Hostname => {

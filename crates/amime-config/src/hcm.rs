@@ -17,6 +17,7 @@ use super::local_reply::LocalReplies;
 use super::names::RouteConfigId;
 use super::peer_metadata::PeerExchange;
 use super::route::RouteTable;
+use super::unheeded;
 use super::values::{self, bool_or, u32_or};
 use super::{Compiler, Node};
 
@@ -50,6 +51,8 @@ pub struct HttpConfig {
     pub user_agent: Option<UserAgent>,
     pub underscores: Underscores,
     pub timeouts: Timeouts,
+    /// Connections end when the proxy drains, not only with their listener.
+    pub drains: bool,
     pub max_requests_per_connection: Option<u32>,
     /// Upgrade types allowed, lower case.
     pub upgrades: Vec<String>,
@@ -130,6 +133,8 @@ pub enum EscapedSlashes {
 #[derive(Clone, Debug)]
 pub struct ClientCert {
     pub forward: ForwardClientCert,
+    pub cert: bool,
+    pub chain: bool,
     pub subject: bool,
     pub uri: bool,
     pub dns: bool,
@@ -159,6 +164,8 @@ pub struct Timeouts {
     pub request: Option<Duration>,
     pub request_headers: Option<Duration>,
     pub max_connection: Option<Duration>,
+    /// Most of it that is added at random, as a fraction.
+    pub max_connection_jitter: f64,
     pub max_stream: Option<Duration>,
 }
 
@@ -217,6 +224,7 @@ impl HttpConfig {
             max_headers: u32_or(common.max_headers_count.as_ref(), 100) as usize,
             underscores: underscores(&common),
             timeouts: timeouts(value, &common),
+            drains: true,
             max_requests_per_connection: common
                 .max_requests_per_connection
                 .map(|max| max.value)
@@ -278,7 +286,7 @@ fn strip_port(value: &pb::HttpConnectionManager) -> StripPort {
 }
 
 fn refuse_unsupported(value: &pb::HttpConnectionManager, faults: &mut Faults) {
-    faults.ignore_if(value.tracing.is_some(), "tracing");
+    unheeded::of_http_manager(value, faults);
     faults.reject_if(
         !value.original_ip_detection_extensions.is_empty(),
         "original_ip_detection_extensions",
@@ -286,11 +294,6 @@ fn refuse_unsupported(value: &pb::HttpConnectionManager, faults: &mut Faults) {
     faults.reject_if(
         !value.early_header_mutation_extensions.is_empty(),
         "early_header_mutation_extensions",
-    );
-    faults.ignore_if(value.proxy_status_config.is_some(), "proxy_status_config");
-    faults.ignore_if(
-        value.typed_header_validation_config.is_some(),
-        "typed_header_validation_config",
     );
     faults.reject_if(value.forward_client_cert_matcher.is_some(), "forward_client_cert_matcher");
 }
@@ -386,6 +389,8 @@ fn client_cert(value: &pb::HttpConnectionManager) -> ClientCert {
             Details::SanitizeSet => ForwardClientCert::SanitizeSet,
             Details::AlwaysForwardOnly => ForwardClientCert::AlwaysForwardOnly,
         },
+        cert: set.cert,
+        chain: set.chain,
         subject: bool_or(set.subject.as_ref(), false),
         uri: set.uri,
         dns: set.dns,
@@ -402,6 +407,7 @@ fn timeouts(value: &pb::HttpConnectionManager, common: &core::HttpProtocolOption
         request: values::timeout(value.request_timeout.as_ref(), None),
         request_headers: values::timeout(value.request_headers_timeout.as_ref(), None),
         max_connection: values::timeout(common.max_connection_duration.as_ref(), None),
+        max_connection_jitter: values::jitter(common.max_connection_duration_jitter.as_ref()),
         max_stream: values::timeout(common.max_stream_duration.as_ref(), None),
     }
 }

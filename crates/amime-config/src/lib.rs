@@ -57,6 +57,7 @@ pub mod local_reply;
 pub mod matcher;
 pub mod metadata;
 pub mod names;
+pub mod network_rbac;
 pub mod outlier;
 pub mod peer_metadata;
 pub mod quic;
@@ -76,6 +77,7 @@ mod tls_common;
 pub mod tls_facts;
 mod tls_validation;
 pub mod token_bucket;
+mod unheeded;
 pub mod values;
 pub mod virtual_cluster;
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use amime_telemetry::{Direction, ListenerTelemetry};
+use amime_telemetry::{AccessLogger, Direction, ListenerTelemetry};
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::listener::{
@@ -18,7 +18,7 @@ use envoy_types::pb::envoy::extensions::filters::network::echo::v3::Echo;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use envoy_types::pb::envoy::extensions::filters::network::local_ratelimit::v3::LocalRateLimit;
 use envoy_types::pb::envoy::extensions::filters::network::ratelimit::v3::RateLimit;
-use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
+use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as RbacFilter;
 use envoy_types::pb::envoy::extensions::filters::network::sni_dynamic_forward_proxy::v3::FilterConfig as SniHosts;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::google::protobuf::Any;
@@ -32,10 +32,11 @@ use super::filters::config_type;
 use super::global_limit::GlobalConnectionLimit;
 use super::hcm::HttpConfig;
 use super::local_limit::ConnectionLimit;
+use super::network_rbac::NetworkRbac;
 use super::quic::{self, Quic};
-use super::rbac::{Rbac, Rules};
 use super::tcp::TcpConfig;
 use super::tls::{DownstreamTls, downstream_transport};
+use super::unheeded;
 use super::values::{self, bool_or, is, metadata_string, type_name, unpack};
 use super::{BUFFER_LIMIT, Compiler};
 
@@ -81,11 +82,25 @@ impl PortSet {
     }
 }
 
-/// Whether the PROXY header must be there.
+/// Which PROXY headers are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProxyProtocolMode {
-    Required,
-    Optional,
+pub struct ProxyProtocolMode {
+    /// Connections without a header are served.
+    pub optional: bool,
+    pub v1: bool,
+    pub v2: bool,
+}
+
+impl ProxyProtocolMode {
+    fn compile(value: &ProxyProtocol) -> Self {
+        use core::proxy_protocol_config::Version;
+        let allowed = |version| !value.disallowed_versions().any(|one| one == version);
+        Self {
+            optional: value.allow_requests_without_proxy_protocol,
+            v1: allowed(Version::V1),
+            v2: allowed(Version::V2),
+        }
+    }
 }
 
 /// A compiled `FilterChain`.
@@ -95,10 +110,13 @@ pub struct FilterChain {
     pub tls: Option<Arc<DownstreamTls>>,
     pub handshake_timeout: Option<Duration>,
     /// Network filters before the last one.
-    pub rbac: Vec<Rbac>,
+    pub rbac: Vec<NetworkRbac>,
     /// Limits of new connections.
     pub limits: Vec<NetworkLimit>,
     pub terminal: Terminal,
+    /// All that clients show of their certificates is printed, not just the
+    /// first one.
+    pub prints_certificates: bool,
     /// The object that the chain or its listener came from.
     pub origin: Option<Arc<str>>,
     /// Equal for chains that do the same to a connection: one that outlives an
@@ -128,6 +146,21 @@ pub enum Terminal {
     Close,
 }
 
+impl Terminal {
+    /// Whether certificates beyond the client's own are printed.
+    fn prints_certificates(&self) -> bool {
+        match self {
+            Self::Http(config) => config.client_cert.chain || print(&config.telemetry.access_logs),
+            Self::Tcp(config) => print(&config.telemetry.access_logs),
+            Self::Echo | Self::Say(_) | Self::Close => false,
+        }
+    }
+}
+
+fn print(logs: &[AccessLogger]) -> bool {
+    logs.iter().any(AccessLogger::prints_chain)
+}
+
 impl ListenerConfig {
     pub fn compile(value: &pb::Listener, compiler: &mut Compiler<'_>) -> Option<Self> {
         // Zero, no limit, would let clients fill the memory.
@@ -141,19 +174,16 @@ impl ListenerConfig {
         faults.reject_if(value.listener_specifier.is_some(), "internal_listener");
         faults.reject_if(value.filter_chain_matcher.is_some(), "filter_chain_matcher");
         faults.reject_if(value.fcds_config.is_some(), "fcds_config");
-        faults.ignore_if(value.connection_balance_config.is_some(), "connection_balance_config");
-        faults.ignore_if(value.tcp_fast_open_queue_length.is_some(), "tcp_fast_open_queue_length");
-        faults.ignore_if(value.enable_mptcp, "enable_mptcp");
-        faults.ignore_if(
-            value.max_connections_to_accept_per_socket_event.is_some(),
-            "max_connections_to_accept_per_socket_event",
-        );
+        unheeded::of_listener(value, faults);
         let bindings = bindings(value, faults)?;
         compiler.quic = quic.is_some();
         let filters = listener_filters(&value.listener_filters, compiler);
         let origin: Option<Arc<str>> =
             metadata_string(value.metadata.as_ref(), "istio", "config").map(Into::into);
-        let mut parent = Parent { name: value.name.as_str().into(), value, origin, compiler };
+        let access_logs = compiler.access_logs(&value.access_log);
+        let prints = print(&access_logs);
+        let name: Arc<str> = value.name.as_str().into();
+        let mut parent = Parent { name: name.clone(), value, origin, compiler, prints };
         let mut chains = Vec::with_capacity(value.filter_chains.len());
         for (index, chain) in value.filter_chains.iter().enumerate() {
             let field = format!("filter_chains[{index}]");
@@ -171,8 +201,6 @@ impl ListenerConfig {
             let (address, default) = (bindings[0].address, default_chain.as_ref());
             Quic::of(limits, address, &chains, default, &mut parent.compiler.faults)
         });
-        let name = parent.name.clone();
-        let access_logs = parent.compiler.access_logs(&value.access_log);
         let log = (!access_logs.is_empty()).then(|| ListenerTelemetry {
             listener: name.clone(),
             access_logs,
@@ -219,7 +247,7 @@ impl ListenerConfig {
 /// The network filters of a chain.
 #[derive(Default)]
 struct Found {
-    rbac: Vec<Rbac>,
+    rbac: Vec<NetworkRbac>,
     limits: Vec<NetworkLimit>,
     terminal: Option<Terminal>,
 }
@@ -229,6 +257,8 @@ struct Parent<'a, 'b> {
     value: &'a pb::Listener,
     origin: Option<Arc<str>>,
     compiler: &'a mut Compiler<'b>,
+    /// The listener's own logs print all certificates.
+    prints: bool,
 }
 
 impl Parent<'_, '_> {
@@ -251,6 +281,7 @@ impl Parent<'_, '_> {
         let tls = downstream_transport(value.transport_socket.as_ref(), self.compiler);
         self.compiler.faults.leave();
         let Found { rbac, limits, terminal } = self.filters(value);
+        let terminal = terminal?;
         Some(FilterChain {
             matcher: matcher?,
             tls: tls?,
@@ -260,7 +291,8 @@ impl Parent<'_, '_> {
             ),
             rbac,
             limits,
-            terminal: terminal?,
+            prints_certificates: self.prints || terminal.prints_certificates(),
+            terminal,
             identity: self.identity(value, origin.as_deref()),
             origin,
         })
@@ -314,24 +346,20 @@ impl Parent<'_, '_> {
         let compiler = &mut *self.compiler;
         if is::<HttpConnectionManager>(any) {
             let config = unpack(any, &mut compiler.faults);
-            found.terminal = config
-                .and_then(|config| HttpConfig::compile(&config, telemetry, compiler))
-                .map(|config| Terminal::Http(Arc::new(config)));
+            let config = config.and_then(|it| HttpConfig::compile(&it, telemetry, compiler));
+            let drains = self.value.drain_type() == pb::listener::DrainType::Default;
+            let http =
+                |config: HttpConfig| Terminal::Http(Arc::new(HttpConfig { drains, ..config }));
+            found.terminal = config.map(http);
         } else if is::<TcpProxy>(any) {
             let config = unpack(any, &mut compiler.faults);
             found.terminal = config
                 .and_then(|config| TcpConfig::compile(&config, telemetry, compiler))
                 .map(|config| Terminal::Tcp(Arc::new(config)));
-        } else if is::<NetworkRbac>(any) {
-            let config: Option<NetworkRbac> = unpack(any, &mut compiler.faults);
+        } else if is::<RbacFilter>(any) {
             let faults = &mut compiler.faults;
-            found.rbac.extend(config.map(|config| {
-                faults.reject_if(config.matcher.is_some(), "matcher");
-                Rbac {
-                    rules: config.rules.as_ref().map(|rules| Rules::compile(rules, faults)),
-                    shadow: config.shadow_rules.as_ref().map(|rules| Rules::compile(rules, faults)),
-                }
-            }));
+            let config: Option<RbacFilter> = unpack(any, faults);
+            found.rbac.extend(config.map(|config| NetworkRbac::compile(&config, faults)));
         } else if is::<LocalRateLimit>(any) {
             let config: Option<LocalRateLimit> = unpack(any, &mut compiler.faults);
             let limit = config.and_then(|config| ConnectionLimit::compile(&config, compiler));
@@ -430,15 +458,8 @@ fn listener_filters(list: &[pb::ListenerFilter], compiler: &mut Compiler<'_>) ->
                 filters.original_dst = true;
             } else if is::<ProxyProtocol>(any) {
                 let config: ProxyProtocol = unpack(any, faults).unwrap_or_default();
-                faults.ignore_if(!config.rules.is_empty(), "rules");
-                faults.ignore_if(config.pass_through_tlvs.is_some(), "pass_through_tlvs");
-                faults.reject_if(!config.disallowed_versions.is_empty(), "disallowed_versions");
-                let optional = config.allow_requests_without_proxy_protocol;
-                filters.proxy_protocol = Some(if optional {
-                    ProxyProtocolMode::Optional
-                } else {
-                    ProxyProtocolMode::Required
-                });
+                unheeded::of_proxy_protocol(&config, faults);
+                filters.proxy_protocol = Some(ProxyProtocolMode::compile(&config));
             } else {
                 faults.reject("typed_config", format!("{} is not supported", type_name(any)));
             }

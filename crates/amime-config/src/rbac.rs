@@ -231,7 +231,7 @@ impl Condition {
                 matcher.matches(connection.sni.as_deref().unwrap_or_default().as_bytes())
             }
             Self::Authenticated(name) => {
-                let Some(tls) = connection.tls.as_ref().filter(|tls| tls.mutual) else {
+                let Some(tls) = connection.tls.as_ref().filter(|tls| tls.mutual()) else {
                     return false;
                 };
                 let Some(name) = name else { return true };

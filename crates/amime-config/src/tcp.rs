@@ -17,6 +17,7 @@ use super::faults::Faults;
 use super::format::Format;
 use super::headers::HeaderEdits;
 use super::names::ClusterId;
+use super::unheeded;
 use super::values;
 
 /// A compiled `TcpProxy`.
@@ -28,9 +29,13 @@ pub struct TcpConfig {
     /// `None`: no limit.
     pub idle_timeout: Option<Duration>,
     pub max_duration: Option<Duration>,
+    /// Most of it that is added at random, as a fraction.
+    pub max_duration_jitter: f64,
     pub connect_attempts: u32,
     /// First and longest wait between two attempts to connect.
     pub backoff: Option<(Duration, Duration)>,
+    /// Log before there is an upstream.
+    pub log_start: bool,
     /// Log once the upstream is connected.
     pub log_connected: bool,
     /// Log open connections this often.
@@ -56,8 +61,6 @@ pub struct Tunneling {
 
 impl Tunneling {
     fn compile(value: &pb::tcp_proxy::TunnelingConfig, faults: &mut Faults) -> Option<Self> {
-        faults.ignore_if(value.propagate_response_headers, "propagate_response_headers");
-        faults.ignore_if(value.propagate_response_trailers, "propagate_response_trailers");
         let hostname = Format::parse(&value.hostname);
         let hostname = hostname.map_err(|reason| faults.reject("hostname", reason)).ok()?;
         let path = if value.post_path.is_empty() { "/" } else { &value.post_path };
@@ -92,7 +95,8 @@ impl TcpConfig {
         if compiler.tcp_stats {
             telemetry.istio_stats = Some(Arc::new(IstioStats::default()));
         }
-        without_effect(value, &mut compiler.faults);
+        compiler.faults.reject_if(value.on_demand.is_some(), "on_demand");
+        unheeded::of_tcp_proxy(value, &mut compiler.faults);
         let log = value.access_log_options.as_ref();
         let interval = log.and_then(|log| log.access_log_flush_interval.as_ref());
         let interval = interval.or(value.access_log_flush_interval.as_ref());
@@ -136,7 +140,11 @@ impl TcpConfig {
                 Some(IDLE_TIMEOUT),
             ),
             max_duration: values::timeout(value.max_downstream_connection_duration.as_ref(), None),
+            max_duration_jitter: values::jitter(
+                value.max_downstream_connection_duration_jitter_percentage.as_ref(),
+            ),
             backoff: backoff(value.backoff_options.as_ref()),
+            log_start: log.is_some_and(|log| log.flush_access_log_on_start),
             log_connected: log.is_some_and(|log| log.flush_access_log_on_connected)
                 || value.flush_access_log_on_connected,
             log_interval: values::timeout(interval, None),
@@ -161,25 +169,6 @@ impl TcpConfig {
         }
         first
     }
-}
-
-/// Reports what is not honoured.
-fn without_effect(value: &pb::TcpProxy, faults: &mut Faults) {
-    faults.reject_if(value.on_demand.is_some(), "on_demand");
-    faults.ignore_if(value.upstream_idle_timeout.is_some(), "upstream_idle_timeout");
-    faults.ignore_if(
-        value.max_downstream_connection_duration_jitter_percentage.is_some(),
-        "max_downstream_connection_duration_jitter_percentage",
-    );
-    faults.ignore_if(!value.proxy_protocol_tlvs.is_empty(), "proxy_protocol_tlvs");
-    faults.ignore_if(value.upstream_connect_mode != 0, "upstream_connect_mode");
-    faults.ignore_if(value.max_early_data_bytes.is_some(), "max_early_data_bytes");
-    faults.ignore_if(value.check_drain_close.is_some(), "check_drain_close");
-    let log = value.access_log_options.as_ref();
-    faults.ignore_if(
-        log.is_some_and(|log| log.flush_access_log_on_start),
-        "access_log_options.flush_access_log_on_start",
-    );
 }
 
 fn backoff(value: Option<&core::BackoffStrategy>) -> Option<(Duration, Duration)> {

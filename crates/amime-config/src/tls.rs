@@ -7,8 +7,8 @@
 use std::sync::{Arc, OnceLock};
 
 use amime_identity::{
-    CertSet, LiveCert, PeerChecks, ServerNameCheck, SessionResumption, SubjectAltName, TlsVersion,
-    WorkloadCert, downstream_config, upstream_config,
+    CertSet, LiveCert, PeerChecks, ServerNameCheck, SessionResumption, TlsVersion, WorkloadCert,
+    downstream_config, upstream_config,
 };
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::transport_sockets::http_11_proxy::v3::Http11ProxyUpstreamTransport;
@@ -91,10 +91,9 @@ pub enum Alpn {
 }
 
 impl UpstreamTls {
-    /// The URI SAN that we present now.
-    pub fn local_uri_san(&self) -> Option<String> {
-        let current = self.certificate.as_deref()?.current()?;
-        uri_san(&current)
+    /// The certificate that we present now.
+    pub fn local(&self) -> Option<Arc<WorkloadCert>> {
+        self.certificate.as_deref()?.current()
     }
 
     /// False while our own certificate has not come: no handshake is tried.
@@ -131,18 +130,10 @@ pub struct DownstreamTls {
     certificates: Arc<CertSet>,
 }
 
-fn uri_san(certificate: &WorkloadCert) -> Option<String> {
-    certificate.details().subject_alt_names.iter().find_map(|name| match name {
-        SubjectAltName::Uri(uri) => Some(uri.clone()),
-        _ => None,
-    })
-}
-
 impl DownstreamTls {
-    /// The URI SAN that we present now.
-    pub fn local_uri_san(&self) -> Option<String> {
-        let first = self.certificates.first()?;
-        uri_san(&first)
+    /// The first of the certificates that we present now.
+    pub fn local(&self) -> Option<Arc<WorkloadCert>> {
+        self.certificates.first()
     }
 
     /// False while no certificate has come: every handshake fails.

@@ -38,10 +38,19 @@ pub(crate) fn common(
         value.custom_tls_certificate_selector.is_some(),
         "custom_tls_certificate_selector",
     );
-    let provided = value.tls_certificate_provider_instance.is_some()
-        || value.tls_certificate_certificate_provider.is_some()
-        || value.tls_certificate_certificate_provider_instance.is_some();
-    faults.reject_if(provided, "tls_certificate_provider_instance");
+    for (set, field) in [
+        (value.tls_certificate_provider_instance.is_some(), "tls_certificate_provider_instance"),
+        (
+            value.tls_certificate_certificate_provider.is_some(),
+            "tls_certificate_certificate_provider",
+        ),
+        (
+            value.tls_certificate_certificate_provider_instance.is_some(),
+            "tls_certificate_certificate_provider_instance",
+        ),
+    ] {
+        faults.reject_if(set, field);
+    }
     faults.ignore_if(value.key_log.is_some(), "key_log");
     let mut options = TlsOptions::with_alpn(&value.alpn_protocols);
     options.max_version = max_version;
@@ -172,9 +181,12 @@ fn validation(
             compiler.faults.leave();
             Some(checks.ok_or(Refused)?)
         }
-        Some(_) => {
-            let reason = "certificate providers are not supported";
-            compiler.faults.reject("validation_context_type", reason);
+        Some(Type::ValidationContextCertificateProvider(_)) => {
+            compiler.faults.reject_if(true, "validation_context_certificate_provider");
+            return Err(Refused);
+        }
+        Some(Type::ValidationContextCertificateProviderInstance(_)) => {
+            compiler.faults.reject_if(true, "validation_context_certificate_provider_instance");
             return Err(Refused);
         }
     };

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use amime_core::unix;
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
+use envoy_types::pb::envoy::r#type::v3::{
+    FractionalPercent, Percent, fractional_percent::DenominatorType,
+};
 use envoy_types::pb::google::protobuf as pb;
 use ipnet::IpNet;
 use prost::{Message, Name};
@@ -17,6 +19,16 @@ use super::faults::Faults;
 pub fn duration(value: &pb::Duration) -> Duration {
     let nanos = u32::try_from(value.nanos).unwrap_or(0).min(999_999_999);
     Duration::new(u64::try_from(value.seconds).unwrap_or(0), nanos)
+}
+
+/// How much of a duration is added to it at most, as a fraction.
+pub fn jitter(value: Option<&Percent>) -> f64 {
+    value.map_or(0.0, |percent| (percent.value / 100.0).clamp(0.0, 1.0))
+}
+
+/// The duration with a random part of it added.
+pub fn jittered(duration: Duration, jitter: f64) -> Duration {
+    if jitter > 0.0 { duration + duration.mul_f64(jitter * fastrand::f64()) } else { duration }
 }
 
 /// A duration where absent means `default` and zero means disabled.

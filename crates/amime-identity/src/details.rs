@@ -9,6 +9,8 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::time::ASN1Time;
 
+use crate::name;
+
 /// A certificate could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error("not a valid X.509 certificate: {reason}")]
@@ -51,9 +53,9 @@ impl std::fmt::Display for SubjectAltName {
 pub struct CertificateDetails {
     /// Serial number, lower-case hex without separators or leading zeros.
     pub serial: String,
-    /// Distinguished name of the holder; often empty for workloads.
+    /// Distinguished name of the holder, RFC 2253; often empty for workloads.
     pub subject: String,
-    /// Distinguished name of the signer.
+    /// Distinguished name of the signer, RFC 2253.
     pub issuer: String,
     /// Start of validity.
     pub not_before: SystemTime,
@@ -71,8 +73,8 @@ impl CertificateDetails {
         let parsed = parse(certificate)?;
         Ok(Self {
             serial: format!("{:x}", parsed.tbs_certificate.serial),
-            subject: parsed.subject().to_string(),
-            issuer: parsed.issuer().to_string(),
+            subject: name::text(parsed.subject()),
+            issuer: name::text(parsed.issuer()),
             not_before: system_time(parsed.validity().not_before),
             not_after: system_time(parsed.validity().not_after),
             subject_alt_names: names_of(&parsed)?,

@@ -28,10 +28,12 @@ mod config;
 mod details;
 mod key;
 mod live;
+mod name;
 mod peer;
 mod pem;
 mod plain;
 mod provider;
+mod shown;
 mod verify;
 
 pub use bundle::{BundleError, TrustBundle};
@@ -50,6 +52,7 @@ pub use plain::{PlainServerCheck, plain_client_config, plain_server_config, serv
 pub use provider::{
     UnusedNames, cipher_name, install_default_provider, provider, with_cipher_suites, with_groups,
 };
+pub use shown::{Fingerprint, NameKind, ShownCertificate};
 pub use verify::{PeerChecks, PeerRejected, ServerNameCheck};
 
 #[cfg(test)]

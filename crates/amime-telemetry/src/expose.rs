@@ -236,6 +236,7 @@ impl Telemetry {
                 value: Value::Counter(value),
             });
         });
+        verdicts(&shards, &mut stats);
         self.server_stats(&mut stats);
         istio_http(&shards, &mut stats);
         istio_tcp(&shards, &mut stats);
@@ -368,6 +369,24 @@ fn scoped(leaf: &str) -> String {
         .iter()
         .find_map(|(joined, dotted)| Some(format!("{dotted}{}", leaf.strip_prefix(joined)?)));
     scoped.unwrap_or_else(|| leaf.to_owned())
+}
+
+/// Verdicts have no tag: the configuration says all of their names.
+fn verdicts(shards: &[Arc<Shard>], stats: &mut Vec<Stat>) {
+    let mut merged: BTreeMap<String, Value> = BTreeMap::new();
+    for shard in shards {
+        shard.verdicts.each(|prefix, block| {
+            block.visit(&mut |name, stat| {
+                let StatName::Plain(name) = name else { return };
+                let dotted = format!("{prefix}{name}");
+                merged.entry(dotted).or_insert_with(|| Value::zero(&stat)).add(&stat);
+            });
+        });
+    }
+    for (dotted, value) in merged {
+        let name = dotted.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+        stats.push(Stat { metric: format!("envoy_{name}"), labels: String::new(), dotted, value });
+    }
 }
 
 /// Leaf and metric name of a stat with a plain name.

@@ -163,7 +163,7 @@ impl IstioSeries {
         match record.event {
             TcpEvent::Opened => series.opened.inc(),
             TcpEvent::Closed => series.closed.inc(),
-            TcpEvent::Progress => {}
+            TcpEvent::Started | TcpEvent::Progress => {}
         }
         // "Sent" is what the responding side sent, in both reporters' view.
         series.sent.add(record.sent_delta);

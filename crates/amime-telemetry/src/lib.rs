@@ -33,7 +33,7 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-pub use accesslog::{AccessLogError, AccessLogger, Format, FormatError};
+pub use accesslog::{AccessLogError, AccessLogger, Format, FormatError, PeerText};
 pub use expose::{StatKind, StatsFilter};
 pub use flags::ResponseFlags;
 pub use istio::IstioStats;
@@ -46,7 +46,7 @@ pub use record::{
 pub use shared::SharedCounter;
 pub use stats::{
     ClusterStats, Counter, DnsCacheStats, Gauge, Histogram, HttpStats, ListenerStats,
-    ResponseCodes, ServerStats, TcpStats,
+    ResponseCodes, ServerStats, TcpStats, VerdictStats,
 };
 pub use worker::WorkerTelemetry;
 

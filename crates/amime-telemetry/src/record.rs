@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use amime_identity::{CertificateDetails, ShownCertificate};
 use http::HeaderMap;
 
 use super::accesslog::AccessLogger;
@@ -73,16 +74,10 @@ pub struct TlsRecord<'a> {
     pub peer_uri_san: Option<&'a str>,
     /// URI SAN of our certificate.
     pub local_uri_san: Option<&'a str>,
-    /// First DNS SAN of the peer's certificate.
-    pub peer_dns_san: Option<&'a str>,
-    /// Subject of the peer's certificate, RFC 2253.
-    pub peer_subject: Option<&'a str>,
-    /// Issuer of the peer's certificate.
-    pub peer_issuer: Option<&'a str>,
-    /// Serial number of the peer's certificate, hex.
-    pub peer_serial: Option<&'a str>,
-    /// SHA-256 of the peer's certificate, hex.
-    pub peer_fingerprint: Option<&'a str>,
+    /// The certificate that the peer showed.
+    pub peer: Option<&'a ShownCertificate>,
+    /// What our certificate says of itself.
+    pub local: Option<&'a CertificateDetails>,
     /// Whether both sides showed a certificate.
     pub mutual: bool,
 }
@@ -245,6 +240,8 @@ impl<'a> HttpRecord<'a> {
 /// Which moment of a TCP connection a record is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TcpEvent {
+    /// The connection has come; counts nothing.
+    Started,
     /// The upstream was chosen and the peers are known; counts the opening.
     Opened,
     /// Periodic report of a live connection; counts bytes only.

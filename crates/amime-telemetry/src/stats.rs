@@ -286,7 +286,7 @@ stat_block! {
         upstream_cx_idle_timeout, upstream_cx_max_requests, upstream_cx_none_healthy,
         upstream_cx_overflow, upstream_cx_pool_overflow, upstream_cx_protocol_error,
         upstream_cx_rx_bytes_total, upstream_cx_total, upstream_cx_tx_bytes_total,
-        upstream_rq_cancelled, upstream_rq_completed, upstream_rq_maintenance_mode,
+        upstream_rq_active_overflow, upstream_rq_cancelled, upstream_rq_completed, upstream_rq_maintenance_mode,
         upstream_rq_max_duration_reached, upstream_rq_pending_failure_eject,
         upstream_rq_pending_overflow, upstream_rq_pending_total, upstream_rq_per_try_timeout,
         upstream_rq_retry, upstream_rq_retry_limit_exceeded, upstream_rq_retry_overflow,
@@ -412,7 +412,6 @@ stat_block! {
     counters {
         downstream_cx_no_route, downstream_cx_rx_bytes_total, downstream_cx_total,
         downstream_cx_tx_bytes_total, idle_timeout, max_downstream_connection_duration,
-        rbac_allowed, rbac_denied, rbac_shadow_allowed, rbac_shadow_denied,
     }
     gauges { downstream_cx_rx_bytes_buffered, downstream_cx_tx_bytes_buffered }
     histograms { }
@@ -428,6 +427,15 @@ stat_block! {
     gauges {
         circuit_breakers_rq_pending_open, circuit_breakers_rq_pending_remaining, num_hosts,
     }
+    histograms { }
+}
+
+stat_block! {
+    /// Verdicts of authorization filters of connections, by the whole prefix of
+    /// their names.
+    VerdictStats, codes "",
+    counters { allowed, denied }
+    gauges { }
     histograms { }
 }
 

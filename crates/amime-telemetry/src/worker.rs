@@ -15,7 +15,7 @@ use super::flight::{FlightEntry, FlightRing};
 use super::istio::{HttpSeries, IstioSeries, SeriesSink, TcpSeries};
 use super::peer::{PeerCache, PeerMetadata};
 use super::record::{HttpRecord, TcpEvent, TcpRecord};
-use super::stats::{ClusterStats, DnsCacheStats, HttpStats, ListenerStats, TcpStats};
+use super::stats::{ClusterStats, DnsCacheStats, HttpStats, ListenerStats, TcpStats, VerdictStats};
 
 /// Stat blocks by name, with the writer's own quick table beside.
 #[derive(Debug)]
@@ -58,6 +58,7 @@ pub(crate) struct Shard {
     pub(crate) http: Blocks<HttpStats>,
     pub(crate) tcp: Blocks<TcpStats>,
     pub(crate) dns_caches: Blocks<DnsCacheStats>,
+    pub(crate) verdicts: Blocks<VerdictStats>,
     pub(crate) http_series: Mutex<Vec<Arc<HttpSeries>>>,
     pub(crate) tcp_series: Mutex<Vec<Arc<TcpSeries>>>,
     pub(crate) flights: FlightRing,
@@ -176,6 +177,11 @@ impl WorkerTelemetry {
     /// Stats of TCP proxies with this `stat_prefix`.
     pub fn tcp_proxy(&self, stat_prefix: &str) -> Arc<TcpStats> {
         self.shard.tcp.entry(stat_prefix)
+    }
+
+    /// Verdicts of an authorization filter, by the prefix of their names.
+    pub fn verdicts(&self, prefix: &str) -> Arc<VerdictStats> {
+        self.shard.verdicts.entry(prefix)
     }
 
     /// The peer described by an `x-envoy-peer-metadata` value.

@@ -211,8 +211,8 @@ async fn handshake(
     let stream = connector
         .connect(server_name(sni), stream)
         .await
-        .map_err(|error| ConnectError::Tls(Rc::new(TlsFailure::of(&error, b""))))?;
-    let facts = TlsFacts::of(stream.get_ref().1, tls.local_uri_san());
+        .map_err(|error| ConnectError::Tls(Rc::new(TlsFailure::of(&error))))?;
+    let facts = TlsFacts::of(stream.get_ref().1, tls.local(), false);
     Ok((stream, facts))
 }
 

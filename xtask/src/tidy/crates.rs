@@ -29,7 +29,7 @@ const CRATES: &[Crate] = &[
     Crate { name: "amime-model", layer: 2, may_use: &["amime-core", "amime-api"] },
     Crate { name: "amime-xds", layer: 2, may_use: &["amime-core"] },
     Crate { name: "amime-ca", layer: 2, may_use: &["amime-core", "amime-identity"] },
-    Crate { name: "amime-telemetry", layer: 2, may_use: &["amime-core"] },
+    Crate { name: "amime-telemetry", layer: 2, may_use: &["amime-core", "amime-identity"] },
     Crate {
         name: "amime-analysis",
         layer: 3,

@@ -147,7 +147,7 @@ impl Attempts<'_> {
             log.conn = None;
         }
         if !self.cluster.take(self.priority(), Resource::Requests) {
-            self.cluster.stats.upstream_rq_pending_overflow.inc();
+            self.cluster.stats.upstream_rq_active_overflow.inc();
             return Err(Failure::Overflow);
         }
         let attempt = attempt::Request {

@@ -11,6 +11,7 @@ pub(crate) mod attempt;
 mod attempts;
 pub(crate) mod body;
 mod buffer;
+mod client_cert;
 mod coding;
 mod compress;
 mod connect;

@@ -72,7 +72,7 @@ pub(super) fn apply_edits(exchange: &Exchange, edits: &HeaderEdits, head: &mut R
         downstream_local: Some(downstream.local),
         sni: downstream.sni.as_deref(),
         protocol: protocol(head.version),
-        peer_uri_san: downstream.tls.as_ref().and_then(|tls| tls.peer_uri_san.as_deref()),
+        tls: downstream.tls.as_ref(),
         route_name: log.route.as_ref().map_or("", |route| &route.name),
         cluster: log.cluster.as_ref().map_or("", |cluster| &cluster.config().name),
         ..FormatInput::default()

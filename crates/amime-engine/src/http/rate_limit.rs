@@ -146,7 +146,7 @@ fn descriptors(
             downstream_remote: Some(downstream.remote),
             downstream_local: Some(downstream.local),
             sni: downstream.sni.as_deref(),
-            peer_uri_san: downstream.tls.as_ref().and_then(|tls| tls.peer_uri_san.as_deref()),
+            tls: downstream.tls.as_ref(),
             route_name: scope.route.map_or("", |route| &route.name),
             cluster: &destination,
             ..FormatInput::default()

@@ -11,10 +11,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
 
 use super::error::ProxyError;
-use super::names;
 use super::path;
 use super::serve::HttpConnection;
-use amime_config::hcm::{ForwardClientCert, HttpConfig, StripPort, Underscores, UserAgent};
+use super::{client_cert, names};
+use amime_config::hcm::{HttpConfig, StripPort, Underscores, UserAgent};
 use amime_config::head::{RequestHead, Scheme};
 use amime_config::matcher::joined;
 use amime_core::unix::{is_stand_in, port_of};
@@ -96,7 +96,7 @@ pub(crate) fn admit(
             head.headers.insert(names::EXTERNAL_ADDRESS, value);
         }
     }
-    client_cert(connection, head, survey.client_cert);
+    client_cert::edit(connection, head, survey.client_cert);
     request_id(config, head, survey.request_id, config.remote.use_remote && !internal);
     if let Some(agent) = &config.user_agent {
         tell_agent(&mut head.headers, agent);
@@ -396,57 +396,6 @@ fn clean_envoy_headers(headers: &mut HeaderMap, internal: bool, edge: bool) {
         for name in names::EDGE_ONLY {
             headers.remove(*name);
         }
-    }
-}
-
-fn client_cert(connection: &HttpConnection, head: &mut RequestHead, present: bool) {
-    let rules = &connection.config.client_cert;
-    let tls = connection.downstream.tls.as_ref().filter(|tls| tls.mutual);
-    let headers = &mut head.headers;
-    let keep = match rules.forward {
-        ForwardClientCert::AlwaysForwardOnly => return,
-        ForwardClientCert::Sanitize => false,
-        ForwardClientCert::SanitizeSet => false,
-        ForwardClientCert::ForwardOnly | ForwardClientCert::AppendForward => tls.is_some(),
-    };
-    if present && !keep {
-        headers.remove(names::XFCC);
-    }
-    let add =
-        matches!(rules.forward, ForwardClientCert::AppendForward | ForwardClientCert::SanitizeSet);
-    let Some(tls) = tls.filter(|_| add) else { return };
-    let mut element = String::new();
-    let mut put = |key: &str, value: &str| {
-        if !element.is_empty() {
-            element.push(';');
-        }
-        element.push_str(key);
-        element.push('=');
-        element.push_str(value);
-    };
-    if let Some(local) = &tls.local_uri_san {
-        put("By", local);
-    }
-    if let Some(hash) = &tls.peer_hash {
-        put("Hash", hash);
-    }
-    if rules.subject {
-        put("Subject", &format!("\"{}\"", tls.peer_subject.as_deref().unwrap_or_default()));
-    }
-    if rules.uri {
-        put("URI", tls.peer_uri_san.as_deref().unwrap_or_default());
-    }
-    if rules.dns
-        && let Some(dns) = &tls.peer_dns_san
-    {
-        put("DNS", dns);
-    }
-    let value = match headers.get(names::XFCC).and_then(|value| value.to_str().ok()) {
-        Some(before) if keep && !before.is_empty() => format!("{before},{element}"),
-        _ => element,
-    };
-    if let Ok(value) = HeaderValue::from_str(&value) {
-        headers.insert(names::XFCC, value);
     }
 }
 

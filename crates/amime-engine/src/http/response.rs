@@ -94,7 +94,7 @@ pub(super) fn with_input<T>(
         upstream_host: log.host.as_ref().map(|host| host.endpoint.address),
         sni: downstream.sni.as_deref(),
         protocol: protocol(head.version),
-        peer_uri_san: downstream.tls.as_ref().and_then(|tls| tls.peer_uri_san.as_deref()),
+        tls: downstream.tls.as_ref(),
         route_name: log.route.as_ref().map_or("", |route| &route.name),
         cluster: log.cluster.as_ref().map_or("", |cluster| &cluster.config().name),
         details: &log.details,

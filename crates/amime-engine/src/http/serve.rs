@@ -25,6 +25,8 @@ use crate::listener::{ChainLife, Connection, DownstreamIo};
 use crate::worker::Worker;
 use amime_config::hcm::{Codec, HttpConfig, RouteSource};
 use amime_config::route::LocalTable;
+use amime_config::tls_facts::TlsFacts;
+use amime_config::values::jittered;
 use amime_upstream::LocalExecutor;
 
 /// A downstream connection that speaks HTTP.
@@ -41,6 +43,8 @@ pub(crate) struct HttpConnection {
     /// Buckets that belong to this connection alone.
     pub(super) buckets: OwnBuckets,
     opened: Instant,
+    /// How long it may live.
+    max_life: Option<Duration>,
 }
 
 impl HttpConnection {
@@ -56,6 +60,9 @@ impl HttpConnection {
         };
         let stats = worker.telemetry.http_manager(&config.stat_prefix);
         let now = Instant::now();
+        let timeouts = &config.timeouts;
+        let life = |limit| jittered(limit, timeouts.max_connection_jitter);
+        let max_life = timeouts.max_connection.map(life);
         Rc::new(Self {
             worker,
             downstream,
@@ -68,12 +75,13 @@ impl HttpConnection {
             last_used: Cell::new(now),
             buckets: OwnBuckets::default(),
             opened: now,
+            max_life,
         })
     }
 
     /// True if the client has shown a certificate, and a valid one.
     pub(crate) fn certificate(&self) -> bool {
-        self.downstream.tls.as_ref().is_some_and(|tls| tls.mutual)
+        self.downstream.tls.as_ref().is_some_and(TlsFacts::mutual)
     }
 
     /// The route table for a request that begins now.
@@ -87,10 +95,15 @@ impl HttpConnection {
 
     /// True if the client is to be told to come back on a new connection.
     pub(crate) fn closing(&self) -> bool {
-        self.worker.draining()
+        self.draining()
             || self.chain.retired()
             || self.config.max_requests_per_connection.is_some_and(|max| self.requests.get() >= max)
-            || self.config.timeouts.max_connection.is_some_and(|max| self.opened.elapsed() >= max)
+            || self.max_life.is_some_and(|max| self.opened.elapsed() >= max)
+    }
+
+    /// True if the proxy drains, and this connection with it.
+    fn draining(&self) -> bool {
+        self.config.drains && self.worker.draining()
     }
 
     pub(super) fn begin(&self, version: Version) {
@@ -126,6 +139,11 @@ pub(crate) async fn serve(connection: Rc<HttpConnection>, mut io: DownstreamIo) 
     let stats = connection.stats.clone();
     stats.downstream_cx_total.inc();
     stats.downstream_cx_active.inc();
+    let secure = connection.downstream.tls.is_some();
+    if secure {
+        stats.downstream_cx_ssl_total.inc();
+        stats.downstream_cx_ssl_active.inc();
+    }
     let http2 = match connection.config.codec {
         Codec::Http1 => Some(false),
         Codec::Http2 => Some(true),
@@ -147,6 +165,9 @@ pub(crate) async fn serve(connection: Rc<HttpConnection>, mut io: DownstreamIo) 
         stats.downstream_cx_http1_active.inc();
         h1::serve(connection, io).await;
         stats.downstream_cx_http1_active.dec();
+    }
+    if secure {
+        stats.downstream_cx_ssl_active.dec();
     }
     stats.downstream_cx_active.dec();
     stats.downstream_cx_destroy.inc();
@@ -211,7 +232,7 @@ pub(super) async fn close_requested(connection: &HttpConnection, http2: bool) {
         let drain_left =
             connection.chain.drained_at().map(|end| end.saturating_duration_since(now));
         let drained = drain_left.is_some_and(|left| http2 || left.is_zero());
-        if connection.worker.draining() || drained {
+        if connection.draining() || drained {
             connection.stats.downstream_cx_drain_close.inc();
             return;
         }
@@ -224,8 +245,8 @@ pub(super) async fn close_requested(connection: &HttpConnection, http2: bool) {
             connection.stats.downstream_cx_idle_timeout.inc();
             return;
         }
-        let life_left = timeouts
-            .max_connection
+        let life_left = connection
+            .max_life
             .map(|limit| (connection.opened + limit).saturating_duration_since(now));
         if life_left.is_some_and(|left| left.is_zero()) {
             connection.stats.downstream_cx_max_duration_reached.inc();

@@ -1,11 +1,11 @@
 //! From an accepted socket to the filter chain that serves it.
 
 use std::borrow::Cow;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use amime_telemetry::{ListenerStats, ResponseFlags, TcpEvent, TcpRecord};
 use bytes::{Buf, Bytes, BytesMut};
@@ -15,7 +15,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::acceptor::{self, Acceptor, Ends};
+use super::authorize::denied;
 use super::io::{DownstreamIo, Prefixed, Transport};
+use super::life::ChainLife;
 use super::proxy_protocol::{self, Header};
 use super::sniff;
 use crate::http::{HttpConnection, admitted_by_service, serve};
@@ -27,13 +29,12 @@ use amime_config::connection_cap::CountedIn;
 use amime_config::listener::{
     FilterChain, ListenerConfig, NetworkLimit, ProxyProtocolMode, Terminal,
 };
-use amime_config::rbac::Subject;
 use amime_config::tls::DownstreamTls;
 use amime_config::tls_facts::TlsFacts;
 use amime_config::token_bucket;
 use amime_core::unix;
 use amime_upstream::connect::keepalive_options;
-use amime_upstream::tls::{Counted, NOT_READY, TlsFailure};
+use amime_upstream::tls::{self, Counted, NOT_READY, TlsFailure};
 
 /// A listener as one worker serves it.
 pub(crate) struct LiveListener {
@@ -44,27 +45,6 @@ pub(crate) struct LiveListener {
     pub(super) quic: Option<Arc<quinn::ServerConfig>>,
     /// By the chain's identity.
     chains: HashMap<u64, Rc<ChainLife>>,
-}
-
-/// Whether the filter chain of a connection is still in force.
-#[derive(Default)]
-pub(crate) struct ChainLife(Cell<Option<Instant>>);
-
-/// How long connections of a filter chain that was replaced may stay idle
-/// before they are closed; Envoy's drain time.
-const DRAIN: Duration = Duration::from_secs(600);
-
-impl ChainLife {
-    /// True once the chain is gone: connections are asked to come back, none
-    /// is cut.
-    pub(crate) fn retired(&self) -> bool {
-        self.0.get().is_some()
-    }
-
-    /// When connections are no longer waited for.
-    pub(crate) fn drained_at(&self) -> Option<Instant> {
-        self.0.get().map(|since| since + DRAIN)
-    }
 }
 
 impl LiveListener {
@@ -98,7 +78,7 @@ impl LiveListener {
     pub(crate) fn retire_for(&self, next: Option<&Rc<Self>>) {
         for (identity, life) in &self.chains {
             if !next.is_some_and(|next| next.chains.contains_key(identity)) {
-                life.0.set(Some(Instant::now()));
+                life.end();
             }
         }
     }
@@ -254,8 +234,12 @@ impl Incoming {
         }
     }
 
-    /// The chain for a client that says nothing, if it proxies plain TCP.
+    /// The chain for a client that says nothing, if it proxies plain TCP and
+    /// such clients are served at all.
     fn server_first_chain(&self, listener: &ListenerConfig) -> Option<Arc<FilterChain>> {
+        if !listener.continue_on_timeout {
+            return None;
+        }
         let chain = self.chain(listener)?;
         let plain = chain.tls.is_none() && matches!(chain.terminal, Terminal::Tcp(_));
         plain.then_some(chain)
@@ -269,14 +253,14 @@ impl Incoming {
 
     async fn proxy_protocol(&mut self, mode: ProxyProtocolMode) -> bool {
         loop {
-            match proxy_protocol::read(&self.buffer) {
+            match proxy_protocol::read(&self.buffer, mode) {
                 Header::NeedMore if self.buffer.len() < 4096 => {
                     if !self.read_more().await {
                         return false;
                     }
                 }
                 Header::NeedMore | Header::Malformed => return false,
-                Header::Absent => return mode == ProxyProtocolMode::Optional,
+                Header::Absent => return mode.optional,
                 Header::Present { length, addresses } => {
                     self.buffer.advance(length);
                     if let Some((source, destination)) = addresses {
@@ -351,7 +335,9 @@ impl Incoming {
         };
         let limit = chain.handshake_timeout.unwrap_or(HANDSHAKE_TIMEOUT);
         let mut facts = self.facts.clone();
-        match tokio::time::timeout(limit, self.handshake(&mut facts, tls, &listener)).await {
+        match tokio::time::timeout(limit, self.handshake(&mut facts, tls, (&listener, &chain)))
+            .await
+        {
             Ok(Ok(io)) => dispatch(worker, facts, io, (listener, chain), dialed).await,
             Ok(Err(reason)) => {
                 let failure = Some(reason).filter(|reason| !reason.is_empty());
@@ -373,7 +359,7 @@ impl Incoming {
         mut self,
         facts: &mut Connection,
         tls: Arc<DownstreamTls>,
-        listener: &LiveListener,
+        (listener, chain): (&LiveListener, &FilterChain),
     ) -> Result<DownstreamIo, String> {
         // Also without a TLS inspector the client's ALPN must be known before
         // the settings are chosen.
@@ -384,6 +370,16 @@ impl Incoming {
             if self.transport != "tls" && !self.read_more().await {
                 return Err(String::new());
             }
+        }
+        while self.buffer.len() < tls::SHOWS_HTTP {
+            if !self.read_more().await {
+                return Err(String::new());
+            }
+        }
+        // A client without TLS would take an alert for the answer.
+        if let Some(failure) = TlsFailure::of_http(&self.buffer) {
+            count_failure(&listener.stats, failure.counted);
+            return Err(failure.reason);
         }
         facts.sni.clone_from(&self.facts.sni);
         facts.application.clone_from(&self.facts.application);
@@ -397,17 +393,17 @@ impl Incoming {
         }
         let acceptor = TlsAcceptor::from(tls.config(&self.facts.application));
         let first = self.buffer.split().freeze();
-        let io = Prefixed::new(first.clone(), self.stream);
+        let io = Prefixed::new(first, self.stream);
         match acceptor.accept(io).await {
             Ok(stream) => {
                 let session = stream.get_ref().1;
-                let tls = TlsFacts::of(session, tls.local_uri_san());
+                let tls = TlsFacts::of(session, tls.local(), chain.prints_certificates);
                 count_handshake(&listener.stats, session, &tls);
                 facts.tls = Some(tls);
                 Ok(Prefixed::new(Bytes::new(), Transport::Tls(Box::new(stream))))
             }
             Err(error) => {
-                let failure = TlsFailure::of(&error, &first);
+                let failure = TlsFailure::of(&error);
                 count_failure(&listener.stats, failure.counted);
                 tracing::debug!(
                     listener = %listener.config.name,
@@ -440,7 +436,7 @@ pub(super) fn choose_chain(
 
 fn count_handshake(stats: &ListenerStats, session: &rustls::ServerConnection, tls: &TlsFacts) {
     stats.handshake(tls.version, tls.cipher);
-    if !tls.mutual {
+    if !tls.mutual() {
         stats.ssl_no_certificate.inc();
     }
     if session.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
@@ -508,7 +504,9 @@ async fn dispatch(
     dialed: Option<Dialed>,
 ) {
     let mut end = ConnectionEnd::default();
-    if let Some(policy) = denied(&worker, &facts, &chain) {
+    let life = listener.life(&chain);
+    life.hold_stats(&worker, &chain);
+    if let Some(policy) = denied(&worker, &facts, &chain).await {
         end.details = Some(format!("rbac_access_denied_matched_policy[{policy}]").into());
         return end.log(&worker, &listener, Some(&chain), &facts);
     }
@@ -518,7 +516,6 @@ async fn dispatch(
     let logged = listener.config.log.is_some().then(|| facts.clone());
     match &chain.terminal {
         Terminal::Http(config) => {
-            let life = listener.life(&chain);
             let connection = HttpConnection::new(worker.clone(), facts, config.clone(), life);
             serve(connection, io).await;
         }
@@ -568,28 +565,4 @@ pub(super) async fn within_limits(
         }
     }
     Some(counted)
-}
-
-/// The policy by which the network access-control filters refuse the
-/// connection, `none` if none lets it in.
-pub(super) fn denied(worker: &Worker, facts: &Connection, chain: &FilterChain) -> Option<Arc<str>> {
-    let subject = Subject { connection: facts, request: None, remote: facts.remote.ip() };
-    let stat_prefix = match &chain.terminal {
-        Terminal::Http(config) => Some(&config.stat_prefix),
-        Terminal::Tcp(config) => Some(&config.stat_prefix),
-        Terminal::Echo | Terminal::Say(_) | Terminal::Close => None,
-    };
-    for rules in chain.rbac.iter().filter_map(|rbac| rbac.rules.as_ref()) {
-        let verdict = rules.check(subject);
-        let stats = stat_prefix.map(|prefix| worker.telemetry.tcp_proxy(prefix));
-        match (stats, verdict.allowed) {
-            (Some(stats), true) => stats.rbac_allowed.inc(),
-            (Some(stats), false) => stats.rbac_denied.inc(),
-            (None, _) => {}
-        }
-        if !verdict.allowed {
-            return Some(verdict.policy.unwrap_or_else(|| "none".into()));
-        }
-    }
-    None
 }

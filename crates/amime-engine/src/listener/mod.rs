@@ -3,15 +3,18 @@
 
 mod accept;
 mod acceptor;
+mod authorize;
 mod io;
+mod life;
 mod proxy_protocol;
 #[cfg(feature = "http3")]
 mod quic;
 mod sniff;
 
-pub(crate) use accept::{ChainLife, LiveListener, accept_loop};
+pub(crate) use accept::{LiveListener, accept_loop};
 pub(crate) use acceptor::Acceptor;
 pub(crate) use amime_config::connection::Connection;
 pub(crate) use io::{DownstreamIo, Prefixed};
+pub(crate) use life::ChainLife;
 #[cfg(feature = "http3")]
 pub(crate) use quic::quic_loop;

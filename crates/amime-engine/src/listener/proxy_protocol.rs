@@ -4,6 +4,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use amime_config::listener::ProxyProtocolMode;
+
 /// A header that has been read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Header {
@@ -22,15 +24,23 @@ const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 /// Longest header of version 1.
 const MAX_V1: usize = 107;
 
-/// Reads a header off the start of `bytes`.
-pub(super) fn read(bytes: &[u8]) -> Header {
+/// Reads a header off the start of `bytes`. Where none has to be there, one of
+/// a version that is not read is none.
+pub(super) fn read(bytes: &[u8], mode: ProxyProtocolMode) -> Header {
+    let refused = if mode.optional { Header::Absent } else { Header::Malformed };
     let common = bytes.len().min(SIGNATURE.len());
     if bytes[..common] == SIGNATURE[..common] {
+        if !mode.v2 && common > 0 {
+            return refused;
+        }
         return if common < SIGNATURE.len() { Header::NeedMore } else { version2(bytes) };
     }
     let common = bytes.len().min(6);
     if bytes[..common] != b"PROXY "[..common] {
         return Header::Absent;
+    }
+    if !mode.v1 {
+        return refused;
     }
     match bytes.iter().take(MAX_V1).position(|byte| *byte == b'\n') {
         Some(end) => version1(&bytes[..end], end + 1),
@@ -96,25 +106,42 @@ fn version2(bytes: &[u8]) -> Header {
 mod tests {
     use super::*;
 
+    const ALL: ProxyProtocolMode = ProxyProtocolMode { optional: false, v1: true, v2: true };
+
     #[test]
     fn both_versions_tell_source_and_destination() {
         let text = b"PROXY TCP4 1.2.3.4 5.6.7.8 1000 80\r\nGET";
         let addresses =
             Some(("1.2.3.4:1000".parse().expect("it"), "5.6.7.8:80".parse().expect("it")));
-        assert_eq!(read(text), Header::Present { length: 36, addresses });
+        assert_eq!(read(text, ALL), Header::Present { length: 36, addresses });
         let mut binary = SIGNATURE.to_vec();
         binary.extend([0x21, 0x11, 0, 12, 1, 2, 3, 4, 5, 6, 7, 8, 3, 232, 0, 80]);
-        assert_eq!(read(&binary), Header::Present { length: 28, addresses });
+        assert_eq!(read(&binary, ALL), Header::Present { length: 28, addresses });
         for length in 0..28 {
-            assert_eq!(read(&binary[..length]), Header::NeedMore, "{length} bytes");
+            assert_eq!(read(&binary[..length], ALL), Header::NeedMore, "{length} bytes");
         }
     }
 
     #[test]
     fn what_is_no_header_is_told_from_what_is_a_bad_one() {
-        assert_eq!(read(b"GET / HTTP/1.1"), Header::Absent);
-        assert_eq!(read(b"PROXY TCP4 nonsense\r\n"), Header::Malformed);
-        assert_eq!(read(b"PROXY UNKNOWN\r\n"), Header::Present { length: 15, addresses: None });
-        assert_eq!(read(&[b"PROXY ".as_slice(), &[b'x'; 200]].concat()), Header::Malformed);
+        assert_eq!(read(b"GET / HTTP/1.1", ALL), Header::Absent);
+        assert_eq!(read(b"PROXY TCP4 nonsense\r\n", ALL), Header::Malformed);
+        assert_eq!(
+            read(b"PROXY UNKNOWN\r\n", ALL),
+            Header::Present { length: 15, addresses: None }
+        );
+        assert_eq!(read(&[b"PROXY ".as_slice(), &[b'x'; 200]].concat(), ALL), Header::Malformed);
+    }
+
+    #[test]
+    fn a_version_that_is_not_read_is_no_header_or_refused() {
+        let text = b"PROXY UNKNOWN\r\n";
+        let mode = ProxyProtocolMode { v1: false, ..ALL };
+        assert_eq!(read(text, mode), Header::Malformed);
+        assert_eq!(read(text, ProxyProtocolMode { optional: true, ..mode }), Header::Absent);
+        let mode = ProxyProtocolMode { v2: false, ..ALL };
+        assert_eq!(read(SIGNATURE, mode), Header::Malformed);
+        assert_eq!(read(SIGNATURE, ProxyProtocolMode { optional: true, ..mode }), Header::Absent);
+        assert_eq!(read(text, mode), read(text, ALL));
     }
 }

@@ -17,8 +17,9 @@ use amime_config::tls_facts::TlsFacts;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
 
-use super::accept::{ConnectionEnd, LiveListener, choose_chain, denied, within_limits};
+use super::accept::{ConnectionEnd, LiveListener, choose_chain, within_limits};
 use super::acceptor::unmapped;
+use super::authorize::denied;
 use crate::http::{HttpConnection, serve_http3};
 use crate::worker::Worker;
 
@@ -126,15 +127,16 @@ async fn serve(
     let (Terminal::Http(config), Some(tls)) = (&chain.terminal, &chain.tls) else { return };
     facts.tls = Some(TlsFacts {
         version: "TLSv1.3",
-        local_uri_san: tls.local_uri_san(),
+        local: tls.local(),
         alpn: Some(ALPN.to_vec()),
         ..TlsFacts::default()
     });
     let mut end = ConnectionEnd::default();
-    if denied(worker, &facts, &chain).is_none()
+    let life = listener.life(&chain);
+    life.hold_stats(worker, &chain);
+    if denied(worker, &facts, &chain).await.is_none()
         && let Some(_counted) = within_limits(worker, &chain, &mut end.flags).await
     {
-        let life = listener.life(&chain);
         let served = HttpConnection::new(worker.clone(), facts.clone(), config.clone(), life);
         serve_http3(served, connection.clone()).await;
     }

@@ -24,6 +24,7 @@ use amime_config::listener::FilterChain;
 use amime_config::tcp::TcpConfig;
 use amime_config::tls::Alpn;
 use amime_config::tls_facts::TlsFacts;
+use amime_config::values::jittered;
 
 /// A connected upstream.
 pub(crate) struct Dialed {
@@ -63,13 +64,15 @@ pub(crate) async fn proxy(
     let begun = Instant::now();
     let stats = worker.telemetry.tcp_proxy(&config.stat_prefix);
     stats.downstream_cx_total.inc();
+    let mut record = started(&connection, &config, &chain);
+    if config.log_start {
+        worker.telemetry.tcp_log(&record);
+    }
+    record.event = TcpEvent::Opened;
     let dialed = match dialed {
         Some(dialed) => Ok(dialed),
         None => dial(&worker, &connection, &config).await,
     };
-    let mut record = TcpRecord::new(&config.telemetry, TcpEvent::Opened, connection.accepted);
-    record.config_origin = chain.origin.as_deref();
-    record.downstream = connection.record();
     let dialed = match dialed {
         Ok(dialed) => dialed,
         Err(failure) => {
@@ -119,6 +122,18 @@ pub(crate) async fn proxy(
     (record.bytes_received, record.bytes_sent) = (copied.up, copied.down);
     (record.received_delta, record.sent_delta) = (copied.up, copied.down);
     worker.telemetry.tcp(&record);
+}
+
+/// What is known of a connection when it comes.
+fn started<'a>(
+    connection: &'a Connection,
+    config: &'a TcpConfig,
+    chain: &'a FilterChain,
+) -> TcpRecord<'a> {
+    let mut record = TcpRecord::new(&config.telemetry, TcpEvent::Started, connection.accepted);
+    record.config_origin = chain.origin.as_deref();
+    record.downstream = connection.record();
+    record
 }
 
 /// The upstream side of a connection that stands.
@@ -190,7 +205,7 @@ async fn join(
     };
     let mut copied = match config.max_duration {
         None => copy.await,
-        Some(limit) => tokio::time::timeout(limit, copy).await.unwrap_or_else(|_| Copied {
+        Some(limit) => timeout_after(config, limit, copy).await.unwrap_or_else(|| Copied {
             up: progress.up.get(),
             down: progress.down.get(),
             end: CopyEnd::Expired,
@@ -199,6 +214,16 @@ async fn join(
     };
     copied.down += first.len() as u64;
     copied
+}
+
+/// What `copy` comes to within `limit`, part of which is drawn.
+async fn timeout_after<T>(
+    config: &TcpConfig,
+    limit: Duration,
+    copy: impl Future<Output = T>,
+) -> Option<T> {
+    let limit = jittered(limit, config.max_duration_jitter);
+    tokio::time::timeout(limit, copy).await.ok()
 }
 
 async fn dial(

@@ -75,7 +75,7 @@ fn request(
         downstream_remote: Some(connection.remote),
         downstream_local: Some(connection.local),
         sni: connection.sni.as_deref(),
-        peer_uri_san: connection.tls.as_ref().and_then(|tls| tls.peer_uri_san.as_deref()),
+        tls: connection.tls.as_ref(),
         ..FormatInput::default()
     };
     let mut headers = HeaderMap::new();

@@ -238,7 +238,11 @@ async fn pending(
     cluster.stats.upstream_rq_pending_total.inc();
     cluster.stats.upstream_rq_pending_active.inc();
     let _given = Give { cluster, priority };
-    work.await
+    let lease = work.await;
+    if lease.is_err() {
+        cluster.stats.upstream_rq_pending_failure_eject.inc();
+    }
+    lease
 }
 
 /// Gives a pending slot back, also when the request is given up.

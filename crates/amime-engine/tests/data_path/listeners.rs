@@ -222,3 +222,33 @@ async fn contradictory_filter_chains_are_refused() {
     );
     check("[{filter_chain_match: {server_names: ['a.*.b']}}]", "filter_chain_match.server_names");
 }
+
+#[tokio::test]
+async fn connections_of_a_listener_that_only_changes_drain_stay_when_the_proxy_drains() {
+    for (kind, left) in [("DEFAULT", true), ("MODIFY_ONLY", false)] {
+        let hcm = crate::harness::routes(
+            "- match: {prefix: /}\n  direct_response: {status: 200, body: {inline_string: body-a}}",
+        );
+        let yaml = format!("{}\ndrain_type: {kind}", crate::harness::http_listener_yaml(&hcm));
+        let proxy = Proxy::with(vec![listener(&yaml)]).await;
+        let mut client = TcpStream::connect(proxy.address()).await.expect("the proxy accepts");
+        assert_eq!(ask(&mut client).await.body, "body-a");
+        let deadline = Duration::from_secs(if left { 10 } else { 0 });
+        assert_eq!(proxy.runtime.drain(deadline).await, left, "{kind}");
+        if !left {
+            assert_eq!(ask(&mut client).await.header("connection"), None);
+        }
+    }
+}
+
+#[tokio::test]
+async fn counts_of_connections_outlive_them() {
+    let hcm = crate::harness::routes("- match: {prefix: /}\n  direct_response: {status: 200}");
+    let proxy = Proxy::http(&hcm, &[]).await;
+    proxy.get("h", "/").await;
+    proxy.until_stat("http.test.downstream_cx_active: 0").await;
+    // A block that has been shown is forgotten, unless it is in use.
+    let shown = proxy.stats("http.test.downstream_cx_total");
+    assert_eq!(shown, ["http.test.downstream_cx_total: 1"]);
+    assert_eq!(proxy.stats("http.test.downstream_cx_total"), shown);
+}

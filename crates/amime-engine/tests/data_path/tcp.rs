@@ -99,13 +99,14 @@ async fn attempts_to_connect_are_counted_and_flagged() {
 #[tokio::test]
 async fn open_connections_are_logged_and_end_when_their_time_is_over() {
     let log = Log::new("moments");
-    let fields = "max_downstream_connection_duration: 1s, access_log_options: {flush_access_log_on_connected: true, access_log_flush_interval: 0.05s}";
+    let fields = "max_downstream_connection_duration: 1s, access_log_options: {flush_access_log_on_start: true, flush_access_log_on_connected: true, access_log_flush_interval: 0.05s}";
     let server = echo_server().await;
     let proxy = Proxy::with(vec![chain(&log.proxy(fields)), static_cluster("a", server, "")]).await;
     let (mut client, answer) = said(&proxy, "hi").await;
     assert_eq!(answer, "hi");
     let mut rest = Vec::new();
     let _ = client.read_to_end(&mut rest).await;
+    assert_eq!(log.line(&proxy, "TcpConnectionStart").await, "TcpConnectionStart - 0 0 0 -");
     assert_eq!(log.line(&proxy, "TcpUpstreamConnected").await, "TcpUpstreamConnected - 0 0 1 -");
     log.line(&proxy, "TcpPeriodic - 2 2 1 -").await;
     assert_eq!(log.line(&proxy, "TcpConnectionEnd").await, "TcpConnectionEnd DT 2 2 1 -");
@@ -116,7 +117,7 @@ async fn open_connections_are_logged_and_end_when_their_time_is_over() {
 async fn a_refused_connection_is_logged_with_its_policy() {
     let log = Log::new("rbac");
     let rbac = format!(
-        r#"{{name: rbac, typed_config: {{"@type": {NETWORK}.rbac.v3.RBAC, stat_prefix: r, rules: {{action: DENY, policies: {{all: {{permissions: [{{any: true}}], principals: [{{any: true}}]}}}}}}}}}}"#
+        r#"{{name: rbac, typed_config: {{"@type": {NETWORK}.rbac.v3.RBAC, stat_prefix: r, shadow_rules_stat_prefix: dry_, shadow_rules: {{action: ALLOW}}, rules: {{action: DENY, policies: {{all: {{permissions: [{{any: true}}], principals: [{{any: true}}]}}}}}}}}}}"#
     );
     let filters = format!("{rbac}, {}", log.proxy("idle_timeout: 5s"));
     let server = echo_server().await;
@@ -127,6 +128,14 @@ async fn a_refused_connection_is_logged_with_its_policy() {
     assert_eq!(rest, b"");
     let line = log.line(&proxy, "TcpConnectionEnd").await;
     assert!(line.ends_with("rbac_access_denied_matched_policy[all]"), "{line}");
+    // Shown with no connection open, it is still there the next time.
+    for _ in 0..2 {
+        assert_eq!(proxy.stats("r.rbac.denied"), ["r.rbac.denied: 1"]);
+        assert_eq!(
+            proxy.stats("r.rbac.dry_shadow_"),
+            ["r.rbac.dry_shadow_allowed: 0", "r.rbac.dry_shadow_denied: 1"]
+        );
+    }
 }
 
 #[tokio::test]

@@ -125,9 +125,21 @@ impl Format {
 
     /// Operators whose data does not exist here.
     pub(crate) fn absent(&self) -> Vec<&str> {
+        self.commands().into_iter().filter_map(Command::absent).collect()
+    }
+
+    /// Whether certificates beyond the client's own are printed.
+    pub(crate) fn prints_chain(&self) -> bool {
+        self.commands().into_iter().any(|command| match &command.operator {
+            Operator::Certificate(field) => field.prints_chain(),
+            _ => false,
+        })
+    }
+
+    fn commands(&self) -> Vec<&Command> {
         match &self.body {
-            Body::Text { pieces, .. } => absent(pieces),
-            Body::Json(format) => format.absent(),
+            Body::Text { pieces, .. } => commands(pieces).collect(),
+            Body::Json(format) => format.commands(),
         }
     }
 
@@ -150,17 +162,16 @@ impl Format {
     }
 }
 
-/// Operators among `pieces` whose data does not exist here.
-pub(super) fn absent(pieces: &[Piece]) -> Vec<&str> {
-    let names = pieces.iter().filter_map(|piece| match piece {
-        Piece::Command(command) => command.absent(),
+/// The commands among `pieces`.
+pub(super) fn commands(pieces: &[Piece]) -> impl Iterator<Item = &Command> {
+    pieces.iter().filter_map(|piece| match piece {
+        Piece::Command(command) => Some(command),
         Piece::Literal(_) => None,
-    });
-    names.collect()
+    })
 }
 
 impl Command {
-    pub(super) fn absent(&self) -> Option<&str> {
+    fn absent(&self) -> Option<&str> {
         match &self.operator {
             Operator::Absent(name) => Some(name),
             _ => None,
@@ -308,6 +319,7 @@ impl<'a> From<&'a TcpRecord<'a>> for Subject<'a> {
             downstream: &record.downstream,
             upstream: &record.upstream,
             log_type: match record.event {
+                TcpEvent::Started => "TcpConnectionStart",
                 TcpEvent::Opened => "TcpUpstreamConnected",
                 TcpEvent::Progress => "TcpPeriodic",
                 TcpEvent::Closed => "TcpConnectionEnd",

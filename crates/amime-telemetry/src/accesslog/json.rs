@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::format::{Command, FormatError, Piece, Subject, absent, parse_pieces};
+use super::format::{Command, FormatError, Piece, Subject, commands, parse_pieces};
 
 /// A compiled JSON format; prints one line.
 #[derive(Debug)]
@@ -24,13 +24,13 @@ enum Node {
 }
 
 impl Node {
-    fn absent<'a>(&'a self, names: &mut Vec<&'a str>) {
+    fn commands<'a>(&'a self, found: &mut Vec<&'a Command>) {
         match self {
             Self::Constant(_) => {}
-            Self::Command(command) => names.extend(command.absent()),
-            Self::Pieces(pieces) => names.extend(absent(pieces)),
-            Self::Object(fields) => fields.iter().for_each(|(_, node)| node.absent(names)),
-            Self::Array(items) => items.iter().for_each(|node| node.absent(names)),
+            Self::Command(command) => found.push(command),
+            Self::Pieces(pieces) => found.extend(commands(pieces)),
+            Self::Object(fields) => fields.iter().for_each(|(_, node)| node.commands(found)),
+            Self::Array(items) => items.iter().for_each(|node| node.commands(found)),
         }
     }
 }
@@ -44,11 +44,11 @@ impl JsonFormat {
         Ok(Self { root: node(format, sort)?, omit_empty })
     }
 
-    /// Operators whose data does not exist here.
-    pub(super) fn absent(&self) -> Vec<&str> {
-        let mut names = vec![];
-        self.root.absent(&mut names);
-        names
+    /// All commands within.
+    pub(super) fn commands(&self) -> Vec<&Command> {
+        let mut found = vec![];
+        self.root.commands(&mut found);
+        found
     }
 
     pub(super) fn write(&self, subject: &Subject<'_>, out: &mut Vec<u8>) {

@@ -4,6 +4,7 @@
 //! and a filter; the writer thread moves what workers buffered to its file.
 
 mod argument;
+mod certificate;
 mod config;
 mod filter;
 mod format;
@@ -14,6 +15,7 @@ mod operator;
 mod start_time;
 mod writer;
 
+pub use certificate::PeerText;
 pub use config::AccessLogError;
 pub use format::{Format, FormatError};
 
@@ -36,6 +38,11 @@ impl AccessLogger {
     /// empty.
     pub fn absent(&self) -> Vec<&str> {
         self.format.absent()
+    }
+
+    /// Whether the format prints the peer's certificates beyond the first.
+    pub fn prints_chain(&self) -> bool {
+        self.format.prints_chain()
     }
 
     /// Whether the subject is to be logged.

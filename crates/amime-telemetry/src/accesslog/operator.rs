@@ -11,6 +11,7 @@ use amime_core::unix::{Shown, ShownHost, port_of};
 use http::{HeaderMap, HeaderName};
 
 use super::argument::Argument;
+use super::certificate::CertificateField;
 use super::format::{FormatError, Subject};
 use super::grpc::{GrpcForm, grpc_status};
 use super::start_time::TimeFormat;
@@ -28,6 +29,8 @@ pub(super) enum Operator {
     Constant(Box<str>),
     /// An operator whose argument says what to print.
     Argument(Argument),
+    /// What a certificate says.
+    Certificate(CertificateField),
     /// A known operator whose data this proxy never has: always empty.
     Absent(Box<str>),
 }
@@ -85,7 +88,7 @@ impl OperatorError {
 
 /// Operators of Envoy 1.40 whose data does not exist here; they print as empty,
 /// so that formats which mention them keep working, and are reported.
-const ABSENT: [&str; 48] = [
+const ABSENT: [&str; 33] = [
     "CEL",
     "CLUSTER_METADATA",
     "COALESCE",
@@ -95,21 +98,6 @@ const ABSENT: [&str; 48] = [
     "DOWNSTREAM_DIRECT_LOCAL_PORT",
     "DOWNSTREAM_HANDSHAKE_DURATION",
     "DOWNSTREAM_LOCAL_CLOSE_REASON",
-    "DOWNSTREAM_LOCAL_DNS_SAN",
-    "DOWNSTREAM_LOCAL_EMAIL_SAN",
-    "DOWNSTREAM_LOCAL_IP_SAN",
-    "DOWNSTREAM_LOCAL_OTHERNAME_SAN",
-    "DOWNSTREAM_LOCAL_SUBJECT",
-    "DOWNSTREAM_PEER_CERT",
-    "DOWNSTREAM_PEER_CERT_V_END",
-    "DOWNSTREAM_PEER_CERT_V_START",
-    "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_1",
-    "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256",
-    "DOWNSTREAM_PEER_CHAIN_SERIALS",
-    "DOWNSTREAM_PEER_EMAIL_SAN",
-    "DOWNSTREAM_PEER_FINGERPRINT_1",
-    "DOWNSTREAM_PEER_IP_SAN",
-    "DOWNSTREAM_PEER_OTHERNAME_SAN",
     "DOWNSTREAM_TLS_SESSION_ID",
     "EMIT_TIME_LOCAL",
     "FILTER_STATE",
@@ -137,20 +125,12 @@ const ABSENT: [&str; 48] = [
 ];
 
 /// As [`ABSENT`], for names that differ in their ends only.
-const ABSENT_ENDS: [(&str, &[&str]); 3] = [
-    ("UPSTREAM_PEER_", &["CERT", "CERT_V_END", "CERT_V_START", "IP_SAN"]),
-    ("UPSTREAM_LOCAL_", &["DNS_SAN", "IP_SAN"]),
-    (
-        "UPSTREAM_",
-        &["DECOMPRESSED_HEADER_BYTES_RECEIVED", "DECOMPRESSED_HEADER_BYTES_SENT", "SERVER_NAME"],
-    ),
-];
+const ABSENT_ENDS: [&str; 3] =
+    ["DECOMPRESSED_HEADER_BYTES_RECEIVED", "DECOMPRESSED_HEADER_BYTES_SENT", "SERVER_NAME"];
 
 fn is_absent(name: &str) -> bool {
     ABSENT.contains(&name)
-        || ABSENT_ENDS
-            .iter()
-            .any(|(start, ends)| name.strip_prefix(start).is_some_and(|end| ends.contains(&end)))
+        || name.strip_prefix("UPSTREAM_").is_some_and(|end| ABSENT_ENDS.contains(&end))
 }
 
 impl Operator {
@@ -175,6 +155,9 @@ impl Operator {
                 Ok(Self::Absent(format!("{name}({moments})").into()))
             }
             (name, argument) => {
+                if let Some(parsed) = CertificateField::parse(name, argument) {
+                    return parsed.map(Self::Certificate).map_err(OperatorError::Argument);
+                }
                 if let Some(parsed) = Argument::parse(name, argument) {
                     return parsed.map(Self::Argument).map_err(OperatorError::Argument);
                 }
@@ -223,6 +206,7 @@ impl Operator {
             }
             Self::Constant(text) => put(out, text),
             Self::Argument(argument) => argument.write(subject, out),
+            Self::Certificate(field) => field.write(subject, out),
             Self::Absent(_) => false,
         }
     }
@@ -386,7 +370,7 @@ const fn num(name: &'static str, write: fn(&Subject<'_>, &mut Vec<u8>) -> bool) 
 }
 
 /// Every operator without arguments.
-static FIELDS: [Field; 79] = [
+static FIELDS: [Field; 67] = [
     text("PROTOCOL", |s, out| put_opt(out, s.http.map(|http| http.protocol))),
     num("RESPONSE_CODE", response_code),
     text("RESPONSE_FLAGS", |s, out| {
@@ -445,15 +429,6 @@ static FIELDS: [Field; 79] = [
     num("UPSTREAM_REQUEST_ATTEMPT_COUNT", |s, out| number(out, u64::from(s.upstream.attempts))),
     text("UPSTREAM_TLS_VERSION", |s, out| put_opt(out, s.upstream.tls.map(|tls| tls.version))),
     text("UPSTREAM_TLS_CIPHER", |s, out| put_opt(out, s.upstream.tls.map(|tls| tls.cipher))),
-    text("UPSTREAM_PEER_URI_SAN", |s, out| {
-        put_opt(out, s.upstream.tls.and_then(|tls| tls.peer_uri_san))
-    }),
-    text("UPSTREAM_LOCAL_URI_SAN", |s, out| {
-        put_opt(out, s.upstream.tls.and_then(|tls| tls.local_uri_san))
-    }),
-    text("UPSTREAM_PEER_SUBJECT", |s, out| {
-        put_opt(out, s.upstream.tls.and_then(|tls| tls.peer_subject))
-    }),
     text("DOWNSTREAM_LOCAL_ADDRESS", |s, out| address(out, s.downstream.local_address)),
     text("DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", |s, out| ip(out, s.downstream.local_address)),
     num("DOWNSTREAM_LOCAL_PORT", |s, out| port(out, s.downstream.local_address)),
@@ -469,15 +444,6 @@ static FIELDS: [Field; 79] = [
     num("DOWNSTREAM_DIRECT_REMOTE_PORT", |s, out| port(out, s.downstream.direct_remote_address)),
     text("DOWNSTREAM_TLS_VERSION", |s, out| put_opt(out, s.downstream.tls.map(|t| t.version))),
     text("DOWNSTREAM_TLS_CIPHER", |s, out| put_opt(out, s.downstream.tls.map(|t| t.cipher))),
-    text("DOWNSTREAM_PEER_URI_SAN", |s, out| {
-        put_opt(out, s.downstream.tls.and_then(|tls| tls.peer_uri_san))
-    }),
-    text("DOWNSTREAM_LOCAL_URI_SAN", |s, out| {
-        put_opt(out, s.downstream.tls.and_then(|tls| tls.local_uri_san))
-    }),
-    text("DOWNSTREAM_PEER_SUBJECT", |s, out| {
-        put_opt(out, s.downstream.tls.and_then(|tls| tls.peer_subject))
-    }),
     text("REQUESTED_SERVER_NAME", |s, out| put_opt(out, s.downstream.sni)),
     text("ROUTE_NAME", |s, out| put_opt(out, s.http.and_then(|http| http.route_name))),
     text("VIRTUAL_CLUSTER_NAME", |s, out| {
@@ -521,24 +487,6 @@ static FIELDS: [Field; 79] = [
     text("UPSTREAM_HOST_NAME_WITHOUT_PORT", |s, out| match s.upstream.host_name {
         Some(name) => put(out, name),
         None => ip(out, s.upstream_host()),
-    }),
-    text("DOWNSTREAM_PEER_DNS_SAN", |s, out| {
-        put_opt(out, s.downstream.tls.and_then(|tls| tls.peer_dns_san))
-    }),
-    text("DOWNSTREAM_PEER_FINGERPRINT_256", |s, out| {
-        put_opt(out, s.downstream.tls.and_then(|tls| tls.peer_fingerprint))
-    }),
-    text("DOWNSTREAM_PEER_SERIAL", |s, out| {
-        put_opt(out, s.downstream.tls.and_then(|tls| tls.peer_serial))
-    }),
-    text("DOWNSTREAM_PEER_ISSUER", |s, out| {
-        put_opt(out, s.downstream.tls.and_then(|tls| tls.peer_issuer))
-    }),
-    text("UPSTREAM_PEER_DNS_SAN", |s, out| {
-        put_opt(out, s.upstream.tls.and_then(|tls| tls.peer_dns_san))
-    }),
-    text("UPSTREAM_PEER_ISSUER", |s, out| {
-        put_opt(out, s.upstream.tls.and_then(|tls| tls.peer_issuer))
     }),
     // There, but empty, in Envoy's access logs too.
     text("CUSTOM_FLAGS", |_, _| true),

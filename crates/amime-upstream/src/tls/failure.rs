@@ -32,12 +32,24 @@ pub struct TlsFailure {
     pub counted: Counted,
 }
 
+/// So many bytes show whether a client speaks HTTP.
+pub const SHOWS_HTTP: usize = 5;
+
 /// What is said where our own certificate or the roots have not come yet.
 pub const NOT_READY: &str = "TLS error: Secret is not supplied by SDS";
 
 impl TlsFailure {
-    /// Reads the error of a handshake; `first` is what the peer sent first.
-    pub fn of(error: &io::Error, first: &[u8]) -> Self {
+    /// A client that speaks HTTP where TLS is spoken, by its first bytes.
+    pub fn of_http(first: &[u8]) -> Option<Self> {
+        const METHODS: [&[u8]; 4] = [b"GET ", b"POST ", b"HEAD ", b"PUT "];
+        if METHODS.iter().any(|method| first.starts_with(method)) {
+            return Some(protocol(156, "HTTP_REQUEST"));
+        }
+        first.starts_with(b"CONNE").then(|| protocol(155, "HTTPS_PROXY_REQUEST"))
+    }
+
+    /// Reads the error of a handshake.
+    pub fn of(error: &io::Error) -> Self {
         let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
         let Some(cause) = cause else {
             return Self { reason: String::new(), counted: Counted::Nowhere };
@@ -48,9 +60,6 @@ impl TlsFailure {
                 reason: wrapped(192, "PEER_DID_NOT_RETURN_A_CERTIFICATE", Some(NO_CERTIFICATE)),
                 counted: Counted::NoCertificate,
             },
-            Error::InvalidMessage(InvalidMessage::InvalidContentType) if is_http(first) => {
-                protocol(156, "HTTP_REQUEST")
-            }
             Error::AlertReceived(alert) => received(*alert),
             Error::PeerIncompatible(why) => incompatible(why),
             other => match numbered(other) {
@@ -78,11 +87,6 @@ fn wrapped(number: u32, name: &str, detail: Option<&str>) -> String {
 
 fn protocol(number: u32, name: &str) -> TlsFailure {
     TlsFailure { reason: wrapped(number, name, None), counted: Counted::Protocol }
-}
-
-fn is_http(first: &[u8]) -> bool {
-    const METHODS: [&[u8]; 5] = [b"GET ", b"POST", b"HEAD", b"PUT ", b"CONN"];
-    METHODS.iter().any(|method| first.starts_with(method))
 }
 
 fn numbered(error: &Error) -> Option<(u32, &'static str)> {
@@ -208,8 +212,8 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(error: Error, first: &[u8], reason: &str, counted: Counted) {
-        let failure = TlsFailure::of(&io::Error::new(io::ErrorKind::InvalidData, error), first);
+    fn check(error: Error, reason: &str, counted: Counted) {
+        let failure = TlsFailure::of(&io::Error::new(io::ErrorKind::InvalidData, error));
         assert_eq!((failure.reason.as_str(), failure.counted), (reason, counted));
     }
 
@@ -218,26 +222,17 @@ mod tests {
     fn failures_read_as_operators_know_them() {
         check(
             Error::AlertReceived(AlertDescription::HandshakeFailure),
-            b"",
             "TLS_error:|268436496:SSL routines:OPENSSL_internal:\
              SSLV3_ALERT_HANDSHAKE_FAILURE:TLS_error_end",
             Counted::Protocol,
         );
         check(
             Error::InvalidMessage(InvalidMessage::InvalidContentType),
-            b"GET / HTTP/1.1",
-            "TLS_error:|268435612:SSL routines:OPENSSL_internal:HTTP_REQUEST:TLS_error_end",
-            Counted::Protocol,
-        );
-        check(
-            Error::InvalidMessage(InvalidMessage::InvalidContentType),
-            b"HTTP/1.1 400",
             "TLS_error:|268435703:SSL routines:OPENSSL_internal:WRONG_VERSION_NUMBER:TLS_error_end",
             Counted::Protocol,
         );
         check(
             Error::NoCertificatesPresented,
-            b"",
             "TLS_error:|268435648:SSL routines:OPENSSL_internal:\
              PEER_DID_NOT_RETURN_A_CERTIFICATE:\
              peer did not provide required client certificate:TLS_error_end",
@@ -245,7 +240,6 @@ mod tests {
         );
         check(
             Error::InvalidCertificate(CertificateError::UnknownIssuer),
-            b"",
             "TLS_error:|268435581:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:\
              verify cert failed: X509_verify_cert: certificate verification error at depth 0: \
              unable to get local issuer certificate:TLS_error_end",
@@ -253,12 +247,23 @@ mod tests {
         );
         check(
             PeerRejected::SubjectAltName { names: "good.test".to_owned() }.into(),
-            b"",
             "TLS_error:|268435581:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:\
              verify cert failed: SAN matcher, certificate SANs are [good.test]:TLS_error_end",
             Counted::San,
         );
-        let gone = TlsFailure::of(&io::ErrorKind::UnexpectedEof.into(), b"");
+        let gone = TlsFailure::of(&io::ErrorKind::UnexpectedEof.into());
         assert_eq!((gone.reason.as_str(), gone.counted), ("", Counted::Nowhere));
+    }
+
+    #[test]
+    fn http_is_told_from_what_is_no_protocol() {
+        let reason = |first| TlsFailure::of_http(first).map(|failure| failure.reason);
+        assert_eq!(
+            reason(b"GET / HTTP/1.1").as_deref(),
+            Some("TLS_error:|268435612:SSL routines:OPENSSL_internal:HTTP_REQUEST:TLS_error_end")
+        );
+        let connect = reason(b"CONNECT a:1 HTTP/1.1").expect("HTTP");
+        assert!(connect.contains("HTTPS_PROXY_REQUEST"), "{connect}");
+        assert_eq!(reason(b"HTTP/1.1 400"), None);
     }
 }

@@ -3,5 +3,5 @@
 mod failure;
 mod stream;
 
-pub use failure::{Counted, NOT_READY, TlsFailure};
+pub use failure::{Counted, NOT_READY, SHOWS_HTTP, TlsFailure};
 pub use stream::MaybeTls;

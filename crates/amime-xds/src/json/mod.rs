@@ -166,6 +166,11 @@ fn print(message: &DynamicMessage) -> Result<Value, serde_json::Error> {
     message.serialize_with_options(serde_json::value::Serializer, &options)
 }
 
+/// Names of the fields of a message, as in its `.proto` file.
+pub fn fields(full_name: &str) -> Option<Vec<String>> {
+    Some(find(full_name)?.fields().map(|field| field.name().to_owned()).collect())
+}
+
 fn find(full_name: &str) -> Option<MessageDescriptor> {
     POOL.get_message_by_name(full_name)
 }
