@@ -43,7 +43,7 @@ fn listener(dump: &amime_translate::Dump, name: &str) -> Value {
     json_of(found.unwrap_or_else(|| panic!("no listener {name}")))
 }
 
-fn chain_filters<'v>(listener: &'v Value) -> Vec<&'v Value> {
+fn chain_filters(listener: &Value) -> Vec<&Value> {
     let chains = list(listener, "filter_chains").iter();
     chains.flat_map(|chain| list(chain, "filters")).collect()
 }
