@@ -83,6 +83,8 @@ impl Redirect {
         };
         let path = match value.path_rewrite_specifier.as_ref() {
             None => RedirectPath::Keep,
+            // Set but empty, as control planes send it, means the same.
+            Some(PathRewriteSpecifier::PathRedirect(path)) if path.is_empty() => RedirectPath::Keep,
             Some(PathRewriteSpecifier::PathRedirect(path)) => RedirectPath::Replace(path.clone()),
             Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
                 RedirectPath::Prefix(prefix.clone())
