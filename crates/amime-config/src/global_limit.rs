@@ -8,6 +8,7 @@ use envoy_types::pb::envoy::config::core::v3::{GrpcService, grpc_service::Target
 use envoy_types::pb::envoy::config::ratelimit::v3::RateLimitServiceConfig;
 use envoy_types::pb::envoy::extensions::filters::http::ratelimit::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network::ratelimit::v3 as network;
+use http::uri::Authority;
 use http::{HeaderValue, StatusCode};
 
 use super::Compiler;
@@ -86,10 +87,11 @@ impl LimitService {
             return None;
         };
         let authority = match target.authority.as_str() {
-            "" => target.cluster_name.as_str(),
-            authority => authority,
+            "" => authority_of(&target.cluster_name),
+            authority => authority.to_owned(),
         };
-        let Ok(authority) = HeaderValue::from_str(authority) else {
+        let valid = authority.parse::<Authority>().is_ok();
+        let Some(authority) = HeaderValue::from_str(&authority).ok().filter(|_| valid) else {
             compiler.faults.reject("rate_limit_service.grpc_service.authority", "not a host");
             return None;
         };
@@ -192,5 +194,25 @@ impl GlobalConnectionLimit {
             hits: descriptor.hits_addend.as_ref().map(|hits| hits.value),
         });
         Some(Self { service, descriptors: descriptors.collect() })
+    }
+}
+
+/// A cluster's name as authority. Names such as `outbound|80||a.b` have what
+/// no authority may have; servers hardly look at it.
+fn authority_of(cluster: &str) -> String {
+    let usual = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+    cluster.chars().map(|c| if usual(c) { c } else { '_' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_clusters_become_authorities() {
+        assert_eq!(authority_of("limits.example"), "limits.example");
+        let name = authority_of("outbound|8081||limits.test.svc.cluster.local");
+        assert_eq!(name, "outbound_8081__limits.test.svc.cluster.local");
+        assert!(name.parse::<Authority>().is_ok());
     }
 }
