@@ -313,7 +313,7 @@ fn struct_to_json(fields: &Struct) -> Value {
 fn value_to_json(value: &ProtoValue) -> Value {
     match &value.kind {
         Some(Kind::BoolValue(value)) => Value::Bool(*value),
-        Some(Kind::NumberValue(number)) => Value::from(*number),
+        Some(Kind::NumberValue(number)) => number_to_json(*number),
         Some(Kind::StringValue(text)) => Value::from(text.as_str()),
         Some(Kind::StructValue(fields)) => struct_to_json(fields),
         Some(Kind::ListValue(list)) => list.values.iter().map(value_to_json).collect(),
@@ -321,9 +321,27 @@ fn value_to_json(value: &ProtoValue) -> Value {
     }
 }
 
+/// Protobuf has floating point only; what was an integer is one again, or
+/// nobody could read it as such.
+fn number_to_json(number: f64) -> Value {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    if number.fract() == 0.0 && number.abs() < EXACT {
+        return Value::from(number as i64);
+    }
+    Value::from(number)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whole_numbers_are_integers() {
+        assert_eq!(number_to_json(2.0).as_u64(), Some(2));
+        assert_eq!(number_to_json(-2.0).as_i64(), Some(-2));
+        assert_eq!(number_to_json(0.5).as_f64(), Some(0.5));
+        assert!(number_to_json(1e300).is_f64());
+    }
 
     #[test]
     fn a_node_is_read() {
