@@ -5,7 +5,7 @@
 
 /// Category and name of each extension that the proxy implements, as it names
 /// them in its node.
-pub const OWN: [(&str, &str); 40] = [
+pub const OWN: [(&str, &str); 45] = [
     ("envoy.filters.http", "envoy.filters.http.router"),
     ("envoy.filters.http", "envoy.filters.http.fault"),
     ("envoy.filters.http", "envoy.filters.http.cors"),
@@ -36,12 +36,17 @@ pub const OWN: [(&str, &str); 40] = [
     ("envoy.filters.network", "envoy.filters.network.local_ratelimit"),
     ("envoy.filters.network", "envoy.filters.network.ratelimit"),
     ("envoy.filters.network", "envoy.filters.network.sni_dynamic_forward_proxy"),
+    ("envoy.filters.network", "envoy.filters.network.connection_limit"),
+    ("envoy.filters.network", "envoy.filters.network.direct_response"),
+    ("envoy.filters.network", "envoy.filters.network.echo"),
+    ("envoy.filters.network", "envoy.filters.network.sni_cluster"),
     ("envoy.filters.network", "istio.metadata_exchange"),
     ("envoy.filters.network", "istio.stats"),
     ("envoy.filters.listener", "envoy.filters.listener.original_dst"),
     ("envoy.filters.listener", "envoy.filters.listener.tls_inspector"),
     ("envoy.filters.listener", "envoy.filters.listener.http_inspector"),
     ("envoy.clusters", "envoy.clusters.dynamic_forward_proxy"),
+    ("envoy.filters.listener", "envoy.filters.listener.proxy_protocol"),
     ("envoy.transport_sockets.upstream", "envoy.transport_sockets.tls"),
     ("envoy.transport_sockets.downstream", "envoy.transport_sockets.tls"),
     ("envoy.access_loggers", "envoy.access_loggers.file"),
@@ -102,5 +107,7 @@ mod tests {
     fn the_router_is_ours() {
         assert!(is_own("t/envoy.extensions.filters.http.router.v3.Router"));
         assert!(!is_own("t/envoy.extensions.filters.http.wasm.v3.Wasm"));
+        assert!(is_own("t/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol"));
+        assert!(is_own("t/envoy.extensions.filters.network.sni_cluster.v3.SniCluster"));
     }
 }
