@@ -14,23 +14,23 @@ use amime_upstream::health::Checks;
 /// Longest sleep between two looks for something to do.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Starts the thread; it ends with the runtime.
-pub(super) fn start(runtime: &Arc<Runtime>) -> io::Result<()> {
+/// Starts the thread; it ends with the runtime. Its sockets carry the mark.
+pub(super) fn start(runtime: &Arc<Runtime>, mark: Option<u32>) -> io::Result<()> {
     let weak = Arc::downgrade(runtime);
     std::thread::Builder::new().name("keeper".to_owned()).spawn(move || {
         let built = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build_local(tokio::runtime::LocalOptions::default());
         match built {
-            Ok(keeper) => keeper.block_on(keep(weak)),
+            Ok(keeper) => keeper.block_on(keep(weak, mark)),
             Err(error) => tracing::error!(%error, "keeper cannot start"),
         }
     })?;
     Ok(())
 }
 
-async fn keep(runtime: Weak<Runtime>) {
-    let mut resolvers = Resolvers::default();
+async fn keep(runtime: Weak<Runtime>, mark: Option<u32>) {
+    let mut resolvers = Resolvers::new(mark);
     let mut checks = Checks::default();
     let mut files_due = Instant::now();
     loop {

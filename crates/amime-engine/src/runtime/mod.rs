@@ -117,7 +117,7 @@ impl Runtime {
             let name = format!("worker-{index}");
             std::thread::Builder::new().name(name).spawn(move || run_worker(worker))?;
         }
-        keeper::start(&runtime)?;
+        keeper::start(&runtime, options.mark)?;
         Ok(runtime)
     }
 

@@ -1,43 +1,70 @@
 //! Looking names up.
+//!
+//! The queries carry the mark of upstream sockets: interception would send
+//! others to the proxy's own name server, whose addresses lead back here.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use hickory_resolver::TokioResolver;
+use hickory_resolver::Resolver;
 use hickory_resolver::config::{
     ConnectionConfig, LookupIpStrategy, NameServerConfig, ProtocolConfig, ResolverConfig,
 };
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::runtime::iocompat::AsyncIoTokioAsStd;
+use hickory_resolver::net::runtime::{RuntimeProvider, TokioRuntimeProvider};
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+
+use amime_net::socket::set_mark;
 
 use super::names::Answer;
 use amime_config::discovery::{DnsServers, Family};
 use amime_config::dynamic_hosts::CacheSettings;
 use amime_config::host_cache::{Looked, NO_RECORDS};
 
+/// For a connection to a name server, where its settings name no other time.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Resolvers by their settings, made when first used.
-#[derive(Default)]
-pub(super) struct Resolvers(HashMap<(DnsServers, Family), Option<TokioResolver>>);
+pub(super) struct Resolvers {
+    known: HashMap<(DnsServers, Family), Option<MarkedResolver>>,
+    sockets: Marked,
+}
+
+/// A resolver on marked sockets.
+pub(super) type MarkedResolver = Resolver<Marked>;
 
 impl Resolvers {
+    /// `mark` is for the sockets of queries.
+    pub(super) fn new(mark: Option<u32>) -> Self {
+        let sockets = Marked { runtime: TokioRuntimeProvider::default(), mark };
+        Self { known: HashMap::new(), sockets }
+    }
+
     /// The resolver of these settings; `None` if the system has none.
-    pub(super) fn get(&mut self, servers: &DnsServers, family: Family) -> Option<TokioResolver> {
+    pub(super) fn get(&mut self, servers: &DnsServers, family: Family) -> Option<MarkedResolver> {
         let key = (servers.clone(), family);
-        self.0
+        self.known
             .entry(key)
             .or_insert_with(|| {
-                let built = build(servers, family);
+                let built = build(servers, family, &self.sockets);
                 built.inspect_err(|error| tracing::warn!(%error, "no resolver")).ok()
             })
             .clone()
     }
 }
 
-fn build(servers: &DnsServers, family: Family) -> Result<TokioResolver, NetError> {
+fn build(
+    servers: &DnsServers,
+    family: Family,
+    sockets: &Marked,
+) -> Result<MarkedResolver, NetError> {
     let mut builder = if servers.servers.is_empty() {
-        TokioResolver::builder_tokio()?
+        Resolver::builder(sockets.clone())?
     } else {
         let connection = |protocol, port| {
             let mut connection = ConnectionConfig::new(protocol);
@@ -52,9 +79,9 @@ fn build(servers: &DnsServers, family: Family) -> Result<TokioResolver, NetError
             NameServerConfig::new(address.ip(), true, connections)
         };
         let config = servers.servers.iter().map(server).collect();
-        TokioResolver::builder_with_config(
+        Resolver::builder_with_config(
             ResolverConfig::from_parts(None, Vec::new(), config),
-            TokioRuntimeProvider::default(),
+            sockets.clone(),
         )
     };
     let options = builder.options_mut();
@@ -76,8 +103,61 @@ fn build(servers: &DnsServers, family: Family) -> Result<TokioResolver, NetError
     builder.build()
 }
 
+/// Tokio's sockets, marked before they send.
+#[derive(Clone)]
+pub(super) struct Marked {
+    runtime: TokioRuntimeProvider,
+    mark: Option<u32>,
+}
+
+type Pending<T> = Pin<Box<dyn Send + Future<Output = io::Result<T>>>>;
+
+impl RuntimeProvider for Marked {
+    type Handle = <TokioRuntimeProvider as RuntimeProvider>::Handle;
+    type Timer = <TokioRuntimeProvider as RuntimeProvider>::Timer;
+    type Udp = UdpSocket;
+    type Tcp = AsyncIoTokioAsStd<TcpStream>;
+
+    fn create_handle(&self) -> Self::Handle {
+        self.runtime.create_handle()
+    }
+
+    fn connect_tcp(
+        &self,
+        server: SocketAddr,
+        from: Option<SocketAddr>,
+        timeout: Option<Duration>,
+    ) -> Pending<Self::Tcp> {
+        let mark = self.mark;
+        Box::pin(async move {
+            let socket = if server.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            if let Some(mark) = mark {
+                set_mark(&socket, mark)?;
+            }
+            if let Some(from) = from {
+                socket.bind(from)?;
+            }
+            socket.set_nodelay(true)?;
+            let connecting = socket.connect(server);
+            let connected = tokio::time::timeout(timeout.unwrap_or(CONNECT_TIMEOUT), connecting);
+            Ok(AsyncIoTokioAsStd(connected.await.map_err(io::Error::from)??))
+        })
+    }
+
+    fn bind_udp(&self, local: SocketAddr, _server: SocketAddr) -> Pending<Self::Udp> {
+        let mark = self.mark;
+        Box::pin(async move {
+            let socket = UdpSocket::bind(local).await?;
+            if let Some(mark) = mark {
+                set_mark(&socket, mark)?;
+            }
+            Ok(socket)
+        })
+    }
+}
+
 /// Addresses of `name`; an empty list if it is known to have none.
-pub(super) async fn look_up(resolver: Option<TokioResolver>, name: &str) -> Answer {
+pub(super) async fn look_up(resolver: Option<MarkedResolver>, name: &str) -> Answer {
     if let Ok(ip) = name.parse::<IpAddr>() {
         return Some((vec![ip], None));
     }
@@ -94,7 +174,7 @@ pub(super) async fn look_up(resolver: Option<TokioResolver>, name: &str) -> Answ
 /// Looks a host of a cache up; reasons are in Envoy's words, on which access
 /// logs are searched.
 pub(super) async fn look_up_host(
-    resolver: Option<TokioResolver>,
+    resolver: Option<MarkedResolver>,
     name: &str,
     settings: &CacheSettings,
 ) -> Looked {
@@ -135,7 +215,7 @@ fn may_be_asked(name: &str) -> bool {
     !name.is_empty() && name.len() <= 255 && name.bytes().all(plain)
 }
 
-async fn ask(resolver: &TokioResolver, name: &str) -> Result<(Vec<IpAddr>, Duration), NetError> {
+async fn ask(resolver: &MarkedResolver, name: &str) -> Result<(Vec<IpAddr>, Duration), NetError> {
     let found = resolver.lookup_ip(name).await?;
     let ttl = found.valid_until().saturating_duration_since(Instant::now());
     let mut addresses: Vec<IpAddr> = Vec::new();

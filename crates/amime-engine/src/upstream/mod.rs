@@ -9,6 +9,7 @@ pub(crate) mod h1;
 pub(crate) mod h2;
 pub(crate) mod pool;
 
+use amime_config::endpoint_state::now_ms;
 pub(crate) use amime_upstream::{
     ClusterSpec, EndpointShard, Outcome, Resource, RetryInput, SharedLb, connect,
 };
@@ -17,3 +18,14 @@ use pool::HostPool;
 pub(crate) type ClusterRuntime = amime_upstream::ClusterRuntime<HostPool>;
 pub(crate) type Host = amime_upstream::Host<HostPool>;
 pub(crate) type LbInput<'a> = amime_upstream::LbInput<'a, HostPool>;
+
+/// True, and counted, if a connection that idles since then has done so for
+/// too long.
+pub(crate) fn idled_out(cluster: &ClusterRuntime, since_ms: u64) -> bool {
+    let Some(limit) = cluster.config().http.idle_timeout else { return false };
+    let old = u128::from(now_ms().saturating_sub(since_ms)) >= limit.as_millis();
+    if old {
+        cluster.stats.upstream_cx_idle_timeout.inc();
+    }
+    old
+}

@@ -8,7 +8,6 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
 
 use amime_http1::ReadError;
 use hyper::client::conn::{TrySendError, http2};
@@ -18,7 +17,7 @@ use tokio::sync::Notify;
 use super::connect::{ConnectError, ConnectionFacts, Target, UpstreamIo, connect};
 use super::h1::{H1, H1Error, Interim};
 use super::h2::breaks_protocol;
-use super::{ClusterRuntime, Host};
+use super::{ClusterRuntime, Host, idled_out};
 use crate::http::body::{RequestBody, UpstreamBody};
 use crate::http::pipe::Duplex;
 use amime_config::endpoint_state::{Resource, now_ms};
@@ -137,25 +136,24 @@ impl Pool for HostPool {
 }
 
 impl HostPool {
-    /// Closes connections that have idled for `limit` and lets go of those that
+    /// Closes connections that have idled for too long and lets go of those that
     /// the endpoint has closed.
-    pub(crate) fn sweep(&self, limit: Option<Duration>) {
-        let limit = limit.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
-        let now = now_ms();
-        let old = |since: u64| limit.is_some_and(|limit| now.saturating_sub(since) >= limit);
-        self.idle.borrow_mut().retain(|idle| !old(idle.since_ms) && !idle.sender.stale());
+    pub(crate) fn sweep(&self, cluster: &ClusterRuntime) {
+        let fresh = |idle: &Idle| !idle.sender.stale() && !idled_out(cluster, idle.since_ms);
+        self.idle.borrow_mut().retain(fresh);
         self.shared.borrow_mut().retain(|shared| {
             !shared.sender.is_closed()
-                && (shared.conn.streams.get() > 0 || !old(shared.since_ms.get()))
+                && (shared.conn.streams.get() > 0 || !idled_out(cluster, shared.since_ms.get()))
         });
     }
 
-    fn pop_idle(&self, key: &ConnKey) -> Option<Lease> {
+    fn pop_idle(&self, key: &ConnKey, cluster: &ClusterRuntime) -> Option<Lease> {
         let mut idle = self.idle.borrow_mut();
         loop {
             let at = idle.iter().rposition(|idle| idle.conn.key == *key)?;
-            let Idle { sender, conn, .. } = idle.remove(at);
-            if !sender.stale() {
+            let Idle { sender, conn, since_ms } = idle.remove(at);
+            // Sweeps come seldom; what idled out before the next is not used.
+            if !sender.stale() && !idled_out(cluster, since_ms) {
                 return Some(Lease { sender: Sender::H1(sender), conn, reused: true });
             }
         }
@@ -163,7 +161,10 @@ impl HostPool {
 
     fn share(&self, key: &ConnKey, cluster: &ClusterRuntime) -> Option<Lease> {
         let mut shared = self.shared.borrow_mut();
-        shared.retain(|shared| !shared.sender.is_closed());
+        shared.retain(|shared| {
+            let used = shared.conn.streams.get() > 0;
+            !shared.sender.is_closed() && (used || !idled_out(cluster, shared.since_ms.get()))
+        });
         let limit = cluster.config().http.h2.max_concurrent_streams;
         let found = shared.iter().find(|shared| {
             shared.conn.key == *key && shared.conn.streams.get() < limit && shared.sender.is_ready()
@@ -207,13 +208,13 @@ pub(crate) async fn acquire(request: Acquire<'_>, key: ConnKey) -> Result<Lease,
     if key.alpn == Alpn::Either {
         // Here the handshake decides the protocol, so either kind will do.
         let http1 = ConnKey { http2: false, ..key.clone() };
-        if let Some(lease) = pool.pop_idle(&http1) {
+        if let Some(lease) = pool.pop_idle(&http1, cluster) {
             lease.conn.requests.set(lease.conn.requests.get() + 1);
             return Ok(lease);
         }
     }
     if !key.http2 {
-        if let Some(lease) = pool.pop_idle(&key) {
+        if let Some(lease) = pool.pop_idle(&key, cluster) {
             lease.conn.requests.set(lease.conn.requests.get() + 1);
             return Ok(lease);
         }
@@ -274,7 +275,7 @@ async fn open_h1(request: Acquire<'_>, key: ConnKey) -> Result<Lease, ConnectErr
         }
         cluster.stats.upstream_cx_overflow.inc();
         host.pool.freed.notified().await;
-        if let Some(lease) = host.pool.pop_idle(&key) {
+        if let Some(lease) = host.pool.pop_idle(&key, cluster) {
             lease.conn.requests.set(lease.conn.requests.get() + 1);
             return Ok(lease);
         }

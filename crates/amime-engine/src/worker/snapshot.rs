@@ -142,8 +142,7 @@ impl Snapshot {
     /// answers any more.
     pub(super) fn sweep(&self) {
         for cluster in self.clusters.iter().flatten() {
-            let limit = cluster.config().http.idle_timeout;
-            cluster.each_host(|host| host.pool.sweep(limit));
+            cluster.each_host(|host| host.pool.sweep(cluster));
             cluster.forget_gone();
         }
     }

@@ -162,7 +162,11 @@ async fn an_upgrade_crosses_http2_and_comes_back_to_http1() {
         routes("- match: {prefix: /chat}\n  route: {cluster: a}")
     );
     let proxy = Proxy::http(&inner, &[("a", upstream)]).await;
-    let outer = format!("{websocket}{}", routes("- match: {prefix: /}\n  route: {cluster: inner}"));
+    // Interim responses must not keep the connection from the tunnel.
+    let outer = format!(
+        "proxy_100_continue: true\n{websocket}{}",
+        routes("- match: {prefix: /}\n  route: {cluster: inner}")
+    );
     let inner_address = proxy.address();
     let outer = http_listener(&outer);
     let second = Proxy::with(vec![outer, static_cluster("inner", inner_address, HTTP2)]).await;
