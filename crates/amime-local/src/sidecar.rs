@@ -25,6 +25,7 @@ pub(crate) const READY_PATH: &str = "/healthz/ready";
 
 const INJECT: &str = "sidecar.istio.io/inject";
 const STATUS: &str = "sidecar.istio.io/status";
+const CONFIG: &str = "proxy.istio.io/config";
 
 /// What a proxy stands in front of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,13 +138,33 @@ pub(crate) fn control_plane_command(self_exe: &Path, api: &Path, ca: &Path) -> V
     .to_vec()
 }
 
+/// Why a pod's proxy cannot be configured.
+#[derive(Debug, thiserror::Error)]
+#[error("annotation {CONFIG}: {0}")]
+pub(crate) struct ProxyConfigError(String);
+
+/// Settings of its own that a pod's annotation gives its proxy, as JSON.
+fn proxy_config(meta: &ObjectMeta) -> Result<String, ProxyConfigError> {
+    let text = meta.annotations.get(CONFIG).map_or("", String::as_str);
+    match amime_api::mesh::decode_proxy_config(&meta.name, text) {
+        Ok(settings) => Ok(serde_json::Value::from(settings).to_string()),
+        Err(errors) => {
+            let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
+            Err(ProxyConfigError(errors.join("; ")))
+        }
+    }
+}
+
 /// Environment of a proxy, in Istio's names.
+///
+/// # Errors
+/// When the pod's own settings of its proxy cannot be read.
 pub(crate) fn proxy_env(
     pod: &Object<PodSpec>,
     address: Ipv4Addr,
     kind: ProxyKind,
     files: &ProxyFiles,
-) -> Vec<(String, String)> {
+) -> Result<Vec<(String, String)>, ProxyConfigError> {
     let meta = &pod.metadata;
     let (owner_kind, workload) = owner(meta);
     let plural = format!("{}s", owner_kind.to_lowercase());
@@ -175,6 +196,8 @@ pub(crate) fn proxy_env(
         ("AMIME_MARK", MARK.to_string()),
         ("DNS_UPSTREAM", format!("{NAME_SERVER}:53")),
         ("ISTIO_META_DNS_CAPTURE", (kind == ProxyKind::Sidecar).to_string()),
+        // Nobody writes addresses into the status of service entries here.
+        ("ISTIO_META_DNS_AUTO_ALLOCATE", (kind == ProxyKind::Sidecar).to_string()),
         ("ISTIO_META_WORKLOAD_NAME", workload),
         ("ISTIO_META_OWNER", owner_url),
         ("ISTIO_META_MESH_ID", TRUST_DOMAIN.to_owned()),
@@ -184,9 +207,10 @@ pub(crate) fn proxy_env(
         ("ISTIO_META_APP_CONTAINERS", app_containers(&pod.spec)),
         ("ISTIO_META_POD_PORTS", serde_json::Value::from(ports).to_string()),
         ("ISTIO_METAJSON_LABELS", labels),
+        ("ISTIO_METAJSON_PROXY_CONFIG", proxy_config(meta)?),
         ("DNS_DOMAIN", format!("{}.svc.{DOMAIN}", meta.namespace)),
     ];
-    variables.map(|(name, value)| (name.to_owned(), value)).to_vec()
+    Ok(variables.map(|(name, value)| (name.to_owned(), value)).to_vec())
 }
 
 fn app_containers(spec: &PodSpec) -> String {
@@ -229,6 +253,19 @@ mod tests {
         check(&[], &[(INJECT, "false")], &enabled, false);
         check(&[(INJECT, "true")], &[(INJECT, "false")], &[], true);
         check(&[], &[("inject.istio.io/templates", "gateway")], &enabled, false);
+    }
+
+    #[test]
+    fn a_pod_has_settings_of_its_own_for_its_proxy() {
+        let config = |text: &str| proxy_config(&pod(&[], &[(CONFIG, text)]).metadata);
+        let given = "gatewayTopology:\n  numTrustedProxies: 2\n";
+        let got: serde_json::Value =
+            serde_json::from_str(&config(given).expect("settings")).expect("JSON");
+        assert_eq!(got["gatewayTopology"]["numTrustedProxies"], 2);
+        assert_eq!(got.as_object().map(serde_json::Map::len), Some(1), "{got}");
+        assert_eq!(config("").expect("none"), "{}");
+        let error = config("gatewayTopology: {numTrustedProxies: many}").expect_err("no number");
+        assert!(error.to_string().contains("numTrustedProxies"), "{error}");
     }
 
     #[test]

@@ -47,7 +47,19 @@ pub fn decode_mesh_networks(file: &str, text: &str) -> Result<MeshNetworks, Vec<
     decode_message(file, "MeshNetworks", text)
 }
 
-/// Reads settings of proxies, as in the annotation `proxy.istio.io/config`.
-pub fn decode_proxy_config(file: &str, text: &str) -> Result<ProxyConfig, Vec<DecodeError>> {
-    decode_message(file, "ProxyConfig", text)
+/// Reads settings of one proxy, as in the annotation `proxy.istio.io/config`:
+/// the fields that are given, for each goes over the mesh's own.
+pub fn decode_proxy_config(
+    file: &str,
+    text: &str,
+) -> Result<serde_json::Map<String, serde_json::Value>, Vec<DecodeError>> {
+    let settings: ProxyConfig = decode_message(file, "ProxyConfig", text)?;
+    let given: serde_json::Map<String, serde_json::Value> =
+        decode_message(file, "ProxyConfig", text)?;
+    let mut settings = serde_json::to_value(settings).unwrap_or_default();
+    let checked = |(name, value)| {
+        let read = settings.get_mut(&name).map(serde_json::Value::take);
+        (name, read.unwrap_or(value))
+    };
+    Ok(given.into_iter().map(checked).collect())
 }

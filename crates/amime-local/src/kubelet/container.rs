@@ -335,7 +335,7 @@ impl Task {
         let mut env = base_env(&pod.name.name);
         if self.container.program == Program::Proxy {
             let files = proxy_files(&self.cluster, pod)?;
-            env.extend(sidecar::proxy_env(&pod.object, pod.address, proxy_kind(pod), &files));
+            env.extend(sidecar::proxy_env(&pod.object, pod.address, proxy_kind(pod), &files)?);
         }
         let own = environment::of_container(
             &self.container.spec,
