@@ -1,0 +1,9 @@
+//! Which endpoint gets a request, and what happens when it fails.
+
+mod affinity;
+mod limit;
+mod outlier;
+
+use crate::Test;
+
+pub(crate) const TESTS: &[&[Test]] = &[affinity::TESTS, limit::TESTS, outlier::TESTS];
