@@ -511,3 +511,96 @@ configPatches:
             Warning [IST0133] spec.configPatches[3].patch.value: not of type envoy.config.listener.v3.Listener: unrecognized field name 'per_connection_buffer'; the field is left out"#]],
     );
 }
+
+/// Specs, one a line, each of which has to be refused.
+#[track_caller]
+fn refused(kind: &str, specs: &str) {
+    for spec in specs.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: {kind}\n\
+             metadata: {{name: a, namespace: default}}\nspec: {{{spec}}}\n"
+        );
+        let decoded = amime_api::decode::decode("f", &text);
+        assert_eq!(decoded.errors, [], "{spec}");
+        let problems = validate(&decoded.resources[0]);
+        assert!(problems.iter().any(|p| p.severity == Severity::Error), "{kind} {spec}");
+    }
+}
+
+#[test]
+fn routes_that_upstream_refuses_are_refused() {
+    refused(
+        "VirtualService",
+        r#"
+        hosts: [a_b], http: [{route: [{destination: {host: a}}]}]
+        hosts: [a], exportTo: ["~"], http: [{route: [{destination: {host: a}}]}]
+        hosts: [a], http: [{match: [{headers: {":foo": {exact: a}}}], route: [{destination: {host: a}}]}]
+        hosts: [a], http: [{match: [{headers: {"@request.auth.claims.a": {exact: x}}}], route: [{destination: {host: a}}]}]
+        hosts: [a], http: [{match: [{uri: {exact: /x}}], redirect: {prefixRewrite: /x}}]
+        hosts: [a], http: [{directResponse: {status: 200}, fault: {abort: {httpStatus: 500}}}]
+        hosts: [a], http: [{headers: {request: {set: {a: "%"}}}, route: [{destination: {host: a}}]}]
+        hosts: [a], http: [{headers: {response: {add: {a: "%UPSTREAM_HOST"}}}, route: [{destination: {host: a}}]}]
+        hosts: [a], http: [{timeout: 0s, route: [{destination: {host: a}}]}]
+        hosts: [a], http: [{retries: {attempts: 1, retryOn: "5xx, 503"}, route: [{destination: {host: a}}]}]
+        hosts: [a], http: [{retries: {attempts: 1, perTryTimeout: 0s}, route: [{destination: {host: a}}]}]
+        hosts: [a], http: [{fault: {delay: {fixedDelay: 1s, percentage: {value: 0.00001}}}, route: [{destination: {host: a}}]}]
+        hosts: [a], http: [{corsPolicy: {maxAge: 0s}, route: [{destination: {host: a}}]}]
+        "#,
+    );
+}
+
+#[test]
+fn policies_that_upstream_refuses_are_refused() {
+    refused(
+        "DestinationRule",
+        r"
+        host: a, exportTo: ['~']
+        host: a, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true, maglev: {}}}}
+        host: a, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true, minimumRingSize: 5, ringHash: {}}}}
+        host: a, trafficPolicy: {loadBalancer: {consistentHash: {httpCookie: {name: a, attributes: [{name: x}, {name: x}]}}}}
+        host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: [{from: a/*, to: {a/*/c: 100}}]}}}
+        host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: [{from: a, to: {b: 50, b/c: 50}}]}}}
+        host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: [{from: a//c, to: {b: 100}}]}}}
+        host: a, trafficPolicy: {loadBalancer: {zoneAwareLbSetting: {enabled: true}, localityLbSetting: {enabled: true}}}
+        host: a, trafficPolicy: {connectionPool: {tcp: {tcpKeepalive: {time: 0s}}}}
+        host: a, trafficPolicy: {connectionPool: {http: {idleTimeout: 0s}}}
+        host: a, trafficPolicy: {connectionPool: {http: {h2UpgradePolicy: UPGRADE, useClientProtocol: true}}}
+        host: a, trafficPolicy: {connectionPool: {http: {http2KeepAlive: {interval: 1s}}}}
+        host: a, trafficPolicy: {tls: {mode: SIMPLE, insecureSkipVerify: true, subjectAltNames: [a]}}
+        host: a, trafficPolicy: {portLevelSettings: [{port: {number: 80}}]}
+        ",
+    );
+}
+
+#[test]
+fn listeners_that_upstream_refuses_are_refused() {
+    refused(
+        "Gateway",
+        r"
+        selector: {a: b}, servers: [{port: {number: 80, name: h, protocol: HTTP, targetPort: 81}, hosts: ['*']}]
+        selector: {a: b}, servers: [{port: {number: 80, name: h, protocol: HTTP}, hosts: [~/a.com]}]
+        selector: {a: b}, servers: [{port: {number: 80, name: h, protocol: HTTP}, hosts: ['*'], bind: 'unix:///x'}]
+        selector: {a: b}, servers: [{port: {number: 443, name: h, protocol: TCP}, hosts: ['*'], tls: {httpsRedirect: true}}]
+        selector: {a: b}, servers: [{port: {number: 443, name: h, protocol: HTTPS}, hosts: ['*'], tls: {mode: SIMPLE, credentialName: c, serverCertificate: /c, privateKey: /k}}]
+        selector: {a: b}, servers: [{port: {number: 443, name: h, protocol: HTTPS}, hosts: ['*'], tls: {mode: SIMPLE, tlsCertificates: [{serverCertificate: /c}]}}]
+        selector: {a: b}, servers: [{port: {number: 443, name: h, protocol: HTTPS}, hosts: ['*'], tls: {mode: MUTUAL, tlsCertificates: [{serverCertificate: /c, privateKey: /k}]}}]
+        ",
+    );
+    refused(
+        "Sidecar",
+        r"
+        workloadSelector: {labels: {a: b}}
+        egress: [{port: {number: 80, name: h, protocol: HTTP}, hosts: [./*]}, {port: {number: 80, name: h, protocol: HTTP}, hosts: [./*]}]
+        egress: [{port: {number: 0, name: h, protocol: HTTP}, bind: 'unix:///x', captureMode: IPTABLES, hosts: [./*]}]
+        inboundConnectionPool: {tcp: {maxConnections: -1}}
+        outboundTrafficPolicy: {egressProxy: {host: a.com, port: {number: 80}}}
+        outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: a.com}}
+        ingress: [{port: {number: 80, name: h, protocol: HTTP}, bind: 'unix:///x'}]
+        ingress: [{port: {number: 443, name: h, protocol: HTTPS}, tls: {mode: SIMPLE, credentialName: c}}]
+        ",
+    );
+    refused(
+        "ServiceEntry",
+        "hosts: [a.com], ports: [{number: 80, name: h, protocol: HTTP}], resolution: DNS, endpoints: [{address: 'unix:///x'}]",
+    );
+}

@@ -171,10 +171,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_abort_without_a_share_hits_every_request() {
+    fn an_abort_without_a_share_hits_no_request() {
         let settings = Abort { http_status: Some(500), ..Default::default() };
-        let share = abort(&settings).and_then(|abort| abort.percentage);
-        assert_eq!(share, Some(percent(100)));
+        assert_eq!(abort(&settings).map(|abort| abort.percentage), Some(None));
     }
 
     #[test]

@@ -127,7 +127,7 @@ fn tls_of_a_declared_listener_ends_only_where_mutual_tls_is_off() {
     );
     let off = inbound(
         "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
-         metadata: {name: off, namespace: default}\nspec: {mtls: {mode: DISABLE}}\n",
+         metadata: {name: plain, namespace: default}\nspec: {mtls: {mode: DISABLE}}\n",
     );
     assert!(
         off.contains(
