@@ -149,10 +149,13 @@ http:
             Error [IST0106] spec.http[2].route[0].destination.subset: "V1" is not a name of at most 63 lower-case letters, digits and inner dashes
             Error [IST0106] spec.http[2].route[0].destination.port.number: port 0 is not in 1 to 65535
             Error [IST0106] spec.http[2].timeout: 0.0001s is shorter than 1ms
-            Error [IST0106] spec.http[2].retries.retryOn: "sometimes" is neither a retry condition nor a status code
+            Error [IST0106] spec.http[2].retries.retryOn: " 503" is neither a retry condition nor a status code
+            Error [IST0106] spec.http[2].retries.retryOn: " sometimes" is neither a retry condition nor a status code
             Error [IST0106] spec.http[2].fault.delay.percentage.value: 101 is not in 0 to 100
             Error [IST0106] spec.http[2].fault.delay.fixedDelay: a delay is required
+            Warning [IST0133] spec.http[2].fault.abort.percentage: without it no request is aborted
             Error [IST0106] spec.http[2].fault.abort.httpStatus: status 99 is not in 200 to 599
+            Error [IST0106] spec.http[2].match[0].headers["@request.auth.claims.sub"]: claims are matched by gateways only
             Error [IST0106] spec.http[3].headers.request.set[":path"]: header ":path" cannot be changed this way
             Error [IST0106] spec.http[3].headers.request.remove[0]: header "Host" cannot be changed this way
             Error [IST0106] spec.http[3]: the host is rewritten in several places
@@ -227,7 +230,9 @@ subsets:
             Error [IST0106] spec.trafficPolicy.outlierDetection.interval: 0.0001s is shorter than 1ms
             Error [IST0106] spec.trafficPolicy.tls.clientCertificate: mode MUTUAL needs it, or credentialName
             Error [IST0106] spec.trafficPolicy.tls.privateKey: mode MUTUAL needs it, or credentialName
+            Error [IST0106] spec.trafficPolicy.portLevelSettings[0]: at least one field besides the port is required
             Error [IST0106] spec.trafficPolicy.portLevelSettings[1].port: port 80 is given twice
+            Error [IST0106] spec.trafficPolicy.portLevelSettings[1]: at least one field besides the port is required
             Error [IST0106] spec.trafficPolicy.portLevelSettings[2].port.number: port 0 is not in 1 to 65535
             Error [IST0106] spec.trafficPolicy.portLevelSettings[2].tls.privateKey: mode ISTIO_MUTUAL brings its own certificates
             Error [IST0106] spec.subsets[0].labels["version"]: "v*": wildcards are not supported
