@@ -381,6 +381,8 @@ fn downstream_tls(
     }
 }
 
+const OWN_KEYS: &str = "tickets have keys of this process only";
+
 /// How sessions are resumed: not at all where the client's certificate counts.
 fn resumption(
     value: &pb::DownstreamTlsContext,
@@ -391,8 +393,12 @@ fn resumption(
     let tickets = match &value.session_ticket_keys_type {
         None | Some(Keys::DisableStatelessSessionResumption(false)) => true,
         Some(Keys::DisableStatelessSessionResumption(true)) => false,
-        Some(Keys::SessionTicketKeys(_) | Keys::SessionTicketKeysSdsSecretConfig(_)) => {
-            faults.ignore("session_ticket_keys", "tickets have keys of this process only");
+        Some(Keys::SessionTicketKeys(_)) => {
+            faults.ignore("session_ticket_keys", OWN_KEYS);
+            true
+        }
+        Some(Keys::SessionTicketKeysSdsSecretConfig(_)) => {
+            faults.ignore("session_ticket_keys_sds_secret_config", OWN_KEYS);
             true
         }
     };

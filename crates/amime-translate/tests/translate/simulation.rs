@@ -397,7 +397,11 @@ fn hosts_below_a_wildcard_are_resolved_by_host_or_server_name() {
     let filters = listener.filter_chains[0].filters.iter().map(|filter| filter.name.as_str());
     assert_eq!(
         filters.collect::<Vec<_>>(),
-        ["envoy.filters.network.sni_dynamic_forward_proxy", "envoy.filters.network.tcp_proxy"]
+        [
+            "istio.stats",
+            "envoy.filters.network.sni_dynamic_forward_proxy",
+            "envoy.filters.network.tcp_proxy"
+        ]
     );
 }
 

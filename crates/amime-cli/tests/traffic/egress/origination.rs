@@ -95,6 +95,7 @@ fn origination(mesh: &Mesh) {
         let answer = ask(host).send();
         assert_eq!(answer.status, 503, "{answer:?}");
         let path = format!("/origin-{host}");
-        mesh.logged("default", "client", &[&path, " 503 UF"]);
+        // What set the flag first stands first.
+        mesh.logged("default", "client", &[&path, " 503 ", "UF"]);
     }
 }
