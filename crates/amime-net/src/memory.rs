@@ -15,15 +15,20 @@ const FIRST_LOOKS: usize = 8;
 const WORTHWHILE_BYTES: usize = 4 << 20;
 /// Pause between trims of the heap, whose free parts may be wanted again soon.
 const HEAP_PAUSE: Duration = Duration::from_secs(5);
+/// The same while the last trim gave nothing back and the heap has not grown:
+/// what was in use then may have come free since.
+const QUIET_HEAP_PAUSE: Duration = Duration::from_secs(30);
 /// Growth of the heap since its last trim that makes another one worthwhile.
 const WORTHWHILE_GROWTH: usize = 1 << 20;
+/// A trim that gives back this much is soon followed by another one.
+const WORTHWHILE_TRIM: usize = 256 << 10;
 /// Bytes of a page, the unit of `/proc/self/statm`.
 const PAGE: usize = 4096;
 
 /// Gives memory back from a thread of its own: calls [`release_code_pages`]
 /// whenever at least 4 MiB of files are mapped, at most once a second after the
-/// first two, and [`release_free_heap`] whenever the heap has grown by 1 MiB, at
-/// most every five seconds.
+/// first two, and [`release_free_heap`] every five seconds as long as it has
+/// something to give back or the heap grows, else every thirty.
 ///
 /// A process runs much code once or rarely (argument parsing, TLS set-up,
 /// decoding configuration), and each page of it stays counted as resident.
@@ -34,7 +39,7 @@ const PAGE: usize = 4096;
 pub fn keep_trimmed() {
     let work = || {
         let first = iter::repeat_n(FIRST_PAUSE, FIRST_LOOKS);
-        let (mut trimmed, mut heap_kept) = (Instant::now(), 0);
+        let (mut trimmed, mut heap_kept, mut heap_pause) = (Instant::now(), 0, HEAP_PAUSE);
         for pause in first.chain(iter::repeat(PAUSE)) {
             thread::sleep(pause);
             let Ok(resident) = Resident::now() else { continue };
@@ -42,10 +47,13 @@ pub fn keep_trimmed() {
                 let _ = release_code_pages();
             }
             let grown = resident.anonymous.saturating_sub(heap_kept) >= WORTHWHILE_GROWTH;
-            if grown && trimmed.elapsed() >= HEAP_PAUSE {
+            let due = if grown { HEAP_PAUSE } else { heap_pause };
+            if trimmed.elapsed() >= due {
                 release_free_heap();
                 trimmed = Instant::now();
                 heap_kept = Resident::now().map_or(resident.anonymous, |now| now.anonymous);
+                let gave = resident.anonymous.saturating_sub(heap_kept) >= WORTHWHILE_TRIM;
+                heap_pause = if gave { HEAP_PAUSE } else { QUIET_HEAP_PAUSE };
             }
         }
     };
