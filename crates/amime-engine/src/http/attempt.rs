@@ -15,7 +15,7 @@ use super::forward::PreparedBody;
 use super::names;
 use super::pipe::Duplex;
 use crate::upstream::connect::ConnectError;
-use crate::upstream::h2::breaks_protocol;
+use crate::upstream::h2::{breaks_protocol, cause};
 use crate::upstream::pool::{
     Acquire, ConnKey, Held, Lease, SendError, Sender, UpstreamError, acquire,
 };
@@ -373,8 +373,7 @@ impl Request<'_> {
 }
 
 fn h2_reset(error: &hyper::Error) -> ResetReason {
-    let reason = std::error::Error::source(error)
-        .and_then(|source| source.downcast_ref::<h2::Error>())
+    let reason = cause(error)
         .filter(|error| error.is_reset() && error.is_remote())
         .and_then(h2::Error::reason);
     match reason {
