@@ -5,7 +5,9 @@
 
 use std::net::Ipv4Addr;
 
-use amime_net::nft::{Action, BaseChain, Batch, ChainType, Family, Hook, L4, Match, Rule};
+use amime_net::nft::{
+    Action, BaseChain, Batch, ChainType, Family, Hook, L4, Match, Rule, UNTRACKED,
+};
 
 /// Mark of the sidecar's own packets.
 pub(crate) const MARK: u32 = 1337;
@@ -21,6 +23,13 @@ const INBOUND_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 /// All rules of a meshed pod.
 pub(crate) fn rules() -> Batch {
     let mut batch = Batch::replace_table(Family::Inet, "amime");
+    let raw = |name, hook| BaseChain { name, kind: ChainType::Filter, hook, priority: UNTRACKED };
+    for (name, hook, rule) in
+        [("asked", Hook::Output, own_questions()), ("answered", Hook::Prerouting, answers())]
+    {
+        batch.base_chain(raw(name, hook));
+        batch.rule(name, &rule);
+    }
     let chain = |name, hook| BaseChain { name, kind: ChainType::Nat, hook, priority: -100 };
     batch.base_chain(chain("output", Hook::Output));
     for rule in outbound() {
@@ -31,6 +40,19 @@ pub(crate) fn rules() -> Batch {
         batch.rule("prerouting", &rule);
     }
     batch
+}
+
+/// What the sidecar asks a name server must leave no trace: for half a minute,
+/// a question of the application from the same port would follow it, past the
+/// sidecar.
+fn own_questions() -> Rule {
+    let asks = Match::DestinationPort(L4::Udp, vec![53]);
+    Rule::new("the sidecar's own questions", vec![Match::Mark(MARK), asks], Action::Untrack)
+}
+
+/// Answers are no beginning of anything either.
+fn answers() -> Rule {
+    Rule::new("answers of name servers", vec![Match::SourcePort(L4::Udp, 53)], Action::Untrack)
 }
 
 fn outbound() -> Vec<Rule> {

@@ -71,6 +71,8 @@ pub enum Match {
     Protocol(L4),
     /// The destination port is one of these (one or more).
     DestinationPort(L4, Vec<u16>),
+    /// The source port is this one.
+    SourcePort(L4, u16),
     /// The source lies in the network.
     Source(Ipv4Addr, u8),
     /// The destination lies in the network.
@@ -97,6 +99,9 @@ pub enum Action {
     Drop,
     /// Answers with a TCP reset.
     Reset,
+    /// Belongs to no connection: nothing is rewritten or remembered. Only in
+    /// filter chains before [`UNTRACKED`].
+    Untrack,
     /// Sends the connection to this port of the namespace itself.
     Redirect(u16),
     /// Sends the connection to one of the addresses, chosen at random.
@@ -131,6 +136,9 @@ impl Rule {
         self
     }
 }
+
+/// Priority of chains that see packets before connections are looked up.
+pub const UNTRACKED: i32 = -300;
 
 /// A chain called by the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

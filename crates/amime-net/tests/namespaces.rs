@@ -6,7 +6,7 @@
 //! its body there.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::time::Duration;
@@ -15,7 +15,9 @@ use amime_net::link::{Links, Route};
 use amime_net::namespace::{
     IsolatedCommand, Sandbox, SandboxSpec, SpawnError, detach_mounts, in_netns, spawn_isolated,
 };
-use amime_net::nft::{Action, BaseChain, Batch, ChainType, Family, Hook, L4, Match, Rule};
+use amime_net::nft::{
+    Action, BaseChain, Batch, ChainType, Family, Hook, L4, Match, Rule, UNTRACKED,
+};
 use amime_net::socket;
 
 const INSIDE: &str = "AMIME_NET_TEST_INSIDE";
@@ -161,6 +163,60 @@ fn interception(outbound: u16, inbound: u16) -> Batch {
     batch
 }
 
+/// Leads look-ups to a proxy, whose own ones go on.
+fn names(proxy: u16) -> Batch {
+    let mut batch = Batch::replace_table(Family::Inet, "names");
+    let raw = |name, hook| BaseChain { name, kind: ChainType::Filter, hook, priority: UNTRACKED };
+    batch.base_chain(raw("asked", Hook::Output));
+    batch.base_chain(raw("answered", Hook::Prerouting));
+    batch.base_chain(base("output", Hook::Output, -100));
+    let rule = |purpose: &str, when, action| Rule::new(purpose, when, action);
+    let asks = Match::DestinationPort(L4::Udp, vec![53]);
+    let own = vec![Match::Mark(1337), asks.clone()];
+    batch.rule("asked", &rule("its own questions", own, Action::Untrack));
+    let answers = vec![Match::SourcePort(L4::Udp, 53)];
+    batch.rule("answered", &rule("answers", answers, Action::Untrack));
+    batch.rule("output", &rule("the proxy itself", vec![Match::Mark(1337)], Action::Return));
+    batch.rule("output", &rule("names", vec![asks], Action::Redirect(proxy)));
+    batch
+}
+
+#[test]
+fn a_question_is_led_to_the_proxy_from_a_port_that_the_proxy_asked_from() {
+    isolated("a_question_is_led_to_the_proxy_from_a_port_that_the_proxy_asked_from", || {
+        let answer = |socket: UdpSocket, name: &'static str| {
+            std::thread::spawn(move || {
+                let mut question = [0; 16];
+                while let Ok((_, from)) = socket.recv_from(&mut question) {
+                    socket.send_to(name.as_bytes(), from).expect("sent");
+                }
+            });
+        };
+        let pod = pod(1);
+        answer(UdpSocket::bind((ROUTER, 53)).expect("bound"), "server");
+        let ask = |mark: Option<u32>| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+            mark.map_or(Ok(()), |mark| socket::set_mark(&socket, mark))?;
+            socket.bind(&SocketAddr::from(([0, 0, 0, 0], 40000)).into())?;
+            let socket = UdpSocket::from(socket);
+            socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+            socket.connect((ROUTER, 53))?;
+            socket.send(b"?")?;
+            let mut heard = [0; 16];
+            let len = socket.recv(&mut heard)?;
+            io::Result::Ok(String::from_utf8_lossy(&heard[..len]).into_owned())
+        };
+        let heard = in_netns(pod.net(), || {
+            let proxy = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+            names(proxy.local_addr()?.port()).commit().map_err(io::Error::other)?;
+            answer(proxy, "proxy");
+            io::Result::Ok([ask(Some(1337))?, ask(None)?, ask(Some(1337))?, ask(None)?])
+        });
+        let heard = heard.expect("entered").expect("answered");
+        assert_eq!(heard, ["server", "proxy", "server", "proxy"]);
+    });
+}
+
 #[test]
 fn redirected_connections_know_where_they_were_going() {
     isolated("redirected_connections_know_where_they_were_going", || {
@@ -215,6 +271,7 @@ fn nft_reads_our_rules_as_we_meant_them() {
         let targets = targets.map(|target| target.parse().expect("address")).to_vec();
         service_rules(Ipv4Addr::new(10, 96, 1, 1), targets).commit().expect("services");
         interception(15001, 15006).commit().expect("interception");
+        names(15053).commit().expect("names");
         // The rules are in force either way; their text can be compared only
         // where the program is installed.
         let Ok(output) = Command::new("nft").args(["list", "ruleset"]).output() else { return };
@@ -229,6 +286,8 @@ fn nft_reads_our_rules_as_we_meant_them() {
             "meta l4proto tcp redirect to :15001 comment \"outbound\"",
             "tcp dport { 15020, 15021 } return comment \"health ports\"",
             "meta l4proto tcp redirect to :15006 comment \"inbound\"",
+            "meta mark 0x00000539 udp dport 53 notrack comment \"its own questions\"",
+            "udp sport 53 notrack comment \"answers\"",
         ] {
             assert!(listing.contains(line), "missing {line:?} in\n{listing}");
         }

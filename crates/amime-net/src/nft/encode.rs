@@ -327,6 +327,11 @@ impl Expressions {
                     _ => self.lookup(set.unwrap_or_default(), false),
                 }
             }
+            Match::SourcePort(protocol, port) => {
+                self.protocol(*protocol);
+                self.payload(REGISTER, BASE_TRANSPORT, 0, 2);
+                self.compare(CMP_EQUAL, &port.to_be_bytes());
+            }
             Match::Source(network, prefix_len) => {
                 self.network(12, *network, *prefix_len, CMP_EQUAL);
             }
@@ -357,6 +362,7 @@ impl Expressions {
                 out.be32(1, 1);
                 out.raw(2, &[0]);
             }),
+            Action::Untrack => self.add("notrack", |_| ()),
             Action::Redirect(port) => {
                 self.immediate(REGISTER, &port.to_be_bytes());
                 self.add("redir", |out| out.be32(1, REGISTER));
