@@ -16,6 +16,7 @@ mod tests;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use amime_ca::CallerIdentity;
 use amime_xds::server::{DeltaSession, Session, SotwSession};
@@ -36,6 +37,9 @@ use crate::discovery::Discovery;
 /// this is enough for a hundred thousand of them.
 const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
 
+/// See [`AdsService::with_warm_up`].
+const WARM_UP: Duration = Duration::from_secs(15);
+
 /// Responses that may wait for the transport to take them.
 const QUEUED_RESPONSES: usize = 2;
 
@@ -48,6 +52,7 @@ pub struct AdsService {
     shutdown: CancellationToken,
     /// Streams that may translate at the same time.
     turns: Arc<Semaphore>,
+    warm_up: Duration,
 }
 
 impl AdsService {
@@ -57,7 +62,15 @@ impl AdsService {
         // One core stays free for requests, health checks and certificates.
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let turns = Arc::new(Semaphore::new(cores.saturating_sub(1).max(1)));
-        Self { discovery, shutdown, turns }
+        Self { discovery, shutdown, turns, warm_up: WARM_UP }
+    }
+
+    /// Sets the time that a client gets to ask for the endpoints of new
+    /// clusters before it is sent what refers to them. Default 15 s, Envoy's
+    /// own patience with a cluster: a busy client is not told too early.
+    #[must_use]
+    pub fn with_warm_up(self, warm_up: Duration) -> Self {
+        Self { warm_up, ..self }
     }
 
     /// The service as tonic mounts it.
@@ -79,6 +92,7 @@ impl AdsService {
             delta,
             discovery: self.discovery.clone(),
             turns: Arc::clone(&self.turns),
+            warm_up: self.warm_up,
             shutdown: self.shutdown.clone(),
             caller,
             responses,

@@ -19,15 +19,12 @@ use crate::metrics::TypeLabel;
 /// Time that a client gets to say who it is, and us to have a snapshot.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
 
-/// Time that a client gets to ask for the endpoints of new clusters before it
-/// is sent what refers to them.
-const WARM_UP: Duration = Duration::from_secs(2);
-
 pub(super) struct Stream<T> {
     pub(super) id: u64,
     pub(super) delta: bool,
     pub(super) discovery: Discovery,
     pub(super) turns: Arc<Semaphore>,
+    pub(super) warm_up: Duration,
     pub(super) shutdown: CancellationToken,
     pub(super) caller: Option<CallerIdentity>,
     pub(super) responses: mpsc::Sender<Result<T, Status>>,
@@ -121,7 +118,9 @@ impl<T: Send + 'static> Stream<T> {
         let mut release: Option<tokio::time::Instant> = None;
         loop {
             let pushed = self.push(&mut pusher, &current, proxy).await;
-            release = pusher.is_holding().then(|| release.unwrap_or_else(after_warm_up));
+            release = pusher
+                .is_holding()
+                .then(|| release.unwrap_or_else(|| tokio::time::Instant::now() + self.warm_up));
             let version = Some(current.snapshot.version()).filter(|_| release.is_none());
             self.discovery.registry().update(self.id, version, pusher.status());
             if let Err(end) = pushed {
@@ -241,10 +240,6 @@ fn identify(node: &Node, caller: Option<&CallerIdentity>) -> Result<Proxy, Statu
 async fn next(published: &mut watch::Receiver<Option<Arc<Published>>>) -> Option<Arc<Published>> {
     published.changed().await.ok()?;
     published.borrow_and_update().clone()
-}
-
-fn after_warm_up() -> tokio::time::Instant {
-    tokio::time::Instant::now() + WARM_UP
 }
 
 /// Waits for ever when there is nothing to wait for.

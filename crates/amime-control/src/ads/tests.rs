@@ -28,6 +28,9 @@ use crate::discovery::{Debounce, Discovery, SyncState};
 use crate::metrics::Metrics;
 use crate::source::Event;
 
+/// Long enough to be told from no time.
+const WARM_UP: Duration = Duration::from_millis(500);
+
 /// A server over an empty mesh; callers are `caller`.
 struct Server {
     discovery: Discovery,
@@ -58,7 +61,8 @@ impl Server {
         tokio::spawn(async move {
             run.run(queue, Arc::default(), Debounce::default(), CancellationToken::new()).await;
         });
-        let service = AdsService::new(discovery.clone(), shutdown.clone()).into_server();
+        let service = AdsService::new(discovery.clone(), shutdown.clone());
+        let service = service.with_warm_up(WARM_UP).into_server();
         let service = InterceptedService::new(service, move |mut request: Request<()>| {
             if let Some(caller) = &caller {
                 request.extensions_mut().insert(caller.clone());
@@ -202,7 +206,7 @@ async fn a_client_that_asks_for_no_endpoints_gets_listeners_all_the_same() {
     stream.requests.send(listeners).await.expect("the server reads");
     assert_eq!(stream.accept_one().await, Some(TypeUrl::Cluster));
     assert_eq!(stream.accept_one().await, Some(TypeUrl::Listener));
-    assert!(start.elapsed() >= Duration::from_secs(2), "they were held back first");
+    assert!(start.elapsed() >= WARM_UP, "they were held back first");
 }
 
 /// A secret of the ingress gateway's namespace with this certificate.

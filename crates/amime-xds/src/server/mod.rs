@@ -127,6 +127,13 @@ pub struct TypeStatus {
 }
 
 impl TypeStatus {
+    /// Whether the client has answered the last response, one way or the other.
+    pub fn is_answered(&self) -> bool {
+        let Some(sent) = &self.sent else { return true };
+        let refused = |nack: &Nack| nack.nonce == sent.nonce;
+        self.acked.as_ref() == Some(sent) || self.nack.as_ref().is_some_and(refused)
+    }
+
     /// Whether the client has answered the last response and refused nothing.
     pub fn is_synced(&self) -> bool {
         self.rejected.is_empty() && self.nack.is_none() && self.sent == self.acked

@@ -2,8 +2,9 @@
 //!
 //! Order of a full push: clusters, endpoints, extension configs, listeners,
 //! routes, secrets; then, once the client has answered listeners and routes,
-//! the clusters and endpoints that are gone. So nothing in force ever names
-//! what is not there.
+//! the name table, and the clusters and endpoints that are gone. So nothing in
+//! force ever names what is not there, and nobody is given an address that
+//! nothing listens for yet.
 //!
 //! Listeners and routes are held back until the client has the endpoints of
 //! all clusters that were sent. A client that does not ask for them is not
@@ -156,12 +157,20 @@ impl<S: Session> Pusher<S> {
         if self.session.in_flight(type_url) {
             return true;
         }
-        // Listeners and routes may name clusters that are still to be sent.
-        // Endpoints never wait: a client answers a cluster only when it is warm.
-        let refers = matches!(type_url, TypeUrl::Listener | TypeUrl::Route);
-        refers
-            && self.session.wanted(TypeUrl::Cluster).is_some()
-            && (self.dirty.contains_key(&TypeUrl::Cluster) || self.is_holding())
+        match type_url {
+            // They may name clusters that are still to be sent. Endpoints never
+            // wait: a client answers a cluster only when it is warm.
+            TypeUrl::Listener | TypeUrl::Route => {
+                self.session.wanted(TypeUrl::Cluster).is_some()
+                    && (self.dirty.contains_key(&TypeUrl::Cluster) || self.is_holding())
+            }
+            // Its addresses lead to listeners and routes.
+            TypeUrl::NameTable => [TypeUrl::Listener, TypeUrl::Route].into_iter().any(|to| {
+                self.session.wanted(to).is_some()
+                    && (self.dirty.contains_key(&to) || self.session.in_flight(to))
+            }),
+            _ => false,
+        }
     }
 
     fn remove_leftovers(&mut self, version: &str) -> Option<(TypeUrl, S::Response)> {

@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 use envoy_types::pb::google::rpc::Status;
 
 use super::{DeltaSession, Pusher, SessionError, SotwSession, Source, Verdict, Wanted};
-use crate::TypeUrl::{Cluster, Endpoint, Listener, Route};
+use crate::TypeUrl::{Cluster, Endpoint, Listener, NameTable, Route};
 use crate::{Resource, TypeUrl};
 
 /// Contents by type and name; a cluster of content `eds` or `eds SERVICE` has
@@ -188,6 +188,32 @@ fn routes_wait_for_clusters_that_are_still_to_be_sent() {
     assert_eq!(stream.drain(), ["EDS +new"]);
     stream.request(answer(&clusters, None));
     assert_eq!(stream.drain(), ["CDS +new", "EDS +new", "RDS +80", "CDS -old", "EDS -old"]);
+}
+
+#[test]
+fn names_wait_for_the_listeners_and_routes_behind_their_addresses() {
+    let names = |content| [(NameTable, "names", content)];
+    let mut requests = all_types();
+    requests.push(subscribe(NameTable, &[]));
+    let mut stream = Stream::open(Config::new(&BEFORE), &requests);
+    stream.drain();
+    stream.change(&[AFTER.as_slice(), &names("new")].concat());
+    let mut route = None;
+    while let Some(response) = stream.next() {
+        assert_ne!(show(&response), "NDS +names");
+        match show(&response).as_str() {
+            "RDS +80" => route = Some(response),
+            _ => drop(stream.request(answer(&response, None))),
+        }
+    }
+    stream.request(answer(&route.expect("the route was sent"), None));
+    assert_eq!(stream.drain(), ["NDS +names", "CDS -old", "EDS -old"]);
+    // A refusal is an answer too.
+    stream.change(&[AFTER.as_slice(), &[(Route, "80", "other")], &names("other")].concat());
+    let route = stream.next().expect("the route is sent");
+    assert_eq!(stream.drain(), Vec::<String>::new());
+    stream.request(answer(&route, Some("80: no")));
+    assert_eq!(stream.drain(), ["NDS +names"]);
 }
 
 /// A stream whose client moves from `old` to `new` and has not yet asked for
