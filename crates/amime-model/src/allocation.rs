@@ -4,7 +4,7 @@
 //! result depends on nothing but the names, so that every control plane gives
 //! the same ones, and so does upstream's.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::service::{Registry, Resolution, Service, UNSPECIFIED_V4};
@@ -16,29 +16,27 @@ const PRIME: u32 = 65011;
 /// Addresses of one value of the third octet.
 const ROW: u32 = 255;
 
-/// Gives each host an address; services of one host share it.
+/// Gives each host an address; services of one host share it. Whoever comes or
+/// goes, the others keep theirs, unless two names want the same: then the
+/// older service has it.
 pub(crate) fn allocate(services: &mut [Service]) {
-    let mut slots: HashMap<u32, usize> = HashMap::new();
-    for (index, service) in services.iter().enumerate() {
-        if needs_address(service)
-            && let Some(slot) = free_slot(&slots, &key(service))
-        {
-            slots.insert(slot, index);
-        }
-    }
-    let mut taken: Vec<(u32, usize)> = slots.into_iter().collect();
-    taken.sort_unstable();
+    let mut taken: HashSet<u32> = HashSet::new();
     let mut known: HashMap<String, u32> = HashMap::new();
-    // Row ends are skipped, which moves every later slot on.
-    let mut skipped = 0;
-    for (slot, index) in taken {
-        let mut number = slot + 1 + skipped;
-        if number.is_multiple_of(ROW) {
-            number += 1;
-            skipped += 1;
+    for service in services {
+        if !needs_address(service) {
+            continue;
         }
-        let number = *known.entry(key(&services[index])).or_insert(number);
-        services[index].derived = addresses(number);
+        let key = key(service);
+        let slot = match known.get(&key) {
+            Some(slot) => *slot,
+            None => {
+                let Some(slot) = free_slot(&taken, &key) else { continue };
+                taken.insert(slot);
+                known.insert(key, slot);
+                slot
+            }
+        };
+        service.derived = addresses(slot + 1);
     }
 }
 
@@ -55,15 +53,15 @@ fn key(service: &Service) -> String {
 }
 
 /// The slot of a name, found by double hashing; `None` if there are no more.
-fn free_slot(slots: &HashMap<u32, usize>, key: &str) -> Option<u32> {
+/// The ends of rows belong to nobody: where upstream moves all later slots on,
+/// only the one that hits an end looks for another.
+fn free_slot(taken: &HashSet<u32>, key: &str) -> Option<u32> {
     let hash = fnv1a(key);
-    let first = hash % SLOTS;
-    if !slots.contains_key(&first) {
-        return Some(first);
-    }
     let step = PRIME - hash % PRIME;
     let next = |round: u32| hash.wrapping_add(round.wrapping_mul(step)) % (SLOTS - 1);
-    (1..=SLOTS).map(next).find(|slot| !slots.contains_key(slot))
+    let tries = std::iter::once(hash % SLOTS).chain((1..=SLOTS).map(next));
+    let free = |slot: &u32| !taken.contains(slot) && !(slot + 1).is_multiple_of(ROW);
+    tries.into_iter().find(free)
 }
 
 fn fnv1a(text: &str) -> u32 {
@@ -92,16 +90,30 @@ mod tests {
 
     #[test]
     fn addresses_follow_from_the_name() {
-        let mut slots = HashMap::new();
+        let mut taken = HashSet::new();
         for want in [
             ["240.240.122.168", "2001:2::f0f0:7aa8"],
             // Who comes second to the same name has to look further.
             ["240.240.91.120", "2001:2::f0f0:5b78"],
         ] {
-            let slot = free_slot(&slots, "default/istio.io").expect("a slot");
-            slots.insert(slot, 0);
+            let slot = free_slot(&taken, "default/istio.io").expect("a slot");
+            taken.insert(slot);
             let got: Vec<String> = addresses(slot + 1).iter().map(IpAddr::to_string).collect();
             assert_eq!(got, want);
         }
+    }
+
+    #[test]
+    fn no_name_gets_the_end_of_a_row() {
+        let names = (0..2000).map(|n| format!("default/host-{n}.test"));
+        let at_an_end = |name: &String| (fnv1a(name) % SLOTS + 1).is_multiple_of(ROW);
+        let mut found = 0;
+        for name in names.filter(at_an_end) {
+            let slot = free_slot(&HashSet::new(), &name).expect("a slot");
+            let [IpAddr::V4(v4), _] = addresses(slot + 1)[..] else { panic!("two addresses") };
+            assert_ne!(v4.octets()[3], 0, "{name}");
+            found += 1;
+        }
+        assert!(found > 0);
     }
 }
