@@ -20,8 +20,9 @@ use super::upgrade::Upgrade;
 use super::{connect, hash, metadata, mirror, redirect, response, upgrade};
 use crate::upstream::{ClusterRuntime, LbInput};
 use amime_config::headers::HeaderEdits;
+use amime_config::names::ClusterId;
 use amime_config::route::RouteRef;
-use amime_config::route_action::Forward;
+use amime_config::route_action::{Action, Forward};
 use amime_config::route_cluster::{ClusterChoice, Destination, WeightedCluster};
 
 /// What is to be forwarded and how.
@@ -30,9 +31,35 @@ pub(super) struct Plan<'a> {
     pub(super) route: &'a RouteRef,
     pub(super) action: &'a Forward,
     pub(super) admitted: &'a Admitted,
+    pub(super) destination: Destined<'a>,
+    pub(super) upgrade: Option<Upgrade>,
+}
+
+/// Where a request goes, from the moment on at which its route was chosen:
+/// filters may take their time, and by then the route and all that it names
+/// may be gone.
+pub(super) struct Destined<'a> {
     /// The destination drawn, if the action has several.
     pub(super) weighted: Option<&'a WeightedCluster>,
-    pub(super) upgrade: Option<Upgrade>,
+    /// The cluster, unless a header names it, which filters may still change.
+    cluster: Option<Rc<ClusterRuntime>>,
+}
+
+impl<'a> Destined<'a> {
+    pub(super) fn of(
+        exchange: &Exchange,
+        route: Option<&RouteRef>,
+        weighted: Option<&'a WeightedCluster>,
+    ) -> Self {
+        let cluster = match route.map(|route| &route.action) {
+            Some(Action::Forward(action)) => match named(action, weighted) {
+                Some(Named::Id(id)) => exchange.connection.worker.snapshot().cluster(id),
+                Some(Named::Header(_)) | None => None,
+            },
+            _ => None,
+        };
+        Self { weighted, cluster }
+    }
 }
 
 /// Forwards the request and returns the response that the client is to get;
@@ -43,8 +70,9 @@ pub(super) async fn forward(
     on_upgrade: Option<upgrade::OnUpgrade>,
 ) -> Result<Option<Forwarded>, ProxyError> {
     let exchange = plan.exchange;
-    let weighted = plan.weighted;
-    let cluster = begin(&plan, &mut body)?;
+    let weighted = plan.destination.weighted;
+    let cluster = arrive(&plan).await?;
+    begin(&plan, &cluster, &mut body)?;
     let timeouts = Timeouts::of(&plan);
     let retry = RetrySettings::of(&plan);
     prepare(&plan, &timeouts);
@@ -77,13 +105,33 @@ pub(super) async fn forward(
     deliver(&attempts, answer, (&edits, hash.cookies), on_upgrade).await.map(Some)
 }
 
-/// Finds the cluster, and looks at what has come of the request's body.
-fn begin(plan: &Plan<'_>, body: &mut DownstreamBody) -> Result<Rc<ClusterRuntime>, ProxyError> {
+/// The cluster that the request goes to. One that is not in force yet is
+/// waited for: its endpoints are being looked up.
+async fn arrive(plan: &Plan<'_>) -> Result<Rc<ClusterRuntime>, ProxyError> {
+    if let Some(cluster) = &plan.destination.cluster {
+        return Ok(cluster.clone());
+    }
     let exchange = plan.exchange;
-    let Some(cluster) = cluster_of(exchange, plan.action, plan.weighted) else {
-        exchange.connection.stats.no_cluster.inc();
-        return Err(ProxyError::ClusterNotFound(plan.action.cluster_not_found));
+    let worker = &exchange.connection.worker;
+    let cluster = match named(plan.action, plan.destination.weighted) {
+        // Apart, so that requests that need not wait do not carry its state.
+        Some(Named::Id(id)) => Box::pin(worker.warm_cluster(id)).await,
+        Some(Named::Header(name)) => by_header(exchange, name),
+        None => None,
     };
+    cluster.ok_or_else(|| {
+        exchange.connection.stats.no_cluster.inc();
+        ProxyError::ClusterNotFound(plan.action.cluster_not_found)
+    })
+}
+
+/// Notes the cluster, and looks at what has come of the request's body.
+fn begin(
+    plan: &Plan<'_>,
+    cluster: &Rc<ClusterRuntime>,
+    body: &mut DownstreamBody,
+) -> Result<(), ProxyError> {
+    let exchange = plan.exchange;
     {
         let mut log = exchange.log.borrow_mut();
         log.cluster = Some(cluster.clone());
@@ -97,7 +145,26 @@ fn begin(plan: &Plan<'_>, body: &mut DownstreamBody) -> Result<Rc<ClusterRuntime
             return Err(error);
         }
     }
-    Ok(cluster)
+    Ok(())
+}
+
+/// How a cluster is named.
+enum Named<'a> {
+    Id(ClusterId),
+    Header(&'a HeaderName),
+}
+
+/// What the destination drawn, or else the action, names.
+fn named<'a>(action: &'a Forward, weighted: Option<&'a WeightedCluster>) -> Option<Named<'a>> {
+    match (&action.cluster, weighted) {
+        (_, Some(entry)) => Some(match &entry.cluster {
+            Destination::Cluster(id) => Named::Id(*id),
+            Destination::Header(name) => Named::Header(name),
+        }),
+        (ClusterChoice::One(id), None) => Some(Named::Id(*id)),
+        (ClusterChoice::Weighted { .. }, None) => None,
+        (ClusterChoice::Header(name), None) => Some(Named::Header(name)),
+    }
 }
 
 /// The cluster that a route's action names, if there is one.
@@ -106,11 +173,9 @@ pub(super) fn cluster_of(
     action: &Forward,
     weighted: Option<&WeightedCluster>,
 ) -> Option<Rc<ClusterRuntime>> {
-    match (&action.cluster, weighted) {
-        (_, Some(entry)) => find(exchange, &entry.cluster),
-        (ClusterChoice::One(id), None) => exchange.connection.worker.snapshot().cluster(*id),
-        (ClusterChoice::Weighted { .. }, None) => None,
-        (ClusterChoice::Header(name), None) => by_header(exchange, name),
+    match named(action, weighted)? {
+        Named::Id(id) => exchange.connection.worker.snapshot().cluster(id),
+        Named::Header(name) => by_header(exchange, name),
     }
 }
 

@@ -14,7 +14,7 @@ use amime_config::route_cluster::WeightedCluster;
 
 /// Edits the request for the upstream, in the order of Envoy's router.
 pub(super) fn prepare(plan: &Plan<'_>, timeouts: &Timeouts) {
-    let weighted = plan.weighted;
+    let weighted = plan.destination.weighted;
     let exchange = plan.exchange;
     let mut head = exchange.head.borrow_mut();
     let head = &mut *head;

@@ -17,7 +17,6 @@ use amime_config::head::{RequestHead, Scheme};
 use amime_config::redirect::Redirect;
 use amime_config::route::{RequireTls, RouteRef};
 use amime_config::route_action::Action;
-use amime_config::route_cluster::WeightedCluster;
 
 /// Answers a request.
 pub(super) async fn route(
@@ -60,6 +59,7 @@ async fn round(
             Some(Action::Forward(action)) => action.cluster.draw(&exchange.head.borrow().headers),
             _ => None,
         };
+        let destination = forward::Destined::of(&exchange, route.as_ref(), weighted);
         let scope = filters::Scope { route: route.as_deref(), weighted, admitted };
         let wanted = match &route {
             Some(route) => upgrade::wanted(&exchange, admitted, route),
@@ -81,7 +81,8 @@ async fn round(
             exchange.connection.stats.no_route.inc();
             return Ok(response::local(guard, &ProxyError::NoRoute));
         };
-        return act(guard, route, (admitted, weighted, upgrade), (body, on_upgrade)).await;
+        let way = (admitted, destination, upgrade);
+        return act(guard, route, way, (body, on_upgrade)).await;
     }
 }
 
@@ -106,14 +107,14 @@ fn stopped(
 async fn act(
     guard: ExchangeGuard,
     route: &RouteRef,
-    (admitted, weighted, upgrade): (&Admitted, Option<&WeightedCluster>, Option<upgrade::Upgrade>),
+    (admitted, destination, upgrade): (&Admitted, forward::Destined<'_>, Option<upgrade::Upgrade>),
     (body, on_upgrade): (DownstreamBody, Option<upgrade::OnUpgrade>),
 ) -> Result<Response<ResponseBody>, ExchangeGuard> {
     let exchange = guard.exchange().clone();
     Ok(match &route.action {
         Action::Forward(action) => {
             let exchange = &exchange;
-            let plan = forward::Plan { exchange, route, action, admitted, weighted, upgrade };
+            let plan = forward::Plan { exchange, route, action, admitted, destination, upgrade };
             match forward::forward(plan, body, on_upgrade).await {
                 Ok(Some(forwarded)) => forwarded.into_response(guard),
                 Ok(None) => return Err(guard),

@@ -493,8 +493,9 @@ impl ConnectionEnd {
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long a client may stay silent before the upstream is dialed to see
-/// whether that one speaks first.
-const SERVER_FIRST_GRACE: Duration = Duration::from_millis(2);
+/// whether that one speaks first. Shorter than anybody notices, long enough
+/// that clients on a busy machine do not cause connections for nothing.
+const SERVER_FIRST_GRACE: Duration = Duration::from_millis(5);
 
 async fn dispatch(
     worker: Rc<Worker>,

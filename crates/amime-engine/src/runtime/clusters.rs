@@ -237,6 +237,11 @@ impl Clusters {
         !self.warming.is_empty()
     }
 
+    /// Clusters of which no version is in force yet.
+    pub(super) fn expected(&self) -> impl Iterator<Item = ClusterId> {
+        self.warming.keys().filter(|id| !self.active.contains_key(id)).copied()
+    }
+
     fn all(&self) -> impl Iterator<Item = &ClusterEntry> {
         self.active.values().chain(self.warming.values())
     }

@@ -216,6 +216,8 @@ impl State {
                 ClusterConfig::compile(message, compiler)
             })?;
         ignored.extend(self.clusters.add(config, required, inline, now)?);
+        // Requests for it are to know that it comes.
+        self.changed = true;
         Ok(ignored)
     }
 
@@ -295,6 +297,7 @@ impl State {
         let mut published = Published {
             clusters,
             cluster_names: Arc::new(cluster_names),
+            expected: Arc::new(self.clusters.expected().collect()),
             routes,
             ..Published::default()
         };

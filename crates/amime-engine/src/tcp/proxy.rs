@@ -245,7 +245,12 @@ async fn dial(
         Some(name) if config.by_server_name => (worker.snapshot().cluster_by_name(name), None),
         _ => {
             let chosen = config.cluster();
-            (worker.snapshot().cluster(chosen.id), chosen.metadata_match.as_ref())
+            let cluster = match worker.snapshot().cluster(chosen.id) {
+                // Apart, so that connections that need not wait do not carry its state.
+                None => Box::pin(worker.warm_cluster(chosen.id)).await,
+                known => known,
+            };
+            (cluster, chosen.metadata_match.as_ref())
         }
     };
     let Some(cluster) = cluster else { return Err(failure(ResponseFlags::NC, None)) };

@@ -15,6 +15,7 @@ use std::net::UdpSocket;
 use std::net::{IpAddr, TcpListener};
 #[cfg(feature = "http3")]
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -30,6 +31,8 @@ pub(crate) use snapshot::{Published, Snapshot, SocketSet};
 #[cfg(feature = "http3")]
 use crate::listener::quic_loop;
 use crate::listener::{Acceptor, accept_loop};
+use crate::upstream::ClusterRuntime;
+use amime_config::names::ClusterId;
 
 /// What all workers share.
 #[derive(Debug, Default)]
@@ -70,6 +73,9 @@ pub(crate) struct WorkerOptions {
 
 /// How often idle upstream connections are looked through.
 const SWEEP: Duration = Duration::from_secs(5);
+
+/// Longest time for which a request waits for its cluster.
+const WARM_UP: Duration = Duration::from_secs(15);
 
 /// Runs a worker until the configuration's sender is dropped.
 pub(crate) async fn run(options: WorkerOptions) {
@@ -185,6 +191,26 @@ impl Worker {
     /// The configuration for a request that begins now.
     pub(crate) fn snapshot(&self) -> Rc<Snapshot> {
         self.snapshot.borrow().clone()
+    }
+
+    /// A cluster, once it is in force; none if there is no such cluster, or if
+    /// it takes too long to come.
+    pub(crate) async fn warm_cluster(&self, id: ClusterId) -> Option<Rc<ClusterRuntime>> {
+        let comes = async {
+            loop {
+                // Listens before it looks: no change is missed in between.
+                let mut changed = pin!(self.changed());
+                changed.as_mut().enable();
+                let snapshot = self.snapshot();
+                match snapshot.cluster(id) {
+                    None if snapshot.expects(id) => {}
+                    known => return known,
+                }
+                drop(snapshot);
+                changed.await;
+            }
+        };
+        tokio::time::timeout(WARM_UP, comes).await.ok().flatten()
     }
 
     /// True once connections are to be closed in good order.

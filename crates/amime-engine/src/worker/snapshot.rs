@@ -1,7 +1,7 @@
 //! The configuration in force, as published to all workers and as one worker
 //! holds it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::atomic::AtomicUsize;
@@ -24,6 +24,8 @@ pub(crate) struct Published {
     /// By cluster id.
     pub(crate) clusters: Vec<Option<Arc<ClusterSpec>>>,
     pub(crate) cluster_names: Arc<HashMap<Arc<str>, ClusterId>>,
+    /// Clusters that are not in force yet, in no version of theirs.
+    pub(crate) expected: Arc<HashSet<ClusterId>>,
     /// By route configuration id.
     pub(crate) routes: Vec<Option<Arc<RouteTable>>>,
     /// Workers that have it in force.
@@ -58,6 +60,7 @@ impl SocketSet {
 pub(crate) struct Snapshot {
     clusters: Vec<Option<Rc<ClusterRuntime>>>,
     cluster_names: Arc<HashMap<Arc<str>, ClusterId>>,
+    expected: Arc<HashSet<ClusterId>>,
     routes: Vec<Option<Rc<LocalTable>>>,
     listeners: HashMap<Arc<str>, Rc<LiveListener>>,
     by_address: HashMap<SocketAddr, Rc<LiveListener>>,
@@ -95,7 +98,8 @@ impl Snapshot {
             listeners.insert(name.clone(), live);
         }
         let cluster_names = published.cluster_names.clone();
-        Self { clusters, cluster_names, routes, listeners, by_address }
+        let expected = published.expected.clone();
+        Self { clusters, cluster_names, expected, routes, listeners, by_address }
     }
 
     /// Marks what `next` no longer has: its connections end in good order.
@@ -113,6 +117,11 @@ impl Snapshot {
 
     pub(crate) fn cluster(&self, id: ClusterId) -> Option<Rc<ClusterRuntime>> {
         self.clusters.get(id.0 as usize)?.clone()
+    }
+
+    /// True if the cluster is known and will be in force.
+    pub(super) fn expects(&self, id: ClusterId) -> bool {
+        self.expected.contains(&id)
     }
 
     pub(crate) fn cluster_by_name(&self, name: &str) -> Option<Rc<ClusterRuntime>> {

@@ -86,19 +86,72 @@ async fn the_old_version_of_a_cluster_serves_while_the_new_one_warms() {
     assert_eq!(proxy.get("h", "/").await.body, "new");
 }
 
-#[tokio::test]
-async fn a_route_to_a_cluster_that_warms_finds_none() {
-    let proxy = Proxy::http(&routes("- match: {prefix: /}\n  route: {cluster: a}"), &[]).await;
-    assert_eq!(proxy.get("h", "/").await.status, 503);
-    send(&proxy, TypeUrl::Cluster, vec![eds_cluster("a", "0s", "")]);
-    let reply = proxy.get("h", "/").await;
-    assert_eq!((reply.status, reply.body.as_str()), (503, ""), "no cluster");
-    // The control plane says that there is no such assignment.
-    let removed = vec!["a".to_owned()];
-    proxy.runtime.apply(&Update { type_url: TypeUrl::Endpoint, added: vec![], removed });
+/// A proxy whose one worker knows that cluster `a` is to come, for which there
+/// is a route.
+async fn expecting() -> Proxy {
+    let there = Backend::named("there").await;
+    let proxy = Proxy::of_one_worker();
+    let hcm = routes(
+        "- match: {path: /there}\n  route: {cluster: there}\n- match: {prefix: /}\n  route: {cluster: a}",
+    );
+    send(&proxy, TypeUrl::Listener, vec![http_listener(&hcm)]);
     proxy.settle().await;
     let reply = proxy.get("h", "/").await;
+    assert_eq!((reply.status, reply.body.as_str()), (503, ""), "no cluster");
+    let known = static_cluster("there", there.address, "");
+    send(&proxy, TypeUrl::Cluster, vec![eds_cluster("a", "0s", ""), known]);
+    while proxy.get("h", "/there").await.status != 200 {}
+    proxy
+}
+
+#[tokio::test]
+async fn a_request_waits_for_a_cluster_that_warms() {
+    let proxy = expecting().await;
+    let comes = async {
+        proxy.until_stat("downstream_rq_active: 1").await;
+        // The control plane says that there is no such assignment.
+        let removed = vec!["a".to_owned()];
+        proxy.runtime.apply(&Update { type_url: TypeUrl::Endpoint, added: vec![], removed });
+    };
+    let (reply, ()) = tokio::join!(proxy.get("h", "/"), comes);
     assert_eq!((reply.status, reply.body.as_str()), (503, "no healthy upstream"));
+}
+
+#[tokio::test]
+async fn a_request_waits_for_no_cluster_that_went_before_it_came() {
+    let proxy = expecting().await;
+    let goes = async {
+        proxy.until_stat("downstream_rq_active: 1").await;
+        let removed = vec!["a".to_owned()];
+        proxy.runtime.apply(&Update { type_url: TypeUrl::Cluster, added: vec![], removed });
+    };
+    let (reply, ()) = tokio::join!(proxy.get("h", "/"), goes);
+    assert_eq!((reply.status, reply.body.as_str()), (503, ""), "no cluster");
+}
+
+/// The way of a request is that of its route, whatever becomes of both while
+/// filters look at it.
+#[tokio::test]
+async fn a_delayed_request_goes_to_the_cluster_of_its_route_though_both_are_gone() {
+    let backend = Backend::named("a").await;
+    let hcm = format!(
+        "{}http_filters:
+- name: fault
+  typed_config:
+    '@type': type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault
+    delay: {{fixed_delay: 0.5s, percentage: {{numerator: 100}}}}
+- name: router
+  typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}",
+        routes("- match: {prefix: /}\n  route: {cluster: a}")
+    );
+    let proxy = Proxy::http(&hcm, &[("a", backend.address)]).await;
+    let change = async {
+        proxy.until_stat("downstream_rq_active: 1").await;
+        let removed = vec!["a".to_owned()];
+        proxy.runtime.apply(&Update { type_url: TypeUrl::Cluster, added: vec![], removed });
+    };
+    let (reply, ()) = tokio::join!(proxy.get("h", "/"), change);
+    assert_eq!((reply.status, reply.body.as_str()), (200, "a"));
 }
 
 #[tokio::test]
