@@ -31,6 +31,7 @@ pub mod supervisor;
 mod address;
 mod cluster;
 mod controller;
+mod convergence;
 mod dns;
 mod environment;
 mod forward;

@@ -243,12 +243,15 @@ impl StateDir {
                 _ => {}
             }
         }
-        match std::fs::remove_dir_all(self.run()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(io_error("remove", &self.run())(error))
+        for dir in [self.run(), self.proxies()] {
+            match std::fs::remove_dir_all(&dir) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(io_error("remove", &dir)(error));
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// Cleans a directory that no mesh uses; true if there was anything.

@@ -4,7 +4,6 @@
 //! namespace the router, serves the API and the names, and keeps pods in
 //! line with objects until it is told to stop or its parent dies.
 
-mod convergence;
 mod reconcile;
 
 use std::io;

@@ -13,16 +13,15 @@ mod registry;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use amime_api::mesh::MeshConfig;
 use amime_api::{Kind, ObjectKey, Resource};
 use amime_model::{Change, ChangeScope, Snapshot};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::mesh;
@@ -51,12 +50,13 @@ impl Default for Debounce {
 /// How far the configuration has come.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Distribution {
-    /// Every connected proxy has acknowledged what was asked about.
+    /// Every connected proxy has answered what was asked about: it has it in
+    /// force, or has refused it.
     pub complete: bool,
     /// Revision of the store up to which the snapshot in force is complete;
     /// 0 for a source without revisions.
     pub revision: u64,
-    /// Proxies that have not acknowledged all of the snapshot in force.
+    /// Proxies that have not answered all that was asked about.
     pub behind: Vec<String>,
 }
 
@@ -65,11 +65,39 @@ pub struct Distribution {
 pub struct Discovery {
     published: watch::Sender<Option<Arc<Published>>>,
     registry: Arc<Registry>,
-    /// Revision of the store whose changes are all in the snapshot in force.
-    revision: Arc<AtomicU64>,
+    reached: Arc<Mutex<Reached>>,
     metrics: XdsMetrics,
     mesh: mpsc::Sender<Arc<MeshConfig>>,
-    mesh_changes: Arc<Mutex<mpsc::Receiver<Arc<MeshConfig>>>>,
+    mesh_changes: Arc<tokio::sync::Mutex<mpsc::Receiver<Arc<MeshConfig>>>>,
+}
+
+/// Revisions remembered, the oldest of which stands for all before it.
+const REVISIONS: usize = 64;
+
+/// Which snapshot was the first to hold all up to a revision of the source.
+#[derive(Debug, Default)]
+struct Reached(VecDeque<(u64, u64)>);
+
+impl Reached {
+    fn note(&mut self, revision: u64, version: u64) {
+        if self.latest() == revision && !self.0.is_empty() {
+            return;
+        }
+        if self.0.len() == REVISIONS {
+            self.0.pop_front();
+        }
+        self.0.push_back((revision, version));
+    }
+
+    /// Revision up to which the snapshot in force is complete.
+    fn latest(&self) -> u64 {
+        self.0.back().map_or(0, |(revision, _)| *revision)
+    }
+
+    /// The snapshot; `None` if it is still to come.
+    fn version_of(&self, revision: u64) -> Option<u64> {
+        self.0.iter().find(|(reached, _)| *reached >= revision).map(|(_, version)| *version)
+    }
 }
 
 impl Discovery {
@@ -79,10 +107,10 @@ impl Discovery {
         Self {
             published: watch::Sender::new(None),
             registry: Arc::default(),
-            revision: Arc::default(),
+            reached: Arc::default(),
             metrics,
             mesh,
-            mesh_changes: Arc::new(Mutex::new(mesh_changes)),
+            mesh_changes: Arc::new(tokio::sync::Mutex::new(mesh_changes)),
         }
     }
 
@@ -104,17 +132,22 @@ impl Discovery {
     }
 
     /// Whether all that the source held at `revision` has reached every
-    /// connected proxy, and was acknowledged.
+    /// connected proxy, and was answered.
     pub fn distribution(&self, revision: u64) -> Distribution {
-        // In this order: a snapshot that comes in between leaves proxies behind.
-        let reached = self.revision.load(Ordering::Acquire);
-        let version = self.snapshot().map(|snapshot| snapshot.version());
-        let behind = |sync: &ProxySync| Some(sync.snapshot_version) != version || !sync.is_synced();
+        let reached = self.reached();
+        let wanted = reached.version_of(revision);
+        let latest = reached.latest();
+        drop(reached);
+        let version = wanted.unwrap_or(u64::MAX);
         let proxies = self.registry.list();
-        let names = proxies.iter().filter(|sync| behind(sync)).map(|sync| sync.proxy.id.clone());
-        let behind: Vec<_> = names.collect();
-        let complete = reached >= revision && version.is_some() && behind.is_empty();
-        Distribution { complete, revision: reached, behind }
+        let behind = proxies.iter().filter(|sync| sync.answered_version < version);
+        let behind: Vec<_> = behind.map(|sync| sync.proxy.id.clone()).collect();
+        let complete = wanted.is_some() && behind.is_empty();
+        Distribution { complete, revision: latest, behind }
+    }
+
+    fn reached(&self) -> MutexGuard<'_, Reached> {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Replaces the mesh-wide settings.
@@ -225,8 +258,12 @@ impl Builder {
 
     /// Notes how far the snapshot in force has come, unless changes wait.
     fn settle(&self) {
-        if self.synced && self.pending.is_empty() && !self.mesh_pending {
-            self.discovery.revision.store(self.revision, Ordering::Release);
+        if self.synced
+            && self.pending.is_empty()
+            && !self.mesh_pending
+            && let Some(snapshot) = self.discovery.snapshot()
+        {
+            self.discovery.reached().note(self.revision, snapshot.version());
         }
     }
 

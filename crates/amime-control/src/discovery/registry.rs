@@ -23,17 +23,10 @@ pub struct ProxySync {
     pub connected_at: SystemTime,
     /// Version of the last snapshot of which the proxy was sent everything.
     pub snapshot_version: u64,
+    /// Version of the last snapshot of which the proxy has answered everything.
+    pub answered_version: u64,
     /// By type that it subscribed to.
     pub types: BTreeMap<TypeUrl, TypeSync>,
-}
-
-impl ProxySync {
-    /// True if the proxy has acknowledged everything it was sent.
-    pub fn is_synced(&self) -> bool {
-        let settled =
-            |sync: &TypeSync| matches!(sync.state(), SyncState::Synced | SyncState::NotSent);
-        self.types.values().all(settled)
-    }
 }
 
 /// Where a proxy stands with one type.
@@ -133,6 +126,7 @@ impl Registry {
             delta,
             connected_at: SystemTime::now(),
             snapshot_version: 0,
+            answered_version: 0,
             types: BTreeMap::new(),
         };
         self.streams().open.insert(stream, sync);
@@ -155,6 +149,11 @@ impl Registry {
         sync.snapshot_version = snapshot_version.unwrap_or(sync.snapshot_version);
         for (type_url, status) in status {
             sync.types.entry(type_url).or_default().update(status, now);
+        }
+        if let Some(version) = snapshot_version
+            && sync.types.values().all(|of_type| of_type.status.is_answered())
+        {
+            sync.answered_version = version;
         }
     }
 

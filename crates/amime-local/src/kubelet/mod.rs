@@ -29,14 +29,18 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
+use crate::convergence;
 use crate::environment::account;
 use crate::image::Program;
 use crate::network;
 use crate::sidecar::{self, PROXY_CONTAINER, ProxyFiles, ProxyKind};
 
-/// Time for proxies to learn that a deleted pod is gone before it is told
-/// to stop.
-const ENDPOINTS_GO_FIRST: Duration = Duration::from_millis(1000);
+/// Time that proxies get to learn that a deleted pod is gone before it is told
+/// to stop; a proxy that does not follow holds nobody up for longer.
+const ENDPOINTS_GO_FIRST: Duration = Duration::from_secs(30);
+/// Time for requests that were sent before their proxy learned that a deleted
+/// pod is gone, and for clients without a proxy.
+const LAST_REQUESTS: Duration = Duration::from_millis(500);
 /// Workload tokens outlive any start of a proxy; proxies renew with their
 /// certificate.
 const TOKEN_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -190,8 +194,12 @@ async fn live(cluster: &Arc<Cluster>, object: Object<PodSpec>, stop: &Cancellati
         }
     }
     if !cluster.shutdown.is_cancelled() {
+        let endpoints_go_first = async {
+            convergence::wait(cluster, ENDPOINTS_GO_FIRST).await;
+            tokio::time::sleep(LAST_REQUESTS).await;
+        };
         tokio::select! {
-            () = tokio::time::sleep(ENDPOINTS_GO_FIRST) => {}
+            () = endpoints_go_first => {}
             () = cluster.shutdown.cancelled() => {}
         }
     }
@@ -216,6 +224,7 @@ fn tear_down(cluster: &Cluster, pod: &Pod) {
     for file in pod_files(cluster, &pod.uid) {
         let _ = std::fs::remove_file(file);
     }
+    let _ = std::fs::remove_dir_all(proxy_state(cluster, pod));
 }
 
 /// Namespaces, link and files. Blocking.
@@ -303,10 +312,14 @@ fn write_token(cluster: &Cluster, object: &Object<PodSpec>, uid: &str) -> Result
 /// Files that the pod's proxy uses.
 fn proxy_files(cluster: &Cluster, pod: &Pod) -> std::io::Result<ProxyFiles> {
     let [.., token] = pod_files(cluster, &pod.uid);
-    let workload = sidecar::workload_name(&pod.object.metadata);
-    let state = cluster.state.proxies().join(format!("{}_{workload}", pod.name.namespace));
+    let state = proxy_state(cluster, pod);
     std::fs::create_dir_all(&state)?;
     Ok(ProxyFiles { token, root_cert: cluster.state.root_cert(), state })
+}
+
+/// Folder in which the pod's proxy keeps its last good configuration.
+fn proxy_state(cluster: &Cluster, pod: &Pod) -> PathBuf {
+    cluster.state.proxies().join(format!("{}_{}", pod.name.namespace, pod.name.name))
 }
 
 /// Kind of the pod's proxy.

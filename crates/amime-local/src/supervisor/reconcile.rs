@@ -10,12 +10,12 @@ use tokio::sync::{mpsc, watch};
 
 use crate::cluster::{Cluster, MESH_NAMESPACE};
 use crate::controller;
+use crate::convergence;
 use crate::dns::Names;
 use crate::kubelet::{Kubelet, chain};
 use crate::network::{self, Forward};
 use crate::progress::{Progress, StepState};
 use crate::service::Services;
-use crate::supervisor::convergence;
 
 /// Changes within this time are taken together.
 const GATHER: Duration = Duration::from_millis(3);
@@ -51,12 +51,15 @@ pub(super) async fn run(cluster: Arc<Cluster>, outputs: Outputs) {
     }
 }
 
+/// A mesh whose proxies do not follow is shown as it is after this time.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Tells that the mesh is ready once its proxies know all of it.
 async fn tell_when_ready(cluster: Arc<Cluster>, progress: mpsc::UnboundedSender<Progress>) {
     // Nobody listens when `up` is on its way out.
     let step = |state| progress.send(Progress::Step { name: "configuration".to_owned(), state });
     let _ = step(StepState::Started);
-    convergence::wait(&cluster).await;
+    convergence::wait(&cluster, PATIENCE).await;
     let _ = step(StepState::Done);
     let elapsed_ms = u64::try_from(cluster.started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let _ = progress.send(Progress::Ready { url: cluster.url.clone(), elapsed_ms });

@@ -1,7 +1,8 @@
 //! Changes while requests are served.
 
+mod change;
 mod refusal;
 
 use crate::Test;
 
-pub(crate) const TESTS: &[&[Test]] = &[refusal::TESTS];
+pub(crate) const TESTS: &[&[Test]] = &[change::TESTS, refusal::TESTS];

@@ -77,7 +77,8 @@ fn exported(mesh: &Mesh) {
             Ok(())
         });
     }
-    mesh.resolve("client", "private-entry.test").expect("seen in its namespace");
+    // Names come after the routes.
+    mesh.until(|| mesh.resolve("client", "private-entry.test"));
     mesh.resolve("stranger", "private-entry.test").expect_err("seen in its namespace only");
     let clusters = |pod: &str, namespace: &str| {
         let args = ["-n", namespace, "proxy-config", "cluster", pod, "--fqdn", "private-service"];

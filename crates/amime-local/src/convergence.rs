@@ -1,8 +1,8 @@
 //! Waits until the proxies know what the objects say.
 //!
 //! A pod that is ready is an endpoint only once the control plane has told the
-//! proxies that call it. Until then a request may fail, and the mesh is not
-//! ready to a user.
+//! proxies that call it: until then a request may fail, and the mesh is not
+//! ready to a user. A pod that is to go is called until they have been told.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,28 +20,30 @@ use crate::server::ask;
 const MONITORING_PORT: u16 = 15014;
 const CONTROL_PLANE: (&str, &str) = ("app", "istiod");
 const POLL: Duration = Duration::from_millis(5);
-/// A mesh whose proxies do not follow is shown as it is after this time.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// A control plane that is asked in vain so often in a row tells nobody
+/// anything.
+const MAX_FAILURES: u32 = 100;
 /// Longest answer that is read.
 const MAX_ANSWER: usize = 1 << 20;
 
-/// Returns when every connected proxy has acknowledged what the store holds
-/// now, at once if no control plane runs here, and after five seconds anyway.
-pub(super) async fn wait(cluster: &Cluster) {
+/// Returns when every connected proxy has answered for what the store holds
+/// now, at once if no control plane runs here, and after `patience` anyway.
+pub(crate) async fn wait(cluster: &Cluster, patience: Duration) {
     let Some(control_plane) = control_plane(cluster) else { return };
     let revision = cluster.store.revision();
     let converged = async {
         // Acknowledging a type may bring a subscription to another, which
         // follows in a message of its own: twice in a row is enough.
-        let mut row = 0;
-        while row < 2 {
+        let (mut row, mut failures) = (0, 0);
+        while row < 2 && failures < MAX_FAILURES {
             let answer = distribution(&control_plane, revision).await;
+            failures = if answer.is_some() { 0 } else { failures + 1 };
             row = if answer.is_some_and(|answer| answer.complete) { row + 1 } else { 0 };
             tokio::time::sleep(POLL).await;
         }
     };
-    if tokio::time::timeout(PATIENCE, converged).await.is_err() {
-        tracing::warn!(revision, "not all proxies have acknowledged their configuration");
+    if tokio::time::timeout(patience, converged).await.is_err() {
+        tracing::warn!(revision, "not all proxies have answered for their configuration");
     }
 }
 
