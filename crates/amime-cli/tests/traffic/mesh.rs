@@ -13,7 +13,7 @@ use crate::server::{Seen, Servers};
 use crate::tls::Authority;
 
 /// Far more than a change takes, also on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Pods and services that are there for all tests.
 const PLACE: &str = include_str!("place.yaml");

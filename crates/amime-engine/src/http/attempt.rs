@@ -203,9 +203,9 @@ impl Request<'_> {
             };
             self.exchange.log.borrow_mut().conn = Some(lease.conn.clone());
             self.cluster.observe(self.host, Outcome::Connected);
-            let body = carried.take().unwrap_or_else(|| body.attempt(self.exchange));
+            let sent = carried.take().unwrap_or_else(|| body.attempt(self.exchange));
             let mut lease = lease;
-            let request = self.build(&lease, body);
+            let request = self.build(&lease, sent);
             let error = match lease.sender.send_and_tell(request, &interim).await {
                 Ok(response) => {
                     self.exchange.log.borrow_mut().response_after =
@@ -226,11 +226,22 @@ impl Request<'_> {
                     return Err(Failure::Protocol(String::new()));
                 }
                 SendError::Unsent(_) => return Err(Failure::ResetBeforeRequest),
+                // It may have been read, but not answered: the endpoint tired of
+                // the connection as the request came. Asking again does no harm.
+                SendError::Broken(error)
+                    if lease.reused && !begun.get() && error.is_closed() && self.is_safe(body) => {}
                 SendError::Broken(error) => {
                     return Err(self.failure(&error, Begun(begun.get())));
                 }
             }
         }
+    }
+
+    /// True if it does not matter how often the endpoint gets the request.
+    fn is_safe(&self, body: &PreparedBody) -> bool {
+        !self.upgrade
+            && matches!(body, PreparedBody::Empty)
+            && self.exchange.head.borrow().method.is_safe()
     }
 
     /// Which connections of the endpoint will do.

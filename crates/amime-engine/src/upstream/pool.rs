@@ -550,6 +550,11 @@ pub(crate) enum UpstreamError {
 }
 
 impl UpstreamError {
+    /// True if an HTTP/1 connection ended before the response's head had come.
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(self, Self::H1(H1Error::Read(ReadError::Closed | ReadError::Io(_))))
+    }
+
     /// True if what the endpoint sent cannot be understood.
     pub(crate) fn is_malformed(&self) -> bool {
         matches!(self, Self::H1(H1Error::Read(ReadError::Parse(_))))

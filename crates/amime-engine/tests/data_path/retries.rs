@@ -1,10 +1,14 @@
 //! Retries, timeouts and failures of upstreams.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::Full;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::harness::{Backend, Proxy, http_listener, routes, static_cluster};
@@ -173,4 +177,46 @@ async fn an_attempt_that_stays_silent_is_given_up() {
     assert_eq!(proxy.get("h", "/").await.status, 504);
     let head = "GET / HTTP/1.1\r\nhost: h\r\nx-envoy-upstream-rq-timeout-alt-response: 1\r\n";
     assert_eq!(proxy.request(head).await.status, 204);
+}
+
+/// An endpoint that answers the first request of each connection and closes it
+/// once it has read the second; requests that it saw.
+async fn tires_of_connections() -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let seen = Arc::new(AtomicUsize::new(0));
+    let count = seen.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let count = count.clone();
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                for answers in [true, false] {
+                    let read = stream.read(&mut request).await?;
+                    count.fetch_add(usize::from(read > 0), Ordering::Relaxed);
+                    if answers {
+                        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await?;
+                    }
+                }
+                std::io::Result::Ok(())
+            });
+        }
+    });
+    (address, seen)
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_closes_under_a_safe_request_costs_no_answer() {
+    let (address, seen) = tires_of_connections().await;
+    let proxy = Proxy::of_one_worker();
+    let hcm = routes("- match: {prefix: /}\n  route: {cluster: a}");
+    proxy.apply(vec![http_listener(&hcm), static_cluster("a", address, "")]).await;
+    for _ in 0..3 {
+        assert_eq!(proxy.get("h", "/").await.status, 200);
+    }
+    assert_eq!(seen.load(Ordering::Relaxed), 5, "the second and third were asked twice");
+    // Whoever changes something has to decide on that himself.
+    let changed = proxy.request("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n").await;
+    assert_eq!(changed.status, 503);
+    assert!(changed.body.ends_with("reset reason: connection termination"), "{}", changed.body);
 }
