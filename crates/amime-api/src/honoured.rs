@@ -63,11 +63,6 @@ const UNHONOURED: &[(Kind, &str, &str)] = &[
     ),
     (Kind::DestinationRule, "spec.trafficPolicy.loadBalancer.zoneAwareLbSetting", ZONES),
     (Kind::DestinationRule, "spec.subsets.[].trafficPolicy.loadBalancer.zoneAwareLbSetting", ZONES),
-    (
-        Kind::DestinationRule,
-        "spec.trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes",
-        ERROR_CODES,
-    ),
     // Gateway.
     (Kind::Gateway, "spec.servers.[].defaultEndpoint", "upstream never implemented it"),
     // EnvoyFilter.
@@ -95,7 +90,6 @@ const DEFAULT_BACKEND: &str = "only rules count; upstream ignores it too";
 const TOKENS: &str = "request tokens are not verified yet, so no request matches";
 const LOAD_REPORTS: &str = "load reports are not read yet, endpoints are chosen by least request";
 const ZONES: &str = "near regions come first, but zones share without regard to their size";
-const ERROR_CODES: &str = "only 5xx and gateway errors eject endpoints yet";
 
 /// Table: field of the mesh configuration, reason.
 const UNHONOURED_MESH: &[(&str, &str)] = &[

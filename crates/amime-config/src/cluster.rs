@@ -19,7 +19,7 @@ use super::h2::H2Settings;
 use super::health_check::HealthCheck;
 use super::lb_policy::LbSettings;
 use super::names::ClusterId;
-use super::outlier::Outlier;
+use super::outlier::{ErrorMatcher, Outlier};
 use super::tls::{UpstreamTransport, upstream_transport};
 use super::values::{self, HostAddress, unpack};
 use super::{Compiler, FetchTimeout};
@@ -63,6 +63,8 @@ pub struct HttpUpstream {
     pub auto_sni: bool,
     pub h1: Http1,
     pub max_headers: usize,
+    /// What passive checks take for errors, unless it is answers above 499.
+    pub errors: Option<Arc<ErrorMatcher>>,
 }
 
 /// Which HTTP version is spoken.
@@ -389,6 +391,7 @@ impl HttpUpstream {
                 common.and_then(|common| common.max_headers_count.as_ref()),
                 100,
             ) as usize,
+            errors: None,
         }
     }
 
@@ -399,7 +402,15 @@ impl HttpUpstream {
         use http_options::http_protocol_options::{
             UpstreamProtocolOptions as Options, explicit_http_config::ProtocolConfig,
         };
-        faults.ignore_if(!value.http_filters.is_empty(), "http_filters");
+        for (set, field) in [
+            (!value.http_filters.is_empty(), "http_filters"),
+            (!value.request_mirror_policies.is_empty(), "request_mirror_policies"),
+            (!value.hash_policy.is_empty(), "hash_policy"),
+            (value.retry_policy.is_some(), "retry_policy"),
+            (value.header_validation_config.is_some(), "header_validation_config"),
+        ] {
+            faults.ignore_if(set, field);
+        }
         let (protocol, h1, h2) = match value.upstream_protocol_options.as_ref() {
             Some(Options::ExplicitHttpConfig(explicit)) => {
                 match explicit.protocol_config.as_ref() {
@@ -432,6 +443,10 @@ impl HttpUpstream {
         let upstream = value.upstream_http_protocol_options.as_ref();
         http.auto_sni = upstream.is_some_and(|upstream| upstream.auto_sni);
         http.h1 = Http1::compile(h1, faults);
+        if let Some(outlier) = &value.outlier_detection {
+            http.errors =
+                ErrorMatcher::compile(outlier.error_matcher.as_ref(), faults).map(Arc::new);
+        }
         Some(http)
     }
 }

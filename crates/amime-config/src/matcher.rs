@@ -137,6 +137,12 @@ enum HeaderTest {
 #[derive(Debug)]
 pub struct HeaderMatcher {
     source: HeaderSource,
+    value: ValueMatcher,
+}
+
+/// What a `HeaderMatcher` says of the value.
+#[derive(Debug)]
+pub(crate) struct ValueMatcher {
     test: HeaderTest,
     invert: bool,
     missing_is_empty: bool,
@@ -144,11 +150,40 @@ pub struct HeaderMatcher {
 
 impl HeaderMatcher {
     pub fn compile(value: &route::HeaderMatcher, faults: &mut Faults) -> Option<Self> {
-        use route::header_matcher::HeaderMatchSpecifier as Test;
         let Some(source) = HeaderSource::parse(&value.name) else {
             faults.reject("name", format!("`{}` is not a header name", value.name));
             return None;
         };
+        Some(Self { source, value: ValueMatcher::compile(value, faults)? })
+    }
+
+    pub fn matches(&self, head: &RequestHead) -> bool {
+        match &self.source {
+            HeaderSource::Header(name) => self.matches_any(&head.headers, name),
+            source => self.value.matches(source.value(head).as_deref()),
+        }
+    }
+
+    /// As `matches`, for response headers.
+    pub fn matches_headers(&self, headers: &http::HeaderMap) -> bool {
+        match &self.source {
+            HeaderSource::Header(name) => self.matches_any(headers, name),
+            _ => false,
+        }
+    }
+
+    /// Of several headers of one name, one that passes is enough.
+    fn matches_any(&self, headers: &http::HeaderMap, name: &HeaderName) -> bool {
+        let mut values = headers.get_all(name).iter();
+        let Some(first) = values.next() else { return self.value.matches(None) };
+        let hit = |value: &http::HeaderValue| self.value.test(value.as_bytes());
+        (hit(first) || values.any(hit)) != self.value.invert
+    }
+}
+
+impl ValueMatcher {
+    pub(crate) fn compile(value: &route::HeaderMatcher, faults: &mut Faults) -> Option<Self> {
+        use route::header_matcher::HeaderMatchSpecifier as Test;
         let bytes = |text: &str| -> Box<[u8]> { text.as_bytes().into() };
         let test = match value.header_match_specifier.as_ref() {
             None => HeaderTest::Present(true),
@@ -174,37 +209,14 @@ impl HeaderMatcher {
             }
         };
         Some(Self {
-            source,
             test,
             invert: value.invert_match,
             missing_is_empty: value.treat_missing_header_as_empty,
         })
     }
 
-    pub fn matches(&self, head: &RequestHead) -> bool {
-        match &self.source {
-            HeaderSource::Header(name) => self.matches_any(&head.headers, name),
-            source => self.matches_value(source.value(head).as_deref()),
-        }
-    }
-
-    /// As `matches`, for response headers.
-    pub fn matches_headers(&self, headers: &http::HeaderMap) -> bool {
-        match &self.source {
-            HeaderSource::Header(name) => self.matches_any(headers, name),
-            _ => false,
-        }
-    }
-
-    /// Of several headers of one name, one that passes is enough.
-    fn matches_any(&self, headers: &http::HeaderMap, name: &HeaderName) -> bool {
-        let mut values = headers.get_all(name).iter();
-        let Some(first) = values.next() else { return self.matches_value(None) };
-        let hit = |value: &http::HeaderValue| self.test(value.as_bytes());
-        (hit(first) || values.any(hit)) != self.invert
-    }
-
-    fn matches_value(&self, value: Option<&[u8]>) -> bool {
+    /// True if the value, or there being none, is as wanted.
+    pub(crate) fn matches(&self, value: Option<&[u8]>) -> bool {
         match (value, &self.test) {
             (Some(value), _) => self.test(value) != self.invert,
             (None, HeaderTest::Present(present)) => {

@@ -7,6 +7,8 @@
 //!
 //! Spec: <https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/outlier>
 
+mod error_matcher;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -19,6 +21,7 @@ use crate::endpoint::Endpoint;
 use crate::endpoint_state::{ClusterState, EndpointShard, EndpointState, Outcome, now_ms};
 use crate::faults::Faults;
 use crate::values::{self, bool_or, u32_or};
+pub use error_matcher::ErrorMatcher;
 
 /// A compiled `OutlierDetection`.
 #[derive(Clone, Debug)]
