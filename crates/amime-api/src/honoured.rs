@@ -61,8 +61,6 @@ const UNHONOURED: &[(Kind, &str, &str)] = &[
         "spec.subsets.[].trafficPolicy.loadBalancer.backendUtilization",
         LOAD_REPORTS,
     ),
-    (Kind::DestinationRule, "spec.trafficPolicy.loadBalancer.zoneAwareLbSetting", ZONES),
-    (Kind::DestinationRule, "spec.subsets.[].trafficPolicy.loadBalancer.zoneAwareLbSetting", ZONES),
     // Gateway.
     (Kind::Gateway, "spec.servers.[].defaultEndpoint", "upstream never implemented it"),
     // EnvoyFilter.
@@ -89,7 +87,6 @@ const NOT_READ: &str = "upstream does not read it either";
 const DEFAULT_BACKEND: &str = "only rules count; upstream ignores it too";
 const TOKENS: &str = "request tokens are not verified yet, so no request matches";
 const LOAD_REPORTS: &str = "load reports are not read yet, endpoints are chosen by least request";
-const ZONES: &str = "near regions come first, but zones share without regard to their size";
 
 /// Table: field of the mesh configuration, reason.
 const UNHONOURED_MESH: &[(&str, &str)] = &[
@@ -103,7 +100,6 @@ const UNHONOURED_MESH: &[(&str, &str)] = &[
     ("serviceSettings", "there is one cluster only"),
     ("serviceScopeConfigs", AMBIENT),
     ("hboneIdleTimeout", AMBIENT),
-    ("zoneAwareLbSetting", ZONES),
     ("outboundTrafficPolicy.tls", "our own proxy does not resolve unknown hosts itself yet"),
     ("certificates", "certificates are for workloads only"),
     ("authPolicy", "PeerAuthentication decides about mutual TLS"),

@@ -17,6 +17,7 @@ use super::faults::Faults;
 use super::hash_policy::HashPolicy;
 use super::lb_subset::SubsetSettings;
 use super::values::{self, is, unpack};
+pub use super::zone_aware::ZoneAware;
 
 /// All that decides which endpoint takes a request.
 #[derive(Debug)]
@@ -30,6 +31,7 @@ pub struct LbSettings {
     /// Localities take requests by their weights.
     pub locality_weighted: bool,
     pub slow_start: Option<SlowStart>,
+    pub zone: ZoneAware,
     /// Consistent hashing knows endpoints by name rather than by address.
     pub hash_by_hostname: bool,
     /// Percent of the average load that consistent hashing gives an endpoint
@@ -99,6 +101,7 @@ impl LbSettings {
             fail_on_panic: false,
             locality_weighted: false,
             slow_start: None,
+            zone: ZoneAware::default(),
             hash_by_hostname: false,
             hash_balance_factor: None,
             hash: Vec::new(),
@@ -124,9 +127,9 @@ impl LbSettings {
         let common = value.common_lb_config.as_ref();
         match common.and_then(|lb| lb.locality_config_specifier.as_ref()) {
             Some(Locality::LocalityWeightedLbConfig(_)) => self.locality_weighted = true,
-            // Without a local cluster there are no zones to be aware of.
             Some(Locality::ZoneAwareLbConfig(zone)) => {
                 self.fail_on_panic = zone.fail_traffic_on_panic;
+                self.zone = ZoneAware::of_fields(zone);
             }
             None => {}
         }
@@ -233,7 +236,7 @@ impl LbSettings {
         let value: typed::round_robin::v3::RoundRobin = unpack(any, faults)?;
         self.policy = LbPolicy::RoundRobin;
         self.slow_start = value.slow_start_config.as_ref().and_then(SlowStart::of_typed);
-        self.take_locality(value.locality_lb_config.as_ref(), faults);
+        self.take_locality(value.locality_lb_config.as_ref());
         Some(())
     }
 
@@ -245,14 +248,14 @@ impl LbSettings {
         let bias = bias(value.active_request_bias.as_ref(), faults)?;
         self.policy = least_request(value.choice_count.as_ref(), bias, full_scan);
         self.slow_start = value.slow_start_config.as_ref().and_then(SlowStart::of_typed);
-        self.take_locality(value.locality_lb_config.as_ref(), faults);
+        self.take_locality(value.locality_lb_config.as_ref());
         Some(())
     }
 
     fn take_random(&mut self, any: &Any, faults: &mut Faults) -> Option<()> {
         let value: typed::random::v3::Random = unpack(any, faults)?;
         self.policy = LbPolicy::Random;
-        self.take_locality(value.locality_lb_config.as_ref(), faults);
+        self.take_locality(value.locality_lb_config.as_ref());
         Some(())
     }
 
@@ -323,16 +326,13 @@ impl LbSettings {
         Some(())
     }
 
-    fn take_locality(&mut self, value: Option<&common::LocalityLbConfig>, faults: &mut Faults) {
+    fn take_locality(&mut self, value: Option<&common::LocalityLbConfig>) {
         use common::locality_lb_config::LocalityConfigSpecifier as Locality;
         match value.and_then(|value| value.locality_config_specifier.as_ref()) {
             Some(Locality::LocalityWeightedLbConfig(_)) => self.locality_weighted = true,
             Some(Locality::ZoneAwareLbConfig(zone)) => {
                 self.fail_on_panic = zone.fail_traffic_on_panic;
-                faults.ignore_if(
-                    zone.force_local_zone.is_some() || zone.force_locality_direct_routing,
-                    "locality_lb_config.zone_aware_lb_config.force_local_zone",
-                );
+                self.zone = ZoneAware::of_typed(zone);
             }
             None => {}
         }

@@ -80,6 +80,7 @@ pub mod token_bucket;
 mod unheeded;
 pub mod values;
 pub mod virtual_cluster;
+mod zone_aware;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -17,7 +17,7 @@ use envoy_types::pb::envoy::config::endpoint::v3::{
 use crate::cluster::with_mesh_default;
 use crate::context::{Context, Direction};
 use crate::locality::{self, LocalityGroup};
-use crate::names::OutboundName;
+use crate::names::{LOCAL_CLUSTER, OutboundName};
 use crate::network::Crossing;
 use crate::origin::{ISTIO, TRANSPORT_SOCKET_MATCH, origin, service_path};
 use crate::proto::{address, metadata, string_value, u32_value};
@@ -26,6 +26,10 @@ use crate::proto::{address, metadata, string_value, u32_value};
 pub(crate) fn load_assignment(context: &Context<'_>, name: &str) -> ClusterLoadAssignment {
     let mut assignment =
         ClusterLoadAssignment { cluster_name: name.to_owned(), ..Default::default() };
+    if name == LOCAL_CLUSTER {
+        assignment.endpoints = of_own_kind(context).unwrap_or_default();
+        return assignment;
+    }
     let Some(parsed) = OutboundName::parse(name) else { return assignment };
     let Some(service) = context.scope.service(&parsed.hostname) else { return assignment };
     let Some(port) = service.port(parsed.port) else { return assignment };
@@ -33,6 +37,27 @@ pub(crate) fn load_assignment(context: &Context<'_>, name: &str) -> ClusterLoadA
     assignment.endpoints = subset.prioritised(context, Source::Eds);
     assignment
 }
+
+/// Replicas of the proxy's own workload in its region, by the first port that
+/// it serves; rules have no say in it, as nothing is sent there.
+fn of_own_kind(context: &Context<'_>) -> Option<Vec<LocalityLbEndpoints>> {
+    let target = context.targets().first()?;
+    let service = context.scope.service(&target.service.hostname)?;
+    let port = service.port(target.port.number)?;
+    let subset = Subset { service, port, name: "", mtls_only: false };
+    let is_own = |endpoint: &Endpoint| {
+        // Deployments share their name while one version replaces another.
+        let same = |label: &str| endpoint.labels.get(label) == context.labels.get(label);
+        endpoint.workload == context.proxy.text("WORKLOAD_NAME")
+            && REPLICA_SETS.into_iter().all(same)
+            && endpoint.locality.region == context.locality.region
+    };
+    let groups = subset.localities(context, None, Source::Eds, is_own);
+    Some(locality::plain(groups))
+}
+
+/// Labels by which the replicas of one version know each other.
+const REPLICA_SETS: [&str; 2] = ["pod-template-hash", "rollouts-pod-template-hash"];
 
 /// Where the endpoints will stand.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -62,7 +87,7 @@ impl Subset<'_> {
     ) -> Vec<LocalityLbEndpoints> {
         let rule = context.destination_rule(&self.service.hostname, Direction::Outbound);
         let spec = rule.map(|rule| rule.spec());
-        let groups = self.localities(context, spec, source);
+        let groups = self.localities(context, spec, source, |_| true);
         let policy = self.policy(context, spec);
         let lb = policy.as_ref().and_then(|policy| policy.load_balancer.as_ref());
         let detects = policy.as_ref().is_some_and(|policy| policy.outlier_detection.is_some());
@@ -78,6 +103,7 @@ impl Subset<'_> {
         context: &Context<'_>,
         spec: Option<&DestinationRule>,
         source: Source,
+        wanted: impl Fn(&Endpoint) -> bool,
     ) -> Vec<LocalityGroup> {
         let keep_unready = !self.panics(context, spec);
         let forced = spec.and_then(|rule| tls_mode(rule, self.name, self.port.number));
@@ -91,7 +117,7 @@ impl Subset<'_> {
                 Health::Terminating => false,
             };
             let placed = source == Source::Cluster || endpoint.port == 0 || endpoint.is_ip();
-            if !usable || !placed || endpoint.address.is_empty() {
+            if !usable || !placed || endpoint.address.is_empty() || !wanted(&endpoint) {
                 continue;
             }
             let mtls = match forced {

@@ -126,7 +126,12 @@ pub fn dump(snapshot: &Snapshot, proxy: &Proxy) -> Dump {
     let listeners = listener::build(&context, None);
     let clusters = cluster::build(&context, None);
     let routes = route_names(&context, Some(&listeners));
-    let endpoints = endpoint_names(&clusters);
+    let mut endpoints = endpoint_names(&clusters);
+    if proxy.flag("ENABLE_SELF_DISCOVERY") {
+        // The cluster itself is in the proxy's bootstrap.
+        endpoints.push(names::LOCAL_CLUSTER.to_owned());
+        endpoints.sort();
+    }
     Dump {
         routes: routes.iter().map(|name| route::configuration(&context, name)).collect(),
         endpoints: endpoints.iter().map(|name| endpoint::load_assignment(&context, name)).collect(),

@@ -75,6 +75,9 @@ impl InboundName {
     }
 }
 
+/// The cluster by which a proxy knows its own kind: replicas of its workload.
+pub const LOCAL_CLUSTER: &str = "local_cluster";
+
 /// Name of the cluster of a service, or of a subset of it.
 pub fn outbound_cluster(port: u32, subset: &str, hostname: &Hostname) -> String {
     format!("outbound|{port}|{subset}|{hostname}")

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use amime_telemetry::{ClusterStats, WorkerTelemetry};
 
 use super::dynamic::NamedHosts;
-use super::lb::{LbInput, SharedLb, WorkerLb};
+use super::lb::{LbInput, LocalCluster, SharedLb, WorkerLb};
 use amime_config::cluster::ClusterConfig;
 use amime_config::discovery::Discovery;
 use amime_config::endpoint::{Endpoint, EndpointSet, HealthStatus};
@@ -31,6 +31,8 @@ pub struct ClusterSpec {
     pub state: Arc<ClusterState>,
     /// Tables that endpoints are picked from.
     pub lb: SharedLb,
+    /// The cluster that the proxy is part of, if it is another one.
+    pub local: Option<Arc<LocalCluster>>,
 }
 
 /// Connections of one worker to one endpoint.

@@ -30,5 +30,5 @@ pub mod tls;
 pub use amime_config::endpoint_state::{EndpointShard, Outcome, Resource};
 pub use cluster::{ClusterRuntime, ClusterSpec, Host, Pool};
 pub use executor::LocalExecutor;
-pub use lb::{LbInput, RetryInput, SharedLb};
+pub use lb::{LbInput, LocalCluster, Place, RetryInput, SharedLb};
 pub use proxy_header::Ends;

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use amime_api::{Kind, ObjectKey};
 use amime_model::{Change, ChangeScope, ServiceKey, Snapshot};
+use amime_translate::names::LOCAL_CLUSTER;
 
 /// Snapshots whose scopes are remembered; a stream that is further behind
 /// compares everything.
@@ -68,6 +69,10 @@ impl Published {
 
 /// Whether an EDS name belongs to one of these services.
 pub(crate) fn is_of(name: &str, services: &BTreeSet<ServiceKey>) -> bool {
+    // Which service a proxy's own kind belongs to, only its translation knows.
+    if name == LOCAL_CLUSTER {
+        return true;
+    }
     // `outbound|9080|v1|HOST`, and `outbound_.9080_.v1_.HOST` behind a gateway.
     services.iter().any(|service| {
         name.strip_suffix(service.hostname.as_str())

@@ -11,11 +11,11 @@ use std::time::Instant;
 use amime_telemetry::Telemetry;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 
-use super::Fault;
 use super::awaited::{Awaited, Need};
 use super::gauges;
 use super::names::{Answer, NamePort, Names};
 use super::state::{Refusal, finish};
+use super::{Fault, RuntimeOptions};
 use crate::upstream::{ClusterSpec, SharedLb};
 use amime_config::cluster::ClusterConfig;
 use amime_config::discovery::{Discovery, Dns};
@@ -23,7 +23,7 @@ use amime_config::endpoint::AssignmentSpec;
 use amime_config::names::ClusterId;
 use amime_config::outlier::Ejector;
 use amime_config::{Faults, Required};
-use amime_upstream::health;
+use amime_upstream::{LocalCluster, health};
 
 /// One version of a cluster.
 pub(super) struct ClusterEntry {
@@ -45,6 +45,7 @@ pub(super) struct Clusters {
     dropped: Vec<String>,
     workers: usize,
     telemetry: Arc<Telemetry>,
+    local: Option<Arc<LocalCluster>>,
 }
 
 /// A name to look up.
@@ -55,14 +56,15 @@ pub(super) struct DnsJob {
 }
 
 impl Clusters {
-    pub(super) fn new(workers: usize, telemetry: Arc<Telemetry>) -> Self {
+    pub(super) fn new(workers: usize, options: &RuntimeOptions) -> Self {
         Self {
             active: BTreeMap::new(),
             warming: BTreeMap::new(),
             assignments: HashMap::new(),
             dropped: Vec::new(),
             workers,
-            telemetry,
+            telemetry: options.telemetry.clone(),
+            local: options.local_cluster.clone(),
         }
     }
 
@@ -88,7 +90,12 @@ impl Clusters {
         let previous = self.active.get(&id);
         let mut names = previous.map(|old| old.names.for_successor()).unwrap_or_default();
         names.follow(assignment.names(), now);
-        let state = previous.map_or_else(Default::default, |old| old.spec.state.clone());
+        let own_state = self.local.as_ref().and_then(|local| local.state_for(&config.name));
+        let local = self.local.clone().filter(|_| own_state.is_none());
+        let state = match (previous, own_state) {
+            (Some(old), _) => old.spec.state.clone(),
+            (None, own) => own.cloned().unwrap_or_default(),
+        };
         let endpoints = assignment.resolve(
             &names.resolved(),
             config.discovery.spread(),
@@ -112,6 +119,7 @@ impl Clusters {
             config,
             state,
             lb: SharedLb::default(),
+            local,
         });
         let sweep = spec.config.outlier.as_ref().map(|outlier| now + outlier.interval);
         let entry = ClusterEntry { required, assignment, names, awaited, sweep, spec };
@@ -277,6 +285,9 @@ impl Clusters {
             .membership_healthy
             .set(count(endpoints().filter(|one| one.configured_healthy()).count()));
         stats.membership_change.inc();
+        if let Some(local) = &self.local {
+            local.follow(&entry.spec);
+        }
     }
 
     /// Names that are due to be looked up.
@@ -398,6 +409,7 @@ impl ClusterEntry {
             endpoints: Arc::new(endpoints),
             state: old.state.clone(),
             lb: SharedLb::default(),
+            local: old.local.clone(),
         });
     }
 }

@@ -30,6 +30,7 @@ use http::HeaderValue;
 use tokio::sync::{Notify, watch};
 
 pub use amime_config::Fault;
+pub use amime_upstream::{LocalCluster, Place};
 pub use dump::{ClusterDump, EndpointDump, ListenerDump, RejectedDump, ResourceDump, RuntimeDump};
 
 use crate::worker::{self, Published, Shared, WorkerOptions};
@@ -55,6 +56,9 @@ pub struct RuntimeOptions {
     pub service_cluster: String,
     /// This node's own address; default: that from which it would reach others.
     pub address: Option<IpAddr>,
+    /// The cluster that this node is part of, by which others keep requests in
+    /// its zone.
+    pub local_cluster: Option<Arc<LocalCluster>>,
 }
 
 /// The running data path.

@@ -75,7 +75,7 @@ impl State {
             mark: options.mark,
             held: BTreeMap::new(),
             listeners: Listeners::new(workers),
-            clusters: Clusters::new(workers, options.telemetry.clone()),
+            clusters: Clusters::new(workers, options),
             routes: Routes::default(),
             clusters_up: false,
             secret_files: SecretFiles::default(),

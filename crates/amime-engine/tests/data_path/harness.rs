@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use amime_config::secrets::{NoSecrets, SecretSource};
-use amime_engine::runtime::{Runtime, RuntimeOptions};
+use amime_engine::runtime::{LocalCluster, Runtime, RuntimeOptions};
 use amime_telemetry::{Telemetry, TelemetryOptions};
 use amime_xds::client::Update;
 use amime_xds::json::from_yaml;
@@ -123,20 +123,30 @@ impl Proxy {
     }
 
     pub(crate) fn with_secrets(identity: Arc<dyn SecretSource>) -> Self {
-        Self::start(identity, "", 2)
+        Self::start(identity, "", 2, None)
     }
 
     /// A proxy that peers know as `node_id`.
     pub(crate) fn known_as(node_id: &str) -> Self {
-        Self::start(Arc::new(NoSecrets), node_id, 2)
+        Self::start(Arc::new(NoSecrets), node_id, 2, None)
     }
 
     /// A proxy with one worker, which sees all requests in flight.
     pub(crate) fn of_one_worker() -> Self {
-        Self::start(Arc::new(NoSecrets), "", 1)
+        Self::start(Arc::new(NoSecrets), "", 1, None)
     }
 
-    fn start(identity: Arc<dyn SecretSource>, node_id: &str, concurrency: usize) -> Self {
+    /// A proxy of one worker that is part of a cluster.
+    pub(crate) fn part_of(local: Arc<LocalCluster>) -> Self {
+        Self::start(Arc::new(NoSecrets), "", 1, Some(local))
+    }
+
+    fn start(
+        identity: Arc<dyn SecretSource>,
+        node_id: &str,
+        concurrency: usize,
+        local_cluster: Option<Arc<LocalCluster>>,
+    ) -> Self {
         let telemetry = Telemetry::new(TelemetryOptions::default());
         let runtime = Runtime::start(RuntimeOptions {
             concurrency,
@@ -147,6 +157,7 @@ impl Proxy {
             node_id: node_id.to_owned(),
             service_cluster: "tests".to_owned(),
             address: None,
+            local_cluster,
         });
         Self { runtime: runtime.expect("threads start"), telemetry }
     }

@@ -26,3 +26,5 @@ mod tunnels;
 mod unix;
 mod updates;
 mod warming;
+#[cfg(feature = "oracle")]
+mod zones;

@@ -13,12 +13,12 @@ use tokio::net::TcpStream;
 use crate::harness::{Backend, Proxy, cluster, http_listener, http_listener_yaml, routes};
 
 /// Backends of every scenario.
-const BACKENDS: [&str; 6] = ["e0", "e1", "e2", "e3", "e4", "e5"];
+pub(crate) const BACKENDS: [&str; 6] = ["e0", "e1", "e2", "e3", "e4", "e5"];
 
 /// A real Envoy; killed when dropped.
-struct Envoy {
+pub(crate) struct Envoy {
     process: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     _dir: tempfile::TempDir,
 }
 
@@ -31,6 +31,11 @@ impl Drop for Envoy {
 
 impl Envoy {
     async fn start(listener: &str, cluster: &str) -> Self {
+        Self::part_of("", listener, &[cluster]).await
+    }
+
+    /// With `shell` outside of its static resources.
+    pub(crate) async fn part_of(shell: &str, listener: &str, clusters: &[&str]) -> Self {
         let binary = std::env::var_os("AMIME_ENVOY").expect("AMIME_ENVOY names an Envoy binary");
         let dir = tempfile::tempdir().expect("a directory");
         let item = |yaml: &str| -> String {
@@ -41,10 +46,10 @@ impl Envoy {
             yaml.lines().enumerate().map(indent).collect()
         };
         let bootstrap = format!(
-            "admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}\n\
+            "{shell}admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}\n\
              static_resources:\n  listeners:\n{}  clusters:\n{}",
             item(listener),
-            item(cluster)
+            clusters.iter().map(|cluster| item(cluster)).collect::<String>()
         );
         let file = dir.path().join("bootstrap.yaml");
         std::fs::write(&file, &bootstrap).expect("writable");
@@ -127,7 +132,7 @@ fn request(number: usize) -> String {
 
 /// Bodies of the answers, or their status where it is not 200. One request
 /// after the other: Envoy ends connections on which its own answers pile up.
-async fn placements(address: SocketAddr, count: usize) -> Vec<String> {
+pub(crate) async fn placements(address: SocketAddr, count: usize) -> Vec<String> {
     let mut stream = TcpStream::connect(address).await.expect("the proxy accepts");
     let mut text = String::new();
     let mut bodies = Vec::with_capacity(count);

@@ -31,6 +31,7 @@ fn context() -> Arc<Context> {
         node_id: String::new(),
         service_cluster: String::new(),
         address: None,
+        local_cluster: None,
     });
     Arc::new(Context {
         telemetry,

@@ -23,6 +23,7 @@ use super::identity::{Identity, Renewal};
 use super::last_good::LastGood;
 use super::node;
 use super::ready::Readiness;
+use super::self_discovery;
 use crate::admin::{
     AdminError, CommandLine, Context, Server, Wish, serve_admin, serve_metrics, serve_ready,
     serve_status,
@@ -142,8 +143,12 @@ impl Agent {
             node_id: node::id(&config),
             service_cluster: node::node(&config).cluster,
             address: config.instance_ips.first().copied(),
+            local_cluster: self_discovery::local_cluster(&config),
         })
         .map_err(AgentError::Runtime)?;
+        if self_discovery::wanted(&config) {
+            runtime.apply_static(vec![self_discovery::cluster()]);
+        }
         let dns = start_dns(&config, &upstreams, &resolv_conf).await?;
         let context = Arc::new(context(&config, outside, telemetry, runtime, identity));
         let servers = Servers::start(&config, &context)?;

@@ -16,6 +16,7 @@ mod last_good;
 mod lifecycle;
 mod node;
 mod ready;
+mod self_discovery;
 
 pub(crate) use env::{AgentConfig, AppMetrics, HostPort, ProxyKind};
 pub(crate) use lifecycle::AgentError;

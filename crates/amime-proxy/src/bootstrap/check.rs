@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use amime_config::Faults;
-use amime_engine::runtime::StaticReport;
+use amime_engine::runtime::{LocalCluster, Place, StaticReport};
 use amime_xds::{Resource, TypeUrl};
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::core::v3::{
-    Address, ConfigSource, address, socket_address::PortSpecifier,
+    Address, ConfigSource, Node, address, socket_address::PortSpecifier,
 };
 
 use super::ads::{self, AdsServer};
@@ -25,6 +26,8 @@ pub(super) struct Plan {
     pub(super) listeners: Option<Origin>,
     pub(super) clusters: Option<Origin>,
     pub(super) admin: Option<SocketAddr>,
+    /// The cluster that this proxy is part of.
+    pub(super) local_cluster: Option<Arc<LocalCluster>>,
 }
 
 /// A static resource.
@@ -49,6 +52,7 @@ impl Plan {
             ..Self::default()
         };
         plan.admin = admin_address(bootstrap, faults);
+        plan.local_cluster = local_cluster(bootstrap, faults);
         let dynamic = bootstrap.dynamic_resources.as_ref();
         let mut all = |source: Option<&ConfigSource>, field: &str| {
             let field = format!("dynamic_resources.{field}");
@@ -122,6 +126,31 @@ fn static_resources(bootstrap: &Bootstrap, at_hand: &AtHand, faults: &mut Faults
         placed.push(Placed { place, resource, references });
     }
     placed
+}
+
+/// The cluster that the proxy is part of, which must be a static one.
+fn local_cluster(bootstrap: &Bootstrap, faults: &mut Faults) -> Option<Arc<LocalCluster>> {
+    let name = &bootstrap.cluster_manager.as_ref()?.local_cluster_name;
+    if name.is_empty() {
+        return None;
+    }
+    let mut clusters = bootstrap.static_resources.iter().flat_map(|it| &it.clusters);
+    let Some(cluster) = clusters.find(|one| one.name == *name) else {
+        let reason = format!("there is no static cluster {name:?}");
+        faults.reject("cluster_manager.local_cluster_name", reason);
+        return None;
+    };
+    let groups = cluster.load_assignment.iter().flat_map(|it| &it.endpoints);
+    if groups.into_iter().any(|group| group.priority > 0) {
+        faults.reject("cluster_manager.local_cluster_name", "the cluster has several priorities");
+    }
+    Some(LocalCluster::new(name, place(bootstrap.node.as_ref())))
+}
+
+/// Where a node runs.
+pub(crate) fn place(node: Option<&Node>) -> Option<Place> {
+    let locality = node?.locality.as_ref()?;
+    Some([&locality.region, &locality.zone, &locality.sub_zone].map(|part| part.as_str().into()))
 }
 
 /// The admin server's address, if the bootstrap asks for one.

@@ -15,6 +15,7 @@ mod sources;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use check::place;
 pub(crate) use run::{BootstrapRun, run};
 
 use std::path::{Path, PathBuf};

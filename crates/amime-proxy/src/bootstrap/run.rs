@@ -63,6 +63,7 @@ pub(crate) async fn run(mut run: BootstrapRun) -> Result<(), AgentError> {
         node_id: node.id,
         service_cluster: node.cluster,
         address: None,
+        local_cluster: plan.local_cluster.clone(),
     })
     .map_err(AgentError::Runtime)?;
     let resources = plan.resources.iter().map(|one| one.resource.clone());

@@ -10,8 +10,9 @@ use crate::json::{Converter, Work};
 
 /// Fields that are acted on, with all that is below them. `[]` stands for the
 /// items of a list.
-const HONOURED: [&str; 12] = [
+const HONOURED: [&str; 13] = [
     "node",
+    "cluster_manager.local_cluster_name",
     "static_resources",
     "admin.address",
     "admin.access_log",

@@ -91,7 +91,7 @@ async fn every_field_without_effect_is_named_with_its_path() {
     let yaml = "
 stats_flush_interval: 5s
 overload_manager: {refresh_interval: 1s}
-cluster_manager: {local_cluster_name: here}
+cluster_manager: {local_cluster_name: xds, outlier_detection: {event_log_path: /tmp/x}}
 admin: {profile_path: /tmp/p, address: {socket_address: {address: 127.0.0.1, port_value: 0}}}
 layered_runtime: {layers: [{name: a, static_layer: {x: 1}}]}
 dynamic_resources:
@@ -108,13 +108,20 @@ static_resources: {clusters: [{name: xds, load_assignment: {endpoints: [{lb_endp
         found,
         [
             "admin.profile_path: not supported",
-            "cluster_manager: not supported",
+            "cluster_manager.outlier_detection: not supported",
             "dynamic_resources.ads_config.grpc_services[0].timeout: not supported",
             "layered_runtime: not supported",
             "overload_manager: not supported",
             "stats_flush_interval: not supported",
         ]
     );
+}
+
+#[tokio::test]
+async fn the_cluster_of_the_proxy_must_be_there() {
+    let found = faults("cluster_manager: {local_cluster_name: here}").await;
+    let want = "!cluster_manager.local_cluster_name: there is no static cluster \"here\"";
+    assert_eq!(found, [want]);
 }
 
 #[tokio::test]

@@ -317,3 +317,67 @@ status: {podIP: 10.0.0.3, phase: Running}
         .collect();
     assert_eq!(places, ["10.0.0.3 asia/c/", "10.0.0.1 eu/a/1", "10.0.0.2 us//"]);
 }
+
+const REPLICAS: &str = r"
+apiVersion: v1
+kind: Service
+metadata: {name: app, namespace: default}
+spec: {clusterIP: 10.1.0.1, selector: {app: app}, ports: [{name: http, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: app, namespace: default}
+spec: {host: app, trafficPolicy: {outlierDetection: {consecutive5xxErrors: 3}, loadBalancer: {localityLbSetting: {failover: [{from: eu, to: us}]}}}}
+";
+
+fn replica(number: u32, locality: &str, hash: &str, workload: &str) -> String {
+    format!(
+        r"---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: {workload}-{hash}-{number}
+  namespace: default
+  labels: {{app: app, pod-template-hash: '{hash}', topology.istio.io/locality: {locality}}}
+  ownerReferences: [{{apiVersion: apps/v1, kind: ReplicaSet, name: {workload}-{hash}, controller: true}}]
+spec: {{containers: [{{name: app}}]}}
+status: {{podIP: 10.0.0.{number}, phase: Running}}
+"
+    )
+}
+
+#[test]
+fn a_proxy_knows_its_own_kind_within_its_region() {
+    let pods = [
+        replica(1, "eu.a", "1", "app"),
+        replica(2, "eu.b", "1", "app"),
+        replica(3, "us.a", "1", "app"),
+        replica(4, "eu.b", "2", "app"),
+        replica(5, "eu.a", "1", "other"),
+    ];
+    let yaml = format!("{REPLICAS}{}", pods.concat());
+    let own = |mut proxy: Value| -> Option<Vec<String>> {
+        proxy["metadata"]["WORKLOAD_NAME"] = json!("app");
+        proxy["labels"]["pod-template-hash"] = json!("1");
+        proxy["labels"]["topology.istio.io/locality"] = json!("eu.a");
+        let dump = dump_in_mesh(&yaml, "{}", &proxy);
+        let assignment = dump.endpoints.iter().find(|e| e.cluster_name == "local_cluster")?;
+        let mut lines = Vec::new();
+        for group in list(&json_of(assignment), "endpoints") {
+            let zone = text(&group["locality"], "zone");
+            let priority = group["priority"].as_u64().unwrap_or(0);
+            for endpoint in list(group, "lb_endpoints") {
+                let address = &endpoint["endpoint"]["address"]["socket_address"];
+                lines.push(format!("{priority} {zone} {}", text(address, "address")));
+            }
+        }
+        Some(lines)
+    };
+    let mut proxy = sidecar("10.0.0.1", "app");
+    assert_eq!(own(proxy.clone()), None, "it did not ask");
+    proxy["metadata"]["ENABLE_SELF_DISCOVERY"] = json!("true");
+    assert_eq!(own(proxy), Some(vec!["0 a 10.0.0.1".to_owned(), "0 b 10.0.0.2".to_owned()]));
+    let mut client = sidecar("10.0.9.1", "client");
+    client["metadata"]["ENABLE_SELF_DISCOVERY"] = json!("true");
+    assert_eq!(own(client), Some(vec![]), "it serves nothing");
+}

@@ -1,21 +1,27 @@
 //! Endpoints of one priority, sorted by health and locality.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use amime_config::endpoint::{Endpoint, EndpointSet, Health};
+use amime_config::endpoint::{Endpoint, EndpointSet, Health, LocalityGroup};
 use amime_config::lb_policy::LbSettings;
 use amime_config::lb_subset::SubsetSettings;
 use amime_core::unix::Shown;
+use amime_telemetry::ClusterStats;
 
 use super::bounded::Shares;
 use super::hash_table::{HashTable, Placed};
 use super::load::{Availability, Kind};
+use super::zone::{Place, Seen, Zones};
 
 /// All endpoints of a cluster at one moment, from which tables are made.
 pub(super) struct Members<'a> {
     pub(super) settings: &'a LbSettings,
     pub(super) set: &'a EndpointSet,
+    /// The cluster that the proxy is part of, where zones count.
+    pub(super) local: Option<Seen>,
+    stats: &'a ClusterStats,
     /// By position in the set, as all lists refer to them.
     pub(super) endpoints: Vec<&'a Arc<Endpoint>>,
     health: Vec<Health>,
@@ -48,6 +54,8 @@ pub(super) struct HostSet {
     healthy: List,
     degraded: List,
     pub(super) localities: Option<Localities>,
+    /// Set if zones are heeded, which only the first priority can be.
+    pub(super) zones: Option<Zones>,
     pub(super) availability: Availability,
     /// Percent of endpoints that are healthy or degraded.
     pub(super) usable_percent: f64,
@@ -84,10 +92,17 @@ pub(super) struct Turns {
 }
 
 impl<'a> Members<'a> {
-    pub(super) fn new(settings: &'a LbSettings, set: &'a EndpointSet) -> Self {
+    pub(super) fn new(
+        settings: &'a LbSettings,
+        set: &'a EndpointSet,
+        local: Option<Seen>,
+        stats: &'a ClusterStats,
+    ) -> Self {
         let mut members = Self {
             settings,
             set,
+            local,
+            stats,
             endpoints: set.endpoints().collect(),
             health: set.endpoints().map(|endpoint| endpoint.health()).collect(),
             locality: Vec::new(),
@@ -124,6 +139,19 @@ impl<'a> Members<'a> {
         self.lists.get()
     }
 
+    /// Localities of the first priority, by name, with those of `hosts` in each.
+    pub(super) fn places(&self, hosts: &[u32]) -> BTreeMap<&'a Place, Vec<u32>> {
+        let groups = self.set.priorities.first().into_iter().flatten();
+        let of = |group: &'a LocalityGroup| group.endpoints.iter().map(|_| &group.locality);
+        // Endpoints of the first priority are the first of all.
+        let placed: Vec<&Place> = groups.flat_map(of).collect();
+        let mut places: BTreeMap<_, _> = placed.iter().map(|place| (*place, Vec::new())).collect();
+        for host in hosts {
+            places.entry(placed[*host as usize]).or_default().push(*host);
+        }
+        places
+    }
+
     fn weight(&self, host: u32) -> u64 {
         u64::from(self.endpoints[host as usize].weight)
     }
@@ -143,7 +171,7 @@ impl<'a> Members<'a> {
     }
 
     /// Those of `hosts` that have `health`.
-    fn only(&self, hosts: &Arc<[u32]>, health: Health) -> List {
+    pub(super) fn only(&self, hosts: &Arc<[u32]>, health: Health) -> List {
         let has = |host: &&u32| self.is(**host, health);
         if hosts.iter().all(|host| has(&host)) {
             // With all well, lists share their endpoints.
@@ -170,6 +198,7 @@ impl HostSet {
             usable_percent: if counted == 0 { 0.0 } else { 100.0 * usable as f64 / counted as f64 },
             panic: false,
             localities: Localities::new(members, priority, &hosts, subset),
+            zones: if priority == 0 { Zones::new(members, &hosts, members.stats) } else { None },
             all: members.list(hosts),
             healthy,
             degraded,

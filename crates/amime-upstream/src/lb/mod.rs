@@ -17,6 +17,7 @@ mod host_set;
 mod load;
 mod pick;
 mod subsets;
+mod zone;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -33,6 +34,7 @@ use balancer::Balancer;
 use host_set::Members;
 use pick::{Pick, View};
 use subsets::{LookUp, Subsets};
+pub use zone::{LocalCluster, Place};
 
 /// What a choice may depend on.
 pub struct LbInput<'a, P> {
@@ -86,11 +88,27 @@ pub struct SharedLb {
 /// What picking works on, for one state of health.
 #[derive(Debug)]
 struct Tables {
-    version: u64,
+    version: Version,
     whole: Balancer,
     subsets: Option<Subsets>,
     /// Lists in all balancers.
     lists: usize,
+}
+
+/// Moves whenever tables are to be built anew: the health of the cluster and,
+/// where zones count, of the one that the proxy is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Version {
+    own: u64,
+    local: u64,
+}
+
+impl Version {
+    #[inline]
+    fn of(spec: &ClusterSpec) -> Self {
+        let local = spec.local.as_ref().map_or(0, |local| local.version());
+        Self { own: spec.state.health_version(), local }
+    }
 }
 
 /// A worker's part of a cluster's load balancing.
@@ -98,9 +116,10 @@ struct Tables {
 pub(crate) struct WorkerLb(RefCell<Option<Rc<View>>>);
 
 impl Tables {
-    fn build(spec: &ClusterSpec, version: u64) -> Self {
+    fn build(spec: &ClusterSpec, version: Version, stats: &ClusterStats) -> Self {
         let settings = &spec.config.lb;
-        let members = Members::new(settings, &spec.endpoints);
+        let local = spec.local.as_ref().map(|local| local.seen(settings));
+        let members = Members::new(settings, &spec.endpoints, local, stats);
         let whole = Balancer::whole(&members);
         let subsets = settings.subset.as_ref().map(|subset| Subsets::new(&members, subset));
         Self { version, whole, subsets, lists: members.lists() }
@@ -110,12 +129,12 @@ impl Tables {
 impl SharedLb {
     /// The tables for the health of now; the first worker to notice a change
     /// builds them.
-    fn tables(&self, spec: &ClusterSpec) -> Arc<Tables> {
-        let version = spec.state.health_version();
+    fn tables(&self, spec: &ClusterSpec, stats: &ClusterStats) -> Arc<Tables> {
+        let version = Version::of(spec);
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         match &*current {
             Some(tables) if tables.version == version => tables.clone(),
-            _ => current.insert(Arc::new(Tables::build(spec, version))).clone(),
+            _ => current.insert(Arc::new(Tables::build(spec, version, stats))).clone(),
         }
     }
 
@@ -127,11 +146,11 @@ impl SharedLb {
 }
 
 impl WorkerLb {
-    fn view(&self, spec: &ClusterSpec) -> Rc<View> {
+    fn view(&self, spec: &ClusterSpec, stats: &ClusterStats) -> Rc<View> {
         let mut view = self.0.borrow_mut();
         match &*view {
-            Some(view) if view.tables.version == spec.state.health_version() => view.clone(),
-            _ => view.insert(Rc::new(View::new(spec.lb.tables(spec)))).clone(),
+            Some(view) if view.tables.version == Version::of(spec) => view.clone(),
+            _ => view.insert(Rc::new(View::new(spec.lb.tables(spec, stats)))).clone(),
         }
     }
 
@@ -143,7 +162,7 @@ impl WorkerLb {
         stats: &ClusterStats,
         input: LbInput<'_, P>,
     ) -> Option<usize> {
-        let view = self.view(spec);
+        let view = self.view(spec, stats);
         let settings = &spec.config.lb;
         let pick = Pick { settings, hosts, view: &view, stats, input };
         let chosen = match (&settings.subset, &view.tables.subsets) {

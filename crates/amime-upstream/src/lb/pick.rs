@@ -14,6 +14,7 @@ use super::bounded::InFlight;
 use super::edf::Edf;
 use super::host_set::{List, Turns};
 use super::load::Loads;
+use super::zone::Zone;
 use super::{LbInput, Tables};
 use crate::cluster::Host;
 
@@ -119,7 +120,15 @@ impl<P> Pick<'_, P> {
             return if self.settings.fail_on_panic { None } else { self.draw(&set.all, random) };
         }
         let locality = set.localities.as_ref().and_then(|all| self.locality(all.turns(kind)));
-        self.draw(locality.unwrap_or_else(|| set.list(kind)), random)
+        if let Some(list) = locality {
+            return self.draw(list, random);
+        }
+        let zone = set.zones.as_ref().map(|zones| zones.pick(self.settings, kind, self.stats));
+        match zone.unwrap_or(Zone::Any) {
+            Zone::Only(list) => self.draw(list, random),
+            Zone::Any => self.draw(set.list(kind), random),
+            Zone::None => None,
+        }
     }
 
     /// Loads without the priorities tried, which only retries may ask for.

@@ -85,6 +85,7 @@ impl Fixture {
             endpoints: Arc::new(endpoints),
             state: Arc::new(ClusterState::default()),
             lb: SharedLb::default(),
+            local: None,
         });
         ClusterRuntime::new(spec, None, &telemetry.worker(), 0)
     }
@@ -181,8 +182,8 @@ fn workers_share_tables_and_start_apart() {
     let fixture = Fixture::new("lb_policy: MAGLEV", &plain(50));
     let spec = &fixture.cluster.spec;
     let other = ClusterRuntime::new(spec.clone(), None, &fixture.telemetry.worker(), 1);
-    let tables = spec.lb.tables(spec);
-    assert!(Arc::ptr_eq(&tables, &spec.lb.tables(spec)));
+    let tables = spec.lb.tables(spec, &fixture.cluster.stats);
+    assert!(Arc::ptr_eq(&tables, &spec.lb.tables(spec, &other.stats)));
     for hash in 0..100 {
         let input = LbInput {
             hash: Some(u64::wrapping_mul(hash, 0x9e37_79b9_7f4a_7c15)),
