@@ -48,6 +48,8 @@ pub struct ClusterConfig {
     /// Source address of connections.
     pub bind: Option<SocketAddr>,
     pub keepalive: Option<Keepalive>,
+    /// Each client's connection has upstream connections of its own.
+    pub pool_per_client: bool,
     transports: Vec<TransportChoice>,
 }
 
@@ -58,6 +60,8 @@ pub struct HttpUpstream {
     /// `None`: connections may idle for ever.
     pub idle_timeout: Option<Duration>,
     pub max_requests_per_connection: Option<u32>,
+    /// How long a connection takes requests.
+    pub max_connection: Option<Duration>,
     pub h2: H2Settings,
     /// Ask for the request's host in TLS when the context names none.
     pub auto_sni: bool,
@@ -202,6 +206,7 @@ impl ClusterConfig {
             keepalive: keepalive(
                 value.upstream_connection_options.as_ref().and_then(|o| o.tcp_keepalive.as_ref()),
             ),
+            pool_per_client: value.connection_pool_per_downstream_connection,
             transports: transports?,
         })
     }
@@ -300,10 +305,6 @@ fn without_effect(value: &pb::Cluster, faults: &mut Faults) {
         value.close_connections_on_host_health_failure,
         "close_connections_on_host_health_failure",
     );
-    faults.ignore_if(
-        value.connection_pool_per_downstream_connection,
-        "connection_pool_per_downstream_connection",
-    );
     let common = value.common_lb_config.as_ref();
     faults.ignore_if(
         common.is_some_and(|common| common.close_connections_on_host_set_change),
@@ -384,6 +385,10 @@ impl HttpUpstream {
             protocol,
             idle_timeout: values::timeout(idle, Some(IDLE_TIMEOUT)),
             max_requests_per_connection: requests.map(|max| max.value).filter(|max| *max > 0),
+            max_connection: values::timeout(
+                common.and_then(|common| common.max_connection_duration.as_ref()),
+                None,
+            ),
             h2: H2Settings::compile(h2),
             auto_sni: false,
             h1: Http1::default(),

@@ -17,7 +17,7 @@ use super::pipe::Duplex;
 use crate::upstream::connect::ConnectError;
 use crate::upstream::h2::{breaks_protocol, cause};
 use crate::upstream::pool::{
-    Acquire, ConnKey, Held, Lease, SendError, Sender, UpstreamError, acquire,
+    Acquire, ConnKey, Held, Lease, Owner, SendError, Sender, UpstreamError, acquire,
 };
 use crate::upstream::{ClusterRuntime, Host, Outcome, Resource};
 use amime_config::cluster::UpstreamProtocol;
@@ -259,8 +259,9 @@ impl Request<'_> {
         let downstream = &self.exchange.connection.downstream;
         let client =
             (transport.proxy_header().is_some() && downstream.proxied).then(|| downstream.ends());
+        let owner = config.pool_per_client.then(|| Owner::of(&self.exchange.connection));
         if transport.tls().is_none() {
-            return ConnKey { client, ..ConnKey::plain(http2) };
+            return ConnKey { client, owner, ..ConnKey::plain(http2) };
         }
         let alpn = match (self.exchange.connection.config.istio_alpn, http2) {
             (false, _) if either => Alpn::Either,
@@ -273,7 +274,7 @@ impl Request<'_> {
             let head = self.exchange.head.borrow();
             amime_config::route::without_port(head.authority()).into()
         });
-        ConnKey { http2, alpn, sni, client }
+        ConnKey { http2, alpn, sni, client, owner }
     }
 
     /// The request for the chosen connection. The head itself stays: a retry

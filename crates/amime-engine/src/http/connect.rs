@@ -15,7 +15,7 @@ use super::pipe::Pipe;
 use super::upgrade::{Downstream, OnUpgrade, Tunnel, Upstream};
 use crate::tcp::open;
 use crate::upstream::connect::UpstreamIo;
-use crate::upstream::pool::OpenGuard;
+use crate::upstream::open::OpenGuard;
 use crate::upstream::{Host, Outcome, Resource};
 use amime_config::retry::RetryOn;
 

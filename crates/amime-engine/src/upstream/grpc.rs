@@ -71,7 +71,7 @@ async fn answer(
     }
     let host = cluster.choose(LbInput::default()).ok_or(GrpcError::NoEndpoint)?;
     let endpoint = Acquire { cluster, host: &host, priority: 0, mark: worker.mark };
-    let key = ConnKey { http2: true, alpn: Alpn::Configured, sni: None, client: None };
+    let key = ConnKey { alpn: Alpn::Configured, ..ConnKey::plain(true) };
     let mut lease =
         acquire(endpoint, key).await.map_err(|error| GrpcError::Connect(error.to_string()))?;
     let tls = matches!(host.endpoint.transport, UpstreamTransport::Tls(_));

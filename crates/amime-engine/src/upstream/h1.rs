@@ -15,7 +15,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
 
 use super::connect::UpstreamIo;
-use super::pool::OpenGuard;
+use super::open::OpenGuard;
 use crate::http::body::RequestBody;
 use crate::listener::Prefixed;
 use amime_config::cluster::HttpUpstream;

@@ -7,6 +7,7 @@
 pub(crate) mod grpc;
 pub(crate) mod h1;
 pub(crate) mod h2;
+pub(crate) mod open;
 pub(crate) mod pool;
 
 use amime_config::endpoint_state::now_ms;
@@ -26,6 +27,17 @@ pub(crate) fn idled_out(cluster: &ClusterRuntime, since_ms: u64) -> bool {
     let old = u128::from(now_ms().saturating_sub(since_ms)) >= limit.as_millis();
     if old {
         cluster.stats.upstream_cx_idle_timeout.inc();
+    }
+    old
+}
+
+/// True, and counted, if a connection that was opened then has lived for as
+/// long as it may.
+pub(crate) fn outlived(cluster: &ClusterRuntime, opened_ms: u64) -> bool {
+    let Some(limit) = cluster.config().http.max_connection else { return false };
+    let old = u128::from(now_ms().saturating_sub(opened_ms)) >= limit.as_millis();
+    if old {
+        cluster.stats.upstream_cx_max_duration_reached.inc();
     }
     old
 }

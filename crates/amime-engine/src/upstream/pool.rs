@@ -4,10 +4,11 @@
 //! others grow old and are closed. HTTP/2 connections are shared by requests
 //! until their peer's stream limit is reached.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use amime_http1::ReadError;
 use hyper::client::conn::{TrySendError, http2};
@@ -17,12 +18,12 @@ use tokio::sync::Notify;
 use super::connect::{ConnectError, ConnectionFacts, Target, UpstreamIo, connect};
 use super::h1::{H1, H1Error, Interim};
 use super::h2::breaks_protocol;
-use super::{ClusterRuntime, Host, idled_out};
+use super::open::{OpenGuard, count_failure};
+use super::{ClusterRuntime, Host, idled_out, outlived};
 use crate::http::body::{RequestBody, UpstreamBody};
 use crate::http::pipe::Duplex;
 use amime_config::endpoint_state::{Resource, now_ms};
 use amime_config::tls::Alpn;
-use amime_upstream::tls::Counted;
 use amime_upstream::{LocalExecutor, Pool};
 
 /// What distinguishes connections to one endpoint.
@@ -34,13 +35,44 @@ pub(crate) struct ConnKey {
     pub(crate) sni: Option<Rc<str>>,
     /// Whom the PROXY header names: such a connection serves one client.
     pub(crate) client: Option<(SocketAddr, SocketAddr)>,
+    /// Set where clients do not share connections.
+    pub(crate) owner: Option<Owner>,
 }
+
+/// The client's connection that an upstream connection serves alone.
+#[derive(Clone, Debug)]
+pub(crate) struct Owner(Weak<dyn Any>);
+
+impl Owner {
+    pub(crate) fn of<T: 'static>(connection: &Rc<T>) -> Self {
+        let connection: Weak<T> = Rc::downgrade(connection);
+        Self(connection)
+    }
+
+    /// True while the client is there.
+    fn stays(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
+
+impl PartialEq for Owner {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::addr_eq(self.0.as_ptr(), other.0.as_ptr())
+    }
+}
+
+impl Eq for Owner {}
 
 impl ConnKey {
     /// Of connections that look the same whatever the request.
     pub(crate) fn plain(http2: bool) -> Self {
         let alpn = if http2 { Alpn::Http2 } else { Alpn::Http1 };
-        Self { http2, alpn, sni: None, client: None }
+        Self { http2, alpn, sni: None, client: None, owner: None }
+    }
+
+    /// False once nobody can ask for it any more.
+    fn is_wanted(&self) -> bool {
+        self.owner.as_ref().is_none_or(Owner::stays)
     }
 }
 
@@ -48,6 +80,7 @@ impl ConnKey {
 pub(crate) struct UpstreamConn {
     pub(crate) facts: ConnectionFacts,
     key: ConnKey,
+    opened_ms: u64,
     requests: Cell<u32>,
     streams: Cell<u32>,
     open: Cell<bool>,
@@ -76,9 +109,9 @@ pub(crate) struct HostPool {
     /// An HTTP/2 connection being opened; its followers wait for it.
     opening: RefCell<Option<Rc<Opening>>>,
     /// Connections open, idle or not.
-    open: Rc<Cell<u32>>,
+    pub(super) open: Rc<Cell<u32>>,
     /// Told when a connection comes free or closes.
-    freed: Rc<Notify>,
+    pub(super) freed: Rc<Notify>,
 }
 
 #[derive(Default)]
@@ -139,21 +172,18 @@ impl HostPool {
     /// Closes connections that have idled for too long and lets go of those that
     /// the endpoint has closed.
     pub(crate) fn sweep(&self, cluster: &ClusterRuntime) {
-        let fresh = |idle: &Idle| !idle.sender.stale() && !idled_out(cluster, idle.since_ms);
-        self.idle.borrow_mut().retain(fresh);
-        self.shared.borrow_mut().retain(|shared| {
-            !shared.sender.is_closed()
-                && (shared.conn.streams.get() > 0 || !idled_out(cluster, shared.since_ms.get()))
-        });
+        self.idle.borrow_mut().retain(|idle| idle.usable(cluster));
+        self.shared.borrow_mut().retain(|shared| shared.usable(cluster));
     }
 
     fn pop_idle(&self, key: &ConnKey, cluster: &ClusterRuntime) -> Option<Lease> {
         let mut idle = self.idle.borrow_mut();
         loop {
             let at = idle.iter().rposition(|idle| idle.conn.key == *key)?;
-            let Idle { sender, conn, since_ms } = idle.remove(at);
-            // Sweeps come seldom; what idled out before the next is not used.
-            if !sender.stale() && !idled_out(cluster, since_ms) {
+            let found = idle.remove(at);
+            // Sweeps come seldom; what is over before the next is not used.
+            if found.usable(cluster) {
+                let Idle { sender, conn, .. } = found;
                 return Some(Lease { sender: Sender::H1(sender), conn, reused: true });
             }
         }
@@ -161,10 +191,7 @@ impl HostPool {
 
     fn share(&self, key: &ConnKey, cluster: &ClusterRuntime) -> Option<Lease> {
         let mut shared = self.shared.borrow_mut();
-        shared.retain(|shared| {
-            let used = shared.conn.streams.get() > 0;
-            !shared.sender.is_closed() && (used || !idled_out(cluster, shared.since_ms.get()))
-        });
+        shared.retain(|shared| shared.usable(cluster));
         let limit = cluster.config().http.h2.max_concurrent_streams;
         let found = shared.iter().find(|shared| {
             shared.conn.key == *key && shared.conn.streams.get() < limit && shared.sender.is_ready()
@@ -179,7 +206,26 @@ impl HostPool {
     }
 }
 
+impl Idle {
+    /// True if it may serve another request.
+    fn usable(&self, cluster: &ClusterRuntime) -> bool {
+        !self.sender.stale()
+            && self.conn.key.is_wanted()
+            && !idled_out(cluster, self.since_ms)
+            && !outlived(cluster, self.conn.opened_ms)
+    }
+}
+
 impl Shared {
+    /// True if it may serve another request; those under way end on it.
+    fn usable(&self, cluster: &ClusterRuntime) -> bool {
+        let used = self.conn.streams.get() > 0;
+        !self.sender.is_closed()
+            && (used || self.conn.key.is_wanted())
+            && (used || !idled_out(cluster, self.since_ms.get()))
+            && !outlived(cluster, self.conn.opened_ms)
+    }
+
     fn lease(self, reused: bool) -> Lease {
         let guard = StreamGuard::new(&self.conn);
         self.conn.requests.set(self.conn.requests.get() + 1);
@@ -411,69 +457,12 @@ async fn dial(
     result
 }
 
-/// Counts a failed connection.
-pub(crate) fn count_failure(cluster: &ClusterRuntime, host: &Host, error: &ConnectError) {
-    cluster.stats.upstream_cx_connect_fail.inc();
-    if *error == ConnectError::Timeout {
-        cluster.stats.upstream_cx_connect_timeout.inc();
-    }
-    if let ConnectError::Tls(failure) = error {
-        match failure.counted {
-            Counted::Verify | Counted::NoCertificate => cluster.stats.ssl_fail_verify_error.inc(),
-            Counted::San => cluster.stats.ssl_fail_verify_san.inc(),
-            Counted::Pin => cluster.stats.ssl_fail_verify_cert_hash.inc(),
-            Counted::Protocol => cluster.stats.ssl_connection_error.inc(),
-            Counted::Nowhere => {}
-        }
-    }
-    host.counters().cx_connect_fail.inc();
-}
-
-/// Counts a connection as open until dropped.
-pub(crate) struct OpenGuard {
-    cluster: Rc<ClusterRuntime>,
-    host: Rc<Host>,
-    priority: usize,
-    open: Rc<Cell<u32>>,
-    freed: Rc<Notify>,
-}
-
-impl OpenGuard {
-    pub(crate) fn new(request: Acquire<'_>) -> Self {
-        let Acquire { cluster, host, priority, .. } = request;
-        let open = host.pool.open.clone();
-        open.set(open.get() + 1);
-        cluster.stats.upstream_cx_total.inc();
-        cluster.spec.state.note_traffic();
-        cluster.stats.upstream_cx_active.inc();
-        host.counters().cx_total.inc();
-        host.counters().cx_active.inc();
-        Self {
-            cluster: cluster.clone(),
-            host: host.clone(),
-            priority,
-            open,
-            freed: host.pool.freed.clone(),
-        }
-    }
-}
-
-impl Drop for OpenGuard {
-    fn drop(&mut self) {
-        self.open.set(self.open.get().saturating_sub(1));
-        self.cluster.give(self.priority, Resource::Connections);
-        self.cluster.stats.upstream_cx_active.dec();
-        self.cluster.stats.upstream_cx_destroy.inc();
-        self.host.counters().cx_active.dec();
-        self.freed.notify_one();
-    }
-}
-
 impl UpstreamConn {
     fn new(facts: ConnectionFacts, key: ConnKey) -> Rc<Self> {
         Rc::new(Self {
             facts,
             key,
+            opened_ms: now_ms(),
             requests: Cell::new(1),
             streams: Cell::new(0),
             open: Cell::new(true),
@@ -496,7 +485,8 @@ impl Lease {
             .http
             .max_requests_per_connection
             .is_some_and(|max| conn.requests.get() >= max);
-        if !spent && !host.retired() && sender.reusable() {
+        let over = || outlived(cluster, conn.opened_ms);
+        if !spent && !host.retired() && sender.reusable() && !over() {
             host.pool.put(sender, conn);
         }
     }
