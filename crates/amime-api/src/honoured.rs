@@ -54,13 +54,6 @@ const UNHONOURED: &[(Kind, &str, &str)] = &[
     (Kind::VirtualService, "spec.http.[].match.[].headers.@request.auth.*", TOKENS),
     (Kind::VirtualService, "spec.http.[].match.[].withoutHeaders.@request.auth.*", TOKENS),
     (Kind::VirtualService, "spec.tcp.[].match.[].sourceSubnet", "upstream never implemented it"),
-    // DestinationRule, the same settings wherever a policy may stand.
-    (Kind::DestinationRule, "spec.trafficPolicy.loadBalancer.backendUtilization", LOAD_REPORTS),
-    (
-        Kind::DestinationRule,
-        "spec.subsets.[].trafficPolicy.loadBalancer.backendUtilization",
-        LOAD_REPORTS,
-    ),
     // Gateway.
     (Kind::Gateway, "spec.servers.[].defaultEndpoint", "upstream never implemented it"),
     // EnvoyFilter.
@@ -86,7 +79,6 @@ const AMBIENT: &str = "there is no ambient mode yet";
 const NOT_READ: &str = "upstream does not read it either";
 const DEFAULT_BACKEND: &str = "only rules count; upstream ignores it too";
 const TOKENS: &str = "request tokens are not verified yet, so no request matches";
-const LOAD_REPORTS: &str = "load reports are not read yet, endpoints are chosen by least request";
 
 /// Table: field of the mesh configuration, reason.
 const UNHONOURED_MESH: &[(&str, &str)] = &[

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use amime_telemetry::{Counter, Gauge};
 
 use crate::cluster::Limits;
+use crate::load_reports::ReportedWeight;
 use crate::outlier::Rate;
 
 /// One worker's counters of an endpoint.
@@ -49,6 +50,8 @@ pub struct EndpointState {
     pub(crate) consecutive_5xx: AtomicU32,
     pub(crate) consecutive_gateway: AtomicU32,
     pub(crate) consecutive_local: AtomicU32,
+    /// What the endpoint says of its load.
+    pub reported: ReportedWeight,
     /// Sums of the shards at the last sweep: answers, connections.
     swept: [[AtomicU64; 2]; 2],
     /// Success rates of the last interval as bits of an `f64`; 0: none known.
@@ -98,6 +101,7 @@ impl EndpointState {
             consecutive_5xx: AtomicU32::new(0),
             consecutive_gateway: AtomicU32::new(0),
             consecutive_local: AtomicU32::new(0),
+            reported: ReportedWeight::default(),
             swept: Default::default(),
             rates: Default::default(),
         }

@@ -13,9 +13,11 @@ use envoy_types::pb::google::protobuf::{Any, UInt32Value, UInt64Value};
 use http::HeaderName;
 use typed::common::v3 as common;
 
+use super::endpoint::Endpoint;
 use super::faults::Faults;
 use super::hash_policy::HashPolicy;
 use super::lb_subset::SubsetSettings;
+use super::load_reports::LoadReports;
 use super::values::{self, is, unpack};
 pub use super::zone_aware::ZoneAware;
 
@@ -32,6 +34,8 @@ pub struct LbSettings {
     pub locality_weighted: bool,
     pub slow_start: Option<SlowStart>,
     pub zone: ZoneAware,
+    /// Endpoints weigh what they report.
+    pub reports: Option<LoadReports>,
     /// Consistent hashing knows endpoints by name rather than by address.
     pub hash_by_hostname: bool,
     /// Percent of the average load that consistent hashing gives an endpoint
@@ -102,6 +106,7 @@ impl LbSettings {
             locality_weighted: false,
             slow_start: None,
             zone: ZoneAware::default(),
+            reports: None,
             hash_by_hostname: false,
             hash_balance_factor: None,
             hash: Vec::new(),
@@ -117,14 +122,22 @@ impl LbSettings {
             }
             None => settings.take_fields(value, faults)?,
         }
+        if settings.reports.is_some() {
+            // This policy has no settings of its own for localities.
+            settings.take_common_locality(common);
+        }
         Some(settings)
     }
 
-    /// Reads the fields that predate policy extensions.
-    fn take_fields(&mut self, value: &pb::Cluster, faults: &mut Faults) -> Option<()> {
+    /// What an endpoint weighs now.
+    #[inline]
+    pub fn weight_of(&self, endpoint: &Endpoint) -> u32 {
+        let reported = self.reports.as_ref().and_then(|_| endpoint.state.reported.in_force());
+        reported.unwrap_or(endpoint.weight)
+    }
+
+    fn take_common_locality(&mut self, common: Option<&pb::cluster::CommonLbConfig>) {
         use pb::cluster::common_lb_config::LocalityConfigSpecifier as Locality;
-        use pb::cluster::{LbConfig, LbPolicy as Policy};
-        let common = value.common_lb_config.as_ref();
         match common.and_then(|lb| lb.locality_config_specifier.as_ref()) {
             Some(Locality::LocalityWeightedLbConfig(_)) => self.locality_weighted = true,
             Some(Locality::ZoneAwareLbConfig(zone)) => {
@@ -133,6 +146,13 @@ impl LbSettings {
             }
             None => {}
         }
+    }
+
+    /// Reads the fields that predate policy extensions.
+    fn take_fields(&mut self, value: &pb::Cluster, faults: &mut Faults) -> Option<()> {
+        use pb::cluster::{LbConfig, LbPolicy as Policy};
+        let common = value.common_lb_config.as_ref();
+        self.take_common_locality(common);
         if let Some(hashing) = common.and_then(|lb| lb.consistent_hashing_lb_config.as_ref()) {
             self.hash_by_hostname = hashing.use_hostname_for_hashing;
             if self.hash_by_hostname && is_static(value) {
@@ -223,10 +243,7 @@ impl LbSettings {
         } else if is::<typed::client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin>(
             any,
         ) {
-            // Without load reports all endpoints weigh the same, as in Envoy.
-            faults.ignore("typed_config", "weights from load reports are not supported");
-            self.policy = LbPolicy::RoundRobin;
-            Taken::Yes
+            Taken::from(self.take_reported(any, faults))
         } else {
             Taken::Unknown
         }
@@ -237,6 +254,15 @@ impl LbSettings {
         self.policy = LbPolicy::RoundRobin;
         self.slow_start = value.slow_start_config.as_ref().and_then(SlowStart::of_typed);
         self.take_locality(value.locality_lb_config.as_ref());
+        Some(())
+    }
+
+    fn take_reported(&mut self, any: &Any, faults: &mut Faults) -> Option<()> {
+        use typed::client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin;
+        let value: ClientSideWeightedRoundRobin = unpack(any, faults)?;
+        self.policy = LbPolicy::RoundRobin;
+        self.reports = Some(LoadReports::compile(&value, faults));
+        self.slow_start = value.slow_start_config.as_ref().and_then(SlowStart::of_typed);
         Some(())
     }
 

@@ -52,6 +52,7 @@ pub mod ip_tags;
 pub mod lb_policy;
 pub mod lb_subset;
 pub mod listener;
+pub mod load_reports;
 pub mod local_limit;
 pub mod local_reply;
 pub mod matcher;

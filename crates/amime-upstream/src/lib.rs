@@ -24,6 +24,7 @@ mod dynamic;
 mod executor;
 pub mod health;
 pub mod lb;
+pub mod load_report;
 mod proxy_header;
 pub mod tls;
 

@@ -343,6 +343,7 @@ impl Request<'_> {
             self.cluster.stats.health_check_passive_failure.inc();
             self.cluster.spec.state.health_changed();
         }
+        self.cluster.take_report(self.host, &parts.headers);
         self.cluster.observe(self.host, Outcome::Status(outcome));
         let log = self.exchange.log.borrow();
         let millis = log.response_after.map_or(0, |after| after.as_millis());

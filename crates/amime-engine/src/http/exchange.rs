@@ -196,7 +196,14 @@ impl Exchange {
     }
 
     pub(crate) fn response_trailers(&self, trailers: &HeaderMap) {
-        self.log.borrow_mut().response_trailers = Some(trailers.clone());
+        let mut log = self.log.borrow_mut();
+        // A report in the head counts; there is one for each response.
+        if let (Some(cluster), Some(host)) = (&log.cluster, &log.host)
+            && !cluster.has_report(&log.response_headers)
+        {
+            cluster.take_report(host, trailers);
+        }
+        log.response_trailers = Some(trailers.clone());
     }
 
     /// True if the response has no body whatever its source says.

@@ -23,7 +23,7 @@ use amime_config::endpoint::AssignmentSpec;
 use amime_config::names::ClusterId;
 use amime_config::outlier::Ejector;
 use amime_config::{Faults, Required};
-use amime_upstream::{LocalCluster, health};
+use amime_upstream::{LocalCluster, health, load_report};
 
 /// One version of a cluster.
 pub(super) struct ClusterEntry {
@@ -33,6 +33,8 @@ pub(super) struct ClusterEntry {
     awaited: Awaited,
     /// When endpoints are next compared by passive checks.
     sweep: Option<Instant>,
+    /// When weights that endpoints have reported are next put in force.
+    reweigh: Option<Instant>,
     pub(super) spec: Arc<ClusterSpec>,
 }
 
@@ -122,7 +124,8 @@ impl Clusters {
             local,
         });
         let sweep = spec.config.outlier.as_ref().map(|outlier| now + outlier.interval);
-        let entry = ClusterEntry { required, assignment, names, awaited, sweep, spec };
+        let reweigh = spec.config.lb.reports.as_ref().map(|reports| now + reports.update);
+        let entry = ClusterEntry { required, assignment, names, awaited, sweep, reweigh, spec };
         self.warming.insert(id, entry);
         Ok(ignored)
     }
@@ -285,6 +288,8 @@ impl Clusters {
             .membership_healthy
             .set(count(endpoints().filter(|one| one.configured_healthy()).count()));
         stats.membership_change.inc();
+        // New members get the median at once.
+        load_report::reweigh(&entry.spec);
         if let Some(local) = &self.local {
             local.follow(&entry.spec);
         }
@@ -302,10 +307,17 @@ impl Clusters {
         jobs
     }
 
-    /// Compares endpoints by how they answered, where it is time to.
+    /// Compares endpoints by how they answered, and weighs them by what they
+    /// said, where it is time to.
     pub(super) fn sweep(&mut self, now: Instant) {
         for entry in self.active.values_mut() {
             let spec = &entry.spec;
+            if let Some(reports) = &spec.config.lb.reports
+                && entry.reweigh.is_some_and(|at| at <= now)
+            {
+                entry.reweigh = Some(now + reports.update);
+                load_report::reweigh(spec);
+            }
             let Some(outlier) = &spec.config.outlier else { continue };
             if entry.sweep.is_none_or(|at| at > now) {
                 continue;
@@ -351,7 +363,8 @@ impl Clusters {
         let due = self.all().filter_map(|entry| entry.names.next_due());
         let deadlines = self.warming.values().filter_map(|entry| entry.awaited.deadline());
         let sweeps = self.active.values().filter_map(|entry| entry.sweep);
-        due.chain(deadlines).chain(sweeps).min()
+        let weights = self.active.values().filter_map(|entry| entry.reweigh);
+        due.chain(deadlines).chain(sweeps).chain(weights).min()
     }
 
     /// Takes over what a name resolved to; true if a cluster in force changes.

@@ -131,7 +131,11 @@ impl ClusterDump {
             for group in groups {
                 let locality = [0, 1, 2].map(|part| group.locality[part].to_string());
                 let dump = |endpoint: &Arc<Endpoint>| {
-                    EndpointDump::of(endpoint, locality.clone(), priority)
+                    let weight = spec.config.lb.weight_of(endpoint);
+                    EndpointDump {
+                        weight,
+                        ..EndpointDump::of(endpoint, locality.clone(), priority)
+                    }
                 };
                 endpoints.extend(group.endpoints.iter().map(dump));
             }

@@ -18,6 +18,8 @@ mod pki;
 mod placement;
 mod proxy_protocol;
 mod rate_limits;
+#[cfg(feature = "oracle")]
+mod reports;
 mod retries;
 mod routing;
 mod tcp;

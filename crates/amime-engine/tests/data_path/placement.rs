@@ -30,7 +30,7 @@ impl Drop for Envoy {
 }
 
 impl Envoy {
-    async fn start(listener: &str, cluster: &str) -> Self {
+    pub(crate) async fn start(listener: &str, cluster: &str) -> Self {
         Self::part_of("", listener, &[cluster]).await
     }
 
@@ -84,7 +84,7 @@ impl Envoy {
     }
 }
 
-async fn exchange(address: SocketAddr, request: &str) -> String {
+pub(crate) async fn exchange(address: SocketAddr, request: &str) -> String {
     let Ok(mut stream) = TcpStream::connect(address).await else { return String::new() };
     let mut answer = Vec::new();
     if stream.write_all(request.as_bytes()).await.is_ok() {

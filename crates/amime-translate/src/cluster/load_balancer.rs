@@ -1,22 +1,26 @@
 //! Load balancing of clusters.
 
 use amime_api::networking::{
-    ConsistentHashLb, LoadBalancerSettings, SimpleLb, WarmupConfiguration,
+    BackendUtilizationLb, ConsistentHashLb, LoadBalancerSettings, SimpleLb, WarmupConfiguration,
 };
 use amime_model::Service;
-use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::cluster::v3::load_balancing_policy::Policy;
+use envoy_types::pb::envoy::config::cluster::v3::{Cluster, LoadBalancingPolicy};
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     DiscoveryType, LbConfig, LbPolicy, LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig,
     RoundRobinLbConfig, SlowStartConfig,
 };
 use envoy_types::pb::envoy::config::core::v3::RuntimeDouble;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::common::v3::SlowStartConfig as TypedSlowStart;
 use envoy_types::pb::envoy::r#type::v3::Percent;
+use envoy_types::pb::google::protobuf::FloatValue;
 
 use super::Draft;
 use super::outbound::discovery_type;
 use crate::context::Context;
 use crate::locality;
-use crate::proto::{duration, u64_value};
+use crate::proto::{duration, extension, u64_value};
 
 /// Ring size when a rule asks for consistent hashing without naming one.
 const DEFAULT_RING_SIZE: u64 = 1024;
@@ -47,6 +51,10 @@ pub(super) fn apply(
         cluster.lb_policy = LbPolicy::ClusterProvided.into();
         return;
     }
+    if let Some(utilization) = settings.and_then(|lb| lb.backend_utilization.as_ref()) {
+        cluster.load_balancing_policy = Some(by_utilization(utilization, slow_start(settings)));
+        return;
+    }
     match settings.and_then(|settings| settings.simple).unwrap_or_default() {
         SimpleLb::Unspecified | SimpleLb::LeastConn | SimpleLb::LeastRequest => {
             cluster.lb_policy = LbPolicy::LeastRequest.into();
@@ -75,6 +83,34 @@ pub(super) fn apply(
     if let Some(hash) = settings.and_then(|settings| settings.consistent_hash.as_ref()) {
         apply_hash(cluster, hash);
     }
+}
+
+/// Endpoints weigh what they report of their load.
+fn by_utilization(
+    settings: &BackendUtilizationLb,
+    slow_start: Option<SlowStartConfig>,
+) -> LoadBalancingPolicy {
+    let time = |time: Option<amime_core::Duration>| time.map(|time| duration(time.std()));
+    let percent = settings.error_utilization_penalty_percent;
+    let policy = ClientSideWeightedRoundRobin {
+        error_utilization_penalty: percent
+            .map(|percent| FloatValue { value: percent as f32 / 100.0 }),
+        metric_names_for_computing_utilization: settings
+            .metric_names_for_computing_utilization
+            .clone(),
+        weight_update_period: time(settings.weight_update_period),
+        blackout_period: time(settings.weight_stabilization_period),
+        weight_expiration_period: time(settings.weight_expiration_period),
+        slow_start_config: slow_start.map(|slow| TypedSlowStart {
+            slow_start_window: slow.slow_start_window,
+            aggression: slow.aggression,
+            min_weight_percent: slow.min_weight_percent,
+        }),
+        ..Default::default()
+    };
+    let name = "envoy.load_balancing_policies.client_side_weighted_round_robin";
+    let typed = extension(name, &policy);
+    LoadBalancingPolicy { policies: vec![Policy { typed_extension_config: Some(typed) }] }
 }
 
 fn slow_start(settings: Option<&LoadBalancerSettings>) -> Option<SlowStartConfig> {

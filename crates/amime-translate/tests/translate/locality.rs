@@ -381,3 +381,28 @@ fn a_proxy_knows_its_own_kind_within_its_region() {
     client["metadata"]["ENABLE_SELF_DISCOVERY"] = json!("true");
     assert_eq!(own(client), Some(vec![]), "it serves nothing");
 }
+
+#[test]
+fn endpoints_weigh_what_they_report_if_the_rule_says_so() {
+    let policy = "{loadBalancer: {backendUtilization: {errorUtilizationPenaltyPercent: 150, metricNamesForComputingUtilization: [named_metrics.a], weightUpdatePeriod: 2s, weightStabilizationPeriod: 3s, weightExpirationPeriod: 4s}, warmup: {duration: 5s}}}";
+    let dump = dump_in_mesh(&service(policy), "{}", &client());
+    let own = cluster(&dump, "outbound|80||web.example.com");
+    let policies = list(&own["load_balancing_policy"], "policies");
+    let typed = &policies[0]["typed_extension_config"];
+    let name = "envoy.load_balancing_policies.client_side_weighted_round_robin";
+    assert_eq!(text(typed, "name"), name);
+    let mut config = typed["typed_config"].clone();
+    let slow_start = config["slow_start_config"].take();
+    assert_eq!(text(&slow_start, "slow_start_window"), "5s");
+    let fields = config.as_object_mut().expect("fields");
+    fields.remove("@type");
+    fields.remove("slow_start_config");
+    let want = json!({
+        "error_utilization_penalty": 1.5,
+        "metric_names_for_computing_utilization": ["named_metrics.a"],
+        "weight_update_period": "2s",
+        "blackout_period": "3s",
+        "weight_expiration_period": "4s",
+    });
+    assert_eq!(config, want);
+}

@@ -153,7 +153,7 @@ impl<'a> Members<'a> {
     }
 
     fn weight(&self, host: u32) -> u64 {
-        u64::from(self.endpoints[host as usize].weight)
+        u64::from(self.settings.weight_of(self.endpoints[host as usize]))
     }
 
     fn is(&self, host: u32, health: Health) -> bool {

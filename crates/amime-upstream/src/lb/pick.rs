@@ -225,7 +225,7 @@ impl<P> Pick<'_, P> {
     /// An endpoint's weight as it is now.
     fn weight(&self, host: u32) -> f64 {
         let host = &self.hosts[host as usize];
-        let mut weight = f64::from(host.endpoint.weight);
+        let mut weight = f64::from(self.settings.weight_of(&host.endpoint));
         if let LbPolicy::LeastRequest { bias, .. } = self.settings.policy {
             let active = f64::from(host.active.get()) + 1.0;
             weight /= if bias == 1.0 { active } else { active.powf(bias) };
