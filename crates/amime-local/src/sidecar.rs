@@ -143,16 +143,27 @@ pub(crate) fn control_plane_command(self_exe: &Path, api: &Path, ca: &Path) -> V
 #[error("annotation {CONFIG}: {0}")]
 pub(crate) struct ProxyConfigError(String);
 
-/// Settings of its own that a pod's annotation gives its proxy, as JSON.
-fn proxy_config(meta: &ObjectMeta) -> Result<String, ProxyConfigError> {
+/// Settings of its own that a pod's annotation gives its proxy.
+fn proxy_config(
+    meta: &ObjectMeta,
+) -> Result<serde_json::Map<String, serde_json::Value>, ProxyConfigError> {
     let text = meta.annotations.get(CONFIG).map_or("", String::as_str);
     match amime_api::mesh::decode_proxy_config(&meta.name, text) {
-        Ok(settings) => Ok(serde_json::Value::from(settings).to_string()),
+        Ok(settings) => Ok(settings),
         Err(errors) => {
             let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
             Err(ProxyConfigError(errors.join("; ")))
         }
     }
+}
+
+/// Node metadata among the settings, which stand in the environment.
+fn metadata_of(
+    settings: &serde_json::Map<String, serde_json::Value>,
+) -> impl Iterator<Item = (String, String)> {
+    let given = settings.get("proxyMetadata").and_then(serde_json::Value::as_object);
+    let own = given.into_iter().flatten().filter(|(name, _)| name.starts_with("ISTIO_META_"));
+    own.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
 }
 
 /// Environment of a proxy, in Istio's names.
@@ -180,6 +191,7 @@ pub(crate) fn proxy_env(
         .flat_map(|container| &container.ports)
         .map(|port| json!({"name": port.name, "containerPort": port.container_port}))
         .collect();
+    let settings = proxy_config(meta)?;
     let variables = [
         ("PROXY_TYPE", kind.name().to_owned()),
         ("POD_NAME", meta.name.clone()),
@@ -207,10 +219,12 @@ pub(crate) fn proxy_env(
         ("ISTIO_META_APP_CONTAINERS", app_containers(&pod.spec)),
         ("ISTIO_META_POD_PORTS", serde_json::Value::from(ports).to_string()),
         ("ISTIO_METAJSON_LABELS", labels),
-        ("ISTIO_METAJSON_PROXY_CONFIG", proxy_config(meta)?),
+        ("ISTIO_METAJSON_PROXY_CONFIG", serde_json::Value::from(settings.clone()).to_string()),
         ("DNS_DOMAIN", format!("{}.svc.{DOMAIN}", meta.namespace)),
     ];
-    Ok(variables.map(|(name, value)| (name.to_owned(), value)).to_vec())
+    let ours = variables.into_iter().map(|(name, value)| (name.to_owned(), value));
+    // The last of one name counts.
+    Ok(ours.chain(metadata_of(&settings)).collect())
 }
 
 fn app_containers(spec: &PodSpec) -> String {
@@ -259,13 +273,21 @@ mod tests {
     fn a_pod_has_settings_of_its_own_for_its_proxy() {
         let config = |text: &str| proxy_config(&pod(&[], &[(CONFIG, text)]).metadata);
         let given = "gatewayTopology:\n  numTrustedProxies: 2\n";
-        let got: serde_json::Value =
-            serde_json::from_str(&config(given).expect("settings")).expect("JSON");
+        let got = config(given).expect("settings");
         assert_eq!(got["gatewayTopology"]["numTrustedProxies"], 2);
-        assert_eq!(got.as_object().map(serde_json::Map::len), Some(1), "{got}");
-        assert_eq!(config("").expect("none"), "{}");
+        assert_eq!(got.len(), 1, "{got:?}");
+        assert!(config("").expect("none").is_empty());
         let error = config("gatewayTopology: {numTrustedProxies: many}").expect_err("no number");
         assert!(error.to_string().contains("numTrustedProxies"), "{error}");
+    }
+
+    #[test]
+    fn node_metadata_of_the_annotation_is_the_proxys_environment() {
+        let text = "proxyMetadata: {ISTIO_META_ENABLE_SELF_DISCOVERY: 'true', PATH: /x}";
+        let settings = proxy_config(&pod(&[], &[(CONFIG, text)]).metadata).expect("settings");
+        let got: Vec<_> = metadata_of(&settings).collect();
+        let want = ("ISTIO_META_ENABLE_SELF_DISCOVERY".to_owned(), "true".to_owned());
+        assert_eq!(got, [want], "what is no metadata is none of the annotation's business");
     }
 
     #[test]
