@@ -8,6 +8,7 @@ use crate::mesh::Mesh;
 pub(super) const TESTS: &[Test] = &[
     ("more requests than the pool allows are refused", overflow),
     ("connections end after their share of requests, or idle", ends),
+    ("idle connections are kept alive", keepalive),
     ("requests are limited by rate", rate),
     ("a service limits the rate of requests", rate_by_service),
 ];
@@ -238,4 +239,48 @@ fn rate_by_service(mesh: &Mesh) {
     assert_eq!(ask("modest").send().status, 200);
     assert_eq!(mesh.get("client", "http://asking/").send().status, 200);
     mesh.logged("default", "asking", &["/asking", " 429 RL "]);
+}
+
+const KEEPALIVE: &str = r"
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: alive}
+spec:
+  hosts: [alive.test]
+  location: MESH_EXTERNAL
+  resolution: STATIC
+  ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8081}]
+  endpoints: [{address: ADDRESS}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: alive}
+spec:
+  host: alive.test
+  trafficPolicy: {connectionPool: {tcp: {tcpKeepalive: {time: 7000s, interval: 75s, probes: 3}}}}
+";
+
+fn keepalive(mesh: &Mesh) {
+    let address = mesh.address("outside", "external-1");
+    mesh.apply(&KEEPALIVE.replace("ADDRESS", &address));
+    let peer: std::net::Ipv4Addr = address.parse().expect("IPv4");
+    // As the kernel shows it: bytes of the address the other way round.
+    let peer = format!("{:08X}:{:04X}", u32::from(peer).swap_bytes(), 8081);
+    mesh.until(|| {
+        let answer = mesh.get("client", "http://alive.test/").try_send()?;
+        ensure!(answer.status == 200, "{answer:?}");
+        let sockets = mesh.ok(&["exec", "client", "--", "cat", "/proc/net/tcp"]);
+        let waits = sockets.lines().filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let (timer, when) = fields.get(5)?.split_once(':')?;
+            // Established, and its timer is that of probes.
+            let probed =
+                fields.get(2) == Some(&&*peer) && fields.get(3) == Some(&"01") && timer == "02";
+            probed.then(|| u64::from_str_radix(when, 16).unwrap_or(0))
+        });
+        // Hundredths of seconds; two hours are the kernel's own default.
+        let waits: Vec<u64> = waits.collect();
+        ensure!(waits.iter().any(|wait| (600_000..=700_000).contains(wait)), "{waits:?} of {peer}");
+        Ok(())
+    });
 }

@@ -3,7 +3,9 @@
 mod affinity;
 mod limit;
 mod outlier;
+mod weight;
 
 use crate::Test;
 
-pub(crate) const TESTS: &[&[Test]] = &[affinity::TESTS, limit::TESTS, outlier::TESTS];
+pub(crate) const TESTS: &[&[Test]] =
+    &[affinity::TESTS, limit::TESTS, outlier::TESTS, weight::TESTS];

@@ -7,6 +7,7 @@ use crate::mesh::Mesh;
 
 pub(super) const TESTS: &[Test] = &[
     ("an endpoint that fails gets no more requests", ejection),
+    ("only status codes that the rule names eject an endpoint", codes),
     ("far endpoints serve when the near ones fail", failover),
 ];
 
@@ -54,6 +55,48 @@ fn ejection(mesh: &Mesh) {
     let endpoints =
         mesh.ok(&["proxy-config", "endpoint", "client", "--cluster", "outbound|80||ejection.test"]);
     assert!(endpoints.contains("FAILED"), "{endpoints}");
+}
+
+const CODES: &str = r"
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: codes}
+spec:
+  hosts: [codes.test]
+  location: MESH_EXTERNAL
+  resolution: STATIC
+  ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}]
+  endpoints: [{address: FIRST}, {address: SECOND}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: codes}
+spec:
+  host: codes.test
+  trafficPolicy:
+    outlierDetection: {consecutive5xxErrors: 2, interval: 500ms, baseEjectionTime: 600s, maxEjectionPercent: 100, outlierDetectionHttpErrorCodes: [429]}
+";
+
+fn codes(mesh: &Mesh) {
+    mesh.apply(&external(mesh, CODES));
+    let ask = |orders: &str| mesh.get("client", "http://codes.test/").order(orders);
+    mesh.until(|| {
+        let answer = ask("").try_send()?;
+        ensure!(answer.status == 200, "{answer:?}");
+        Ok(())
+    });
+    let pods: Vec<_> = (0..30).map(|_| ask("status=500").send().pod()).collect();
+    for pod in ["external-1", "external-2"] {
+        let count = pods.iter().filter(|one| one.as_deref() == Some(pod)).count();
+        assert!(count > 5, "{count} of 30 to {pod}");
+    }
+    mesh.until(|| {
+        for _ in 0..20 {
+            let answer = ask("status=429^external-1").try_send()?;
+            ensure!(answer.pod().as_deref() == Some("external-2"), "{answer:?}");
+        }
+        Ok(())
+    });
 }
 
 const FAILOVER: &str = r"
