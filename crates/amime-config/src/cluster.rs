@@ -345,6 +345,18 @@ pub(crate) fn keepalive(value: Option<&core::TcpKeepalive>) -> Option<Keepalive>
     })
 }
 
+/// Names options of both HTTP versions that have no effect here.
+fn common_unheeded(value: &core::HttpProtocolOptions, faults: &mut Faults) {
+    for (set, field) in [
+        (value.max_stream_duration.is_some(), "max_stream_duration"),
+        (value.max_response_headers_kb.is_some(), "max_response_headers_kb"),
+        (value.headers_with_underscores_action != 0, "headers_with_underscores_action"),
+        (value.max_connection_duration_jitter.is_some(), "max_connection_duration_jitter"),
+    ] {
+        faults.ignore_if(set, field);
+    }
+}
+
 impl HttpUpstream {
     const KEY: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
@@ -415,6 +427,9 @@ impl HttpUpstream {
             (value.header_validation_config.is_some(), "header_validation_config"),
         ] {
             faults.ignore_if(set, field);
+        }
+        if let Some(common) = &value.common_http_protocol_options {
+            faults.within("common_http_protocol_options", |faults| common_unheeded(common, faults));
         }
         let (protocol, h1, h2) = match value.upstream_protocol_options.as_ref() {
             Some(Options::ExplicitHttpConfig(explicit)) => {
