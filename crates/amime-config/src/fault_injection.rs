@@ -6,6 +6,7 @@ use envoy_types::pb::envoy::extensions::filters::common::fault::v3 as common_fau
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3 as fault;
 
 use super::faults::Faults;
+use super::head::RequestHead;
 use super::matcher::{HeaderMatcher, header_matchers};
 use super::values::{self, Fraction};
 
@@ -17,6 +18,8 @@ pub struct Fault {
     pub abort: Option<(Fraction, Abort)>,
     pub headers: Vec<HeaderMatcher>,
     pub upstream_cluster: String,
+    /// Names of the nodes whose requests may be meant; all, if there is none.
+    pub downstream_nodes: Vec<String>,
     pub max_active: u32,
 }
 
@@ -30,9 +33,16 @@ pub enum Abort {
 }
 
 impl Fault {
+    /// True if it is meant for a request of these headers.
+    pub fn is_for(&self, head: &RequestHead) -> bool {
+        let node = || head.headers.get("x-envoy-downstream-service-node");
+        self.headers.iter().all(|header| header.matches(head))
+            && (self.downstream_nodes.is_empty()
+                || node().is_some_and(|node| self.downstream_nodes.iter().any(|one| node == one)))
+    }
+
     pub fn compile(value: &fault::HttpFault, faults: &mut Faults) -> Self {
         faults.ignore_if(value.response_rate_limit.is_some(), "response_rate_limit");
-        faults.ignore_if(!value.downstream_nodes.is_empty(), "downstream_nodes");
         let delay = value.delay.as_ref().and_then(|delay| {
             let fraction = delay.percentage.as_ref().map_or(Fraction::NEVER, Fraction::new);
             match delay.fault_delay_secifier.as_ref() {
@@ -72,6 +82,7 @@ impl Fault {
             abort,
             headers: header_matchers(&value.headers, "headers", faults),
             upstream_cluster: value.upstream_cluster.clone(),
+            downstream_nodes: value.downstream_nodes.clone(),
             max_active: values::u32_or(value.max_active_faults.as_ref(), u32::MAX),
         }
     }

@@ -60,6 +60,7 @@ pub mod names;
 pub mod network_rbac;
 pub mod outlier;
 pub mod peer_metadata;
+pub mod query_edits;
 pub mod quic;
 pub mod rate_limit;
 pub mod rbac;

@@ -355,12 +355,13 @@ fn metric_name(name: &str) -> String {
 
 /// Envoy's dotted name within a block: some stats have a scope of their own.
 fn scoped(leaf: &str) -> String {
-    const SCOPES: [(&str, &str); 8] = [
+    const SCOPES: [(&str, &str); 9] = [
         ("circuit_breakers_rq_", "circuit_breakers.rq_"),
         ("outlier_detection_", "outlier_detection."),
         ("health_check_", "health_check."),
         ("circuit_breakers_default_", "circuit_breakers.default."),
         ("circuit_breakers_high_", "circuit_breakers.high."),
+        ("csrf_", "csrf."),
         ("fault_", "fault."),
         ("rbac_", "rbac."),
         ("ssl_", "ssl."),

@@ -377,6 +377,7 @@ stat_block! {
     /// `http.<stat_prefix>.*`.
     HttpStats, codes "downstream_rq",
     counters {
+        csrf_missing_source_origin, csrf_request_invalid, csrf_request_valid,
         downstream_cx_delayed_close_timeout, downstream_cx_destroy, downstream_cx_destroy_local,
         downstream_cx_destroy_local_active_rq, downstream_cx_destroy_remote,
         downstream_cx_destroy_remote_active_rq, downstream_cx_drain_close,

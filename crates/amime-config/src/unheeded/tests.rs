@@ -236,7 +236,7 @@ fn no_field_of_a_connection_manager_is_passed_over() {
             ("http1_safe_max_connection_duration", "true", None),
             ("http_protocol_options", "{accept_http_10: true}", None),
             ("http2_protocol_options", "{max_concurrent_streams: 5}", None),
-            ("http3_protocol_options", "{}", None),
+            ("http3_protocol_options", "{allow_extended_connect: true}", None),
             ("server_name", "x", None),
             ("server_header_transformation", "PASS_THROUGH", None),
             ("scheme_header_transformation", "{scheme_to_overwrite: https}", None),

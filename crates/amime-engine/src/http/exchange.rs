@@ -55,6 +55,8 @@ pub(crate) struct Exchange {
     pub(crate) on_response: RefCell<Vec<OnResponse>>,
     /// Redirects followed.
     pub(crate) redirects: Cell<u32>,
+    /// Names of the routes that redirects went from and to, where they count.
+    pub(super) redirected: RefCell<Vec<(Arc<str>, Arc<str>)>>,
     pub(super) codec: Codec,
     /// Told when the request has been read.
     pub(crate) complete: Notify,
@@ -120,6 +122,7 @@ impl Exchange {
             log: RefCell::default(),
             on_response: RefCell::default(),
             redirects: Cell::new(0),
+            redirected: RefCell::default(),
             codec,
             complete: Notify::new(),
             body_failed: Cell::new(None),
@@ -205,8 +208,15 @@ impl Exchange {
         self.head.borrow().method == Method::HEAD || matches!(status, 100..=199 | 204 | 304)
     }
 
-    /// Tells telemetry; called once.
-    fn record(&self, end: End) {
+    /// Tells telemetry that it is over.
+    fn finish(&self, end: End) {
+        let total = self.record(end);
+        self.connection.count_end(&self.log.borrow(), self.begun + total, total);
+    }
+
+    /// Tells telemetry how the request ended, which may go on as another one;
+    /// how long it took.
+    pub(super) fn record(&self, end: End) -> Duration {
         let connection = &self.connection;
         let config = &connection.config;
         let mut log = self.log.borrow_mut();
@@ -249,7 +259,7 @@ impl Exchange {
         record.upstream = log.upstream();
         connection.worker.telemetry.http(&record);
         self.count(log, record.wire_bytes_received, record.wire_bytes_sent);
-        connection.count_end(log, self.begun + total, total);
+        total
     }
 }
 
@@ -360,7 +370,7 @@ impl ExchangeGuard {
 
     pub(crate) fn finish(&mut self, end: End) {
         if let Some(exchange) = self.0.take() {
-            exchange.record(end);
+            exchange.finish(end);
         }
     }
 }

@@ -24,12 +24,13 @@ use super::session::Session;
 use super::stage::{Stage, Stages};
 use super::{
     buffer, compress, dynamic_host, forward, grpc_bridge, grpc_web, metadata, names, prepare,
-    rate_limit, response, session,
+    rate_limit, response, session, trailers,
 };
 use crate::upstream::ClusterRuntime;
 use amime_config::answer_checks::AnswerChecks;
 use amime_config::compression::Decompressor;
 use amime_config::cors::Cors;
+use amime_config::csrf::{Csrf, Verdict};
 use amime_config::fault_injection::{Abort, Fault};
 use amime_config::filters::{FilterKind, HttpFilter, PerFilter, PerRoute, Settings};
 use amime_config::header_mutation::HeaderMutation;
@@ -134,7 +135,7 @@ pub(super) async fn run(
         if let Err(stop) = run_one(exchange, scope, (filter, own), body).await {
             // The answer passes also those filters that never saw the request.
             for later in &config.filters[index + 1..] {
-                mutate(exchange, scope, later, false);
+                mutate(exchange, scope, later, None);
             }
             return Err(stop);
         }
@@ -183,7 +184,7 @@ async fn run_one(
         (FilterKind::DynamicHost(cache), settings) => {
             dynamic_host::resolve(exchange, scope, cache, settings).await?;
         }
-        (FilterKind::Mutation(_), _) => mutate(exchange, scope, filter, true),
+        (FilterKind::Mutation(_), _) => mutate(exchange, scope, filter, Some(body)),
         (FilterKind::Session(_), Some(Settings::Session(settings)))
         | (FilterKind::Session(settings), _) => {
             if let Some(settings) = settings {
@@ -209,10 +210,7 @@ async fn run_one(
         | (FilterKind::HeaderToMetadata(rules), _) => metadata::begin(exchange, rules),
         (FilterKind::SetMetadata(values), _) => metadata::set(exchange, values),
         (FilterKind::Csrf(_), Some(Settings::Csrf(csrf))) | (FilterKind::Csrf(csrf), _) => {
-            if !csrf.admits(&exchange.head.borrow()) {
-                let details = "csrf_origin_mismatch";
-                return Err(own_answer(StatusCode::FORBIDDEN, details, "Invalid origin"));
-            }
+            judge_origin(exchange, csrf)?;
         }
         // It is the caller's: another route may have to be found.
         (FilterKind::IpTags(_), _) => {}
@@ -230,6 +228,26 @@ fn own_answer(status: StatusCode, details: &'static str, body: &'static str) -> 
     Stop::Error(ProxyError::Filter(Box::new(reply)))
 }
 
+/// Refuses what another site may have made its visitor send.
+fn judge_origin(exchange: &Exchange, csrf: &Csrf) -> Result<(), Stop> {
+    let stats = &exchange.connection.stats;
+    match csrf.judge(&exchange.head.borrow()) {
+        Verdict::Passed => {}
+        Verdict::Valid => stats.csrf_request_valid.inc(),
+        Verdict::Invalid { sourceless, refused } => {
+            match sourceless {
+                true => stats.csrf_missing_source_origin.inc(),
+                false => stats.csrf_request_invalid.inc(),
+            }
+            if refused {
+                let details = "csrf_origin_mismatch";
+                return Err(own_answer(StatusCode::FORBIDDEN, details, "Invalid origin"));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Answers a health check, or notes that it is one.
 fn answer_check(exchange: &Exchange, checks: &AnswerChecks) -> Result<(), Stop> {
     if !checks.is_check(&exchange.head.borrow()) {
@@ -244,7 +262,12 @@ fn answer_check(exchange: &Exchange, checks: &AnswerChecks) -> Result<(), Stop> 
 }
 
 /// Runs a filter that edits headers, or only leaves word for the response.
-fn mutate(exchange: &Exchange, scope: &Scope<'_>, filter: &HttpFilter, request: bool) {
+fn mutate(
+    exchange: &Rc<Exchange>,
+    scope: &Scope<'_>,
+    filter: &HttpFilter,
+    mut body: Option<&mut DownstreamBody>,
+) {
     let FilterKind::Mutation(own) = &filter.kind else { return };
     let levels = scope.per_route().into_iter().flat_map(|route| route.all(&filter.name));
     let by_route = levels.filter_map(|level| match &level.settings {
@@ -256,10 +279,16 @@ fn mutate(exchange: &Exchange, scope: &Scope<'_>, filter: &HttpFilter, request: 
         false => by_route.collect(),
     };
     for mutation in std::iter::once(own).chain(by_route) {
-        if request {
-            prepare::apply_edits(exchange, &mutation.request, &mut exchange.head.borrow_mut());
+        if let Some(body) = &mut body {
+            let mut head = exchange.head.borrow_mut();
+            prepare::apply_edits(exchange, &mutation.request, &mut head);
+            prepare::edit_query(exchange, &mutation.query, &mut head);
+            drop(head);
+            if !mutation.request_trailers.is_empty() && !body.is_end_stream() {
+                trailers::edit_request(exchange, body, mutation);
+            }
         }
-        if !mutation.response.is_empty() {
+        if !mutation.response.is_empty() || !mutation.response_trailers.is_empty() {
             exchange.on_response.borrow_mut().push(OnResponse::Mutate(mutation.clone()));
         }
     }
@@ -267,7 +296,7 @@ fn mutate(exchange: &Exchange, scope: &Scope<'_>, filter: &HttpFilter, request: 
 
 /// Does what filters left to be done to the response.
 pub(super) fn on_response(
-    exchange: &Exchange,
+    exchange: &Rc<Exchange>,
     headers: &mut HeaderMap,
     status: &mut StatusCode,
     mut payload: Payload<'_>,
@@ -278,6 +307,7 @@ pub(super) fn on_response(
             OnResponse::Put(values) => headers.extend(values),
             OnResponse::Mutate(mutation) => {
                 response::edit(exchange, headers, status.as_u16(), &[&mutation.response]);
+                trailers::edit_response(exchange, mutation, &mut payload);
             }
             OnResponse::Tell(bucket) => rate_limit::tell(&bucket, headers),
             OnResponse::Session(session) => session::tell(exchange, &session, headers),
@@ -320,10 +350,7 @@ async fn inject(
     if fault.delay.is_none() && fault.abort.is_none() {
         return Ok(());
     }
-    let matches = {
-        let head = exchange.head.borrow();
-        fault.headers.iter().all(|header| header.matches(&head))
-    };
+    let matches = fault.is_for(&exchange.head.borrow());
     let elsewhere = !fault.upstream_cluster.is_empty()
         && rate_limit::destination(exchange, scope) != fault.upstream_cluster;
     if !matches || elsewhere {

@@ -57,6 +57,11 @@ impl HeldBody {
         self.stages.push(stage);
     }
 
+    /// Adds a step that leaves all bytes as they are.
+    pub(super) fn watch(&mut self, stage: Box<dyn Stage>) {
+        self.stages.push(stage);
+    }
+
     /// Tells nobody how long the body is.
     pub(super) fn hide_length(&mut self) {
         self.changed = true;

@@ -30,6 +30,7 @@ mod h3;
 mod hash;
 mod held;
 mod limits;
+mod linger;
 mod metadata;
 mod mirror;
 mod names;
@@ -47,6 +48,7 @@ mod serve;
 mod session;
 mod stage;
 mod timeouts;
+mod trailers;
 pub(crate) mod upgrade;
 
 #[cfg(feature = "http3")]

@@ -3,6 +3,7 @@
 
 mod affinity;
 mod balancing;
+mod closing;
 mod credentials;
 mod dns;
 mod filters;
