@@ -21,6 +21,7 @@
 )]
 
 pub mod answer_checks;
+pub mod bandwidth;
 pub mod binding;
 pub mod chain_match;
 pub mod cluster;

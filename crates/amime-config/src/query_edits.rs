@@ -197,13 +197,13 @@ mod tests {
     #[test]
     fn each_action_does_what_it_says() {
         let put = |action: &str| {
-            format!("{{append: {{action: {action}, record: {{key: a, value: n}}}}}}")
+            format!("{{append: {{action: {action}, record: {{key: a, value: x}}}}}}")
         };
-        check(&put("APPEND_IF_EXISTS_OR_ADD"), "/?a=1", "/?a=1&a=n");
+        check(&put("APPEND_IF_EXISTS_OR_ADD"), "/?a=1", "/?a=1&a=x");
         check(&put("ADD_IF_ABSENT"), "/?a=1", "/?a=1");
-        check(&put("ADD_IF_ABSENT"), "/?b", "/?a=n&b=");
-        check(&put("OVERWRITE_IF_EXISTS"), "/?a=1&a=2", "/?a=n");
+        check(&put("ADD_IF_ABSENT"), "/?b", "/?a=x&b=");
+        check(&put("OVERWRITE_IF_EXISTS"), "/?a=1&a=2", "/?a=x");
         check(&put("OVERWRITE_IF_EXISTS"), "/?b=1", "/?b=1");
-        check(&put("OVERWRITE_IF_EXISTS_OR_ADD"), "/", "/?a=n");
+        check(&put("OVERWRITE_IF_EXISTS_OR_ADD"), "/", "/?a=x");
     }
 }

@@ -277,13 +277,29 @@ impl Action {
                 key: named(&value.descriptor_key, "generic_key"),
                 value: Value::compile(&value.descriptor_value, &value.default_value, faults)?,
             },
-            Some(A::HeaderValueMatch(value)) => Self::HeaderMatch {
+            Some(A::DynamicMetadata(value)) => Self::Metadata {
+                key: value.descriptor_key.clone(),
+                path: metadata_path(value.metadata_key.as_ref(), faults)?,
+                default: value.default_value.clone(),
+                skip: false,
+            },
+            Some(A::Metadata(value)) => Self::metadata(value, faults)?,
+            Some(other) => return Self::comparison(other, faults),
+            None => return Self::unknown(faults),
+        })
+    }
+
+    /// An action that depends on whether something matches.
+    fn comparison(value: &pb::action::ActionSpecifier, faults: &mut Faults) -> Option<Self> {
+        use pb::action::ActionSpecifier as A;
+        Some(match value {
+            A::HeaderValueMatch(value) => Self::HeaderMatch {
                 key: named(&value.descriptor_key, "header_match"),
                 value: Value::compile(&value.descriptor_value, &value.default_value, faults)?,
                 expect: bool_or(value.expect_match.as_ref(), true),
                 headers: header_matchers(&value.headers, "headers", faults),
             },
-            Some(A::QueryParameterValueMatch(value)) => Self::QueryMatch {
+            A::QueryParameterValueMatch(value) => Self::QueryMatch {
                 key: named(&value.descriptor_key, "query_match"),
                 value: Value::compile(&value.descriptor_value, &value.default_value, faults)?,
                 expect: bool_or(value.expect_match.as_ref(), true),
@@ -293,7 +309,7 @@ impl Action {
                     .filter_map(|query| QueryMatcher::compile(query, faults))
                     .collect(),
             },
-            Some(A::RemoteAddressMatch(value)) => {
+            A::RemoteAddressMatch(value) => {
                 let matcher = value.address_matcher.clone().unwrap_or_default();
                 let nets = matcher.ranges.iter().filter_map(|net| {
                     let net = CidrRange {
@@ -309,31 +325,26 @@ impl Action {
                     invert: matcher.invert_match,
                 }
             }
-            Some(A::DynamicMetadata(value)) => Self::Metadata {
-                key: value.descriptor_key.clone(),
-                path: metadata_path(value.metadata_key.as_ref(), faults)?,
-                default: value.default_value.clone(),
-                skip: false,
-            },
-            Some(A::Metadata(value))
-                if value.source() == pb::action::meta_data::Source::Dynamic =>
-            {
-                Self::Metadata {
-                    key: value.descriptor_key.clone(),
-                    path: metadata_path(value.metadata_key.as_ref(), faults)?,
-                    default: value.default_value.clone(),
-                    skip: value.skip_if_absent,
-                }
-            }
-            Some(A::Metadata(_)) => {
-                faults.reject("metadata.source", "only dynamic metadata is supported");
-                return None;
-            }
-            Some(A::Extension(_)) | None => {
-                faults.reject("action_specifier", "not supported");
-                return None;
-            }
+            _ => return Self::unknown(faults),
         })
+    }
+
+    fn metadata(value: &pb::action::MetaData, faults: &mut Faults) -> Option<Self> {
+        if value.source() != pb::action::meta_data::Source::Dynamic {
+            faults.reject("metadata.source", "only dynamic metadata is supported");
+            return None;
+        }
+        Some(Self::Metadata {
+            key: value.descriptor_key.clone(),
+            path: metadata_path(value.metadata_key.as_ref(), faults)?,
+            default: value.default_value.clone(),
+            skip: value.skip_if_absent,
+        })
+    }
+
+    fn unknown(faults: &mut Faults) -> Option<Self> {
+        faults.reject("action_specifier", "not supported");
+        None
     }
 
     /// The entry; `None` if there can be no descriptor, `Some(None)` if the

@@ -317,7 +317,12 @@ impl Telemetry {
         let mut labels = String::new();
         let (leaf, metric) = match name {
             StatName::Plain(name) => plain_name(prefix, name, &mut labels),
-            StatName::Class { class, retry } => {
+            StatName::Scoped { name, of } => {
+                let scope = of.scope();
+                let metric = format!("envoy_{prefix}_{}{name}", scope.replace('.', "_"));
+                (format!("{scope}{name}"), metric)
+            }
+            StatName::Class { class, of } => {
                 // Istio's tag pattern keeps the `xx`, Envoy's does not.
                 let (tag, value) = if istio {
                     ("response_code_class", format!("{class}xx"))
@@ -325,14 +330,14 @@ impl Telemetry {
                     ("envoy_response_code_class", class.to_string())
                 };
                 push_label(&mut labels, tag, &value);
-                let scope = if retry { "retry." } else { "" };
+                let scope = of.scope();
                 let metric = format!("envoy_{prefix}_{}{codes}_xx", scope.replace('.', "_"));
                 (format!("{scope}{codes}_{class}xx"), metric)
             }
-            StatName::Code { code, retry } => {
+            StatName::Code { code, of } => {
                 let tag = if istio { "response_code" } else { "envoy_response_code" };
                 push_label(&mut labels, tag, &code.to_string());
-                let scope = if retry { "retry." } else { "" };
+                let scope = of.scope();
                 let metric = format!("envoy_{prefix}_{}{codes}", scope.replace('.', "_"));
                 (format!("{scope}{codes}_{code}"), metric)
             }

@@ -245,7 +245,7 @@ fn no_field_of_a_connection_manager_is_passed_over() {
             ("stream_flush_timeout", "5s", None),
             ("request_timeout", "5s", None),
             ("request_headers_timeout", "5s", None),
-            ("drain_timeout", "5s", None),
+            ("drain_timeout", "6s", None),
             ("drain_timeout_jitter", "{value: 5}", None),
             ("delayed_close_timeout", "5s", None),
             ("access_log", "LOG", None),

@@ -343,7 +343,9 @@ impl Request<'_> {
         self.cluster.observe(self.host, Outcome::Status(outcome));
         let log = self.exchange.log.borrow();
         let millis = log.response_after.map_or(0, |after| after.as_millis());
-        self.cluster.stats.upstream_rq_time.record(u64::try_from(millis).unwrap_or(u64::MAX));
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+        self.cluster.stats.upstream_rq_time.record(millis);
+        self.cluster.stats.by_origin.record_time(log.internal, millis);
     }
 
     fn count_failure(&self, failure: &Failure) {

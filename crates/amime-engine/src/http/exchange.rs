@@ -108,6 +108,8 @@ pub(crate) struct Log {
     /// The target as it came, where it says more than the path.
     pub(crate) target: Option<Bytes>,
     pub(crate) health_check: bool,
+    /// The client counts as internal.
+    pub(crate) internal: bool,
     /// Number of the virtual cluster within the route's virtual host.
     pub(crate) virtual_cluster: Option<usize>,
 }
@@ -274,6 +276,7 @@ impl Exchange {
         let Some(cluster) = &log.cluster else { return };
         if log.status != 0 {
             cluster.stats.codes.record(log.status);
+            cluster.stats.by_origin.record(log.internal, log.status);
             if let Some(one) = log.virtual_cluster() {
                 one.count(log.status);
             }

@@ -126,7 +126,7 @@ impl HeldBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ParseError>>> {
         loop {
-            if let Some(frame) = self.stages.pop() {
+            if let Some(frame) = ready!(self.stages.poll_pop(cx)) {
                 if let Some(data) = frame.data_ref() {
                     // It is counted again by whoever sends it on.
                     self.exchange.uncount_received(data.len());

@@ -323,6 +323,7 @@ pub(super) async fn handle(
             return response::local(guard, &error);
         }
     };
+    exchange.log.borrow_mut().internal = admitted.internal;
     router::route(guard, admitted, body, upgrade).await
 }
 

@@ -3,6 +3,7 @@
 
 mod affinity;
 mod balancing;
+mod bandwidth;
 mod closing;
 mod credentials;
 mod dns;
