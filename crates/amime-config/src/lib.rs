@@ -73,6 +73,7 @@ pub mod route;
 pub mod route_action;
 pub mod route_cluster;
 pub mod route_match;
+mod route_tree;
 pub mod secrets;
 pub mod stateful_session;
 pub mod tcp;

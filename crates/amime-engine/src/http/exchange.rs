@@ -213,11 +213,12 @@ impl Exchange {
     /// Tells telemetry that it is over.
     fn finish(&self, end: End) {
         let total = self.record(end);
+        self.count();
         self.connection.count_end(&self.log.borrow(), self.begun + total, total);
     }
 
-    /// Tells telemetry how the request ended, which may go on as another one;
-    /// how long it took.
+    /// Records how the request ended, which may go on as another one; how long
+    /// it took.
     pub(super) fn record(&self, end: End) -> Duration {
         let connection = &self.connection;
         let config = &connection.config;
@@ -247,8 +248,7 @@ impl Exchange {
         record.flags = log.flags;
         record.bytes_received = self.received.get();
         record.bytes_sent = self.sent.get();
-        record.wire_bytes_received = self.received.get() + log.request_bytes;
-        record.wire_bytes_sent = self.sent.get() + log.response_bytes;
+        (record.wire_bytes_received, record.wire_bytes_sent) = self.wire_bytes(log);
         record.route_name = log.route.as_ref().map(|route| &*route.name);
         record.config_origin = log.route.as_ref().and_then(|route| route.origin.as_deref());
         record.grpc = log.grpc;
@@ -260,16 +260,22 @@ impl Exchange {
         record.downstream.peer = log.downstream_peer.as_ref();
         record.upstream = log.upstream();
         connection.worker.telemetry.http(&record);
-        self.count(log, record.wire_bytes_received, record.wire_bytes_sent);
         total
     }
 }
 
 impl Exchange {
+    /// Bytes received and sent, heads included.
+    fn wire_bytes(&self, log: &Log) -> (u64, u64) {
+        (self.received.get() + log.request_bytes, self.sent.get() + log.response_bytes)
+    }
+
     /// Counts the request for its cluster, with the answer that the client
     /// got: attempts that were repeated count as retries only. Bytes are those
     /// of messages, without framing.
-    fn count(&self, log: &Log, received: u64, sent: u64) {
+    pub(super) fn count(&self) {
+        let log = self.log.borrow();
+        let (received, sent) = self.wire_bytes(&log);
         let stats = &self.connection.stats;
         stats.downstream_cx_rx_bytes_total.add(received);
         stats.downstream_cx_tx_bytes_total.add(sent);

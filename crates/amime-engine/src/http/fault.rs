@@ -43,12 +43,11 @@ pub(super) async fn inject(
     if let Some((fraction, delay)) = delay_of(exchange, fault)
         && fraction.draw()
         && !delay.is_zero()
+        && let Some(_active) = ActiveFault::begin(exchange, fault)
     {
-        if let Some(_active) = ActiveFault::begin(exchange, fault) {
-            stats.fault_delays_injected.inc();
-            exchange.log.borrow_mut().flags.insert(ResponseFlags::DI);
-            tokio::time::sleep(delay).await;
-        }
+        stats.fault_delays_injected.inc();
+        exchange.log.borrow_mut().flags.insert(ResponseFlags::DI);
+        tokio::time::sleep(delay).await;
     }
     if let Some((fraction, abort)) = abort_of(exchange, fault)
         && fraction.draw()

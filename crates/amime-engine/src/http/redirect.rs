@@ -2,6 +2,8 @@
 //!
 //! Spec: <https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/http/http_connection_management#internal-redirects>
 
+use std::borrow::Cow;
+
 use http::response::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Uri, header};
@@ -51,13 +53,20 @@ fn note(exchange: &Exchange, route: RouteRef, parts: &Parts) {
         Action::Forward(action) => forward::cluster_of(exchange, action, None),
         _ => None,
     };
+    answered(&mut exchange.log.borrow_mut(), parts.status, "internal_redirect");
+    // The answer is that of the cluster which gave it.
+    exchange.count();
     {
         let mut log = exchange.log.borrow_mut();
         log.route = Some(route);
         log.cluster = cluster;
-        answered(&mut log, parts.status, "internal_redirect");
+        log.virtual_cluster = None;
     }
     exchange.record(End::Complete);
+    // What it becomes has no answer yet.
+    let mut log = exchange.log.borrow_mut();
+    log.status = 0;
+    log.details = Cow::Borrowed("");
 }
 
 /// The route that the request would take.
