@@ -213,7 +213,7 @@ impl<'t> Binding<'t> {
         let is = |target: &&ServiceTarget| target.port.udp && target.port.number == number;
         match self {
             Self::Labels(targets) => targets.iter().any(|target| is(&target)),
-            Self::Services(targets) => targets.iter().any(|target| is(target)),
+            Self::Services(targets) => targets.iter().any(is),
         }
     }
 

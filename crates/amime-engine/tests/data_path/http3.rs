@@ -272,11 +272,6 @@ metadata: {{name: a, namespace: istio-system}}
 spec: {{hosts: [a.test], gateways: [edge], http: [{{route: [{{destination: {{host: web.test}}}}]}}]}}
 ---
 apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {{name: web, namespace: istio-system}}
-spec: {{host: web.test, trafficPolicy: {{tls: {{mode: DISABLE}}}}}}
----
-apiVersion: networking.istio.io/v1
 kind: ServiceEntry
 metadata: {{name: web, namespace: istio-system}}
 spec:
@@ -295,7 +290,9 @@ spec:
         "extensions": ["envoy.filters.http.router", "envoy.transport_sockets.quic"],
         "quic_listeners": true}"#;
     let file = NamedText { name: "objects.yaml", text: &objects };
-    let translated = translate(&[file], None, proxy).expect("objects");
+    // Nobody here has certificates for traffic within the mesh.
+    let mesh = NamedText { name: "mesh.yaml", text: "enableAutoMtls: false" };
+    let translated = translate(&[file], Some(mesh), proxy).expect("objects");
     assert!(translated.skipped.is_empty(), "{:?}", translated.skipped);
     let dump = translated.dump;
     assert_eq!(dump.secrets.len(), 1, "the listener waits for its certificate");
