@@ -126,7 +126,7 @@ impl<'a> Parameter<'a> {
 }
 
 /// `text` with `%41` and the like turned into what they stand for.
-pub(crate) fn unescaped(text: &[u8]) -> Vec<u8> {
+fn unescaped(text: &[u8]) -> Vec<u8> {
     let digit = |byte: &u8| char::from(*byte).to_digit(16);
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;

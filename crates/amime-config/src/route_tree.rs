@@ -7,29 +7,19 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use envoy_types::pb::envoy::config::route::v3::{Route, RouteList};
-use envoy_types::pb::envoy::r#type::matcher::v3::{
-    HttpRequestHeaderMatchInput, HttpRequestQueryParamMatchInput,
-};
+use envoy_types::pb::envoy::r#type::matcher::v3::HttpRequestHeaderMatchInput;
 use envoy_types::pb::google::protobuf::Any;
 use envoy_types::pb::xds::r#type::matcher::v3::Matcher;
 
 use super::faults::Faults;
 use super::head::RequestHead;
-use super::matcher::{HeaderSource, query_value};
+use super::matcher::HeaderSource;
 use super::matcher_tree::{Meaning, Tree};
-use super::query_edits::unescaped;
 use super::values::{is, type_name, unpack};
-
-/// What is looked at of a request.
-#[derive(Debug)]
-enum Input {
-    Header(HeaderSource),
-    Query(String),
-}
 
 /// The tree of a virtual host.
 #[derive(Debug)]
-pub(crate) struct RouteTree(Tree<Input, Range<usize>>);
+pub(crate) struct RouteTree(Tree<HeaderSource, Range<usize>>);
 
 /// The routes that actions have, in the order in which they were met.
 #[derive(Default)]
@@ -47,44 +37,33 @@ impl RouteTree {
     /// Positions of the routes for a request, the first of which that matches
     /// is meant.
     pub(crate) fn find(&self, head: &RequestHead) -> Option<Range<usize>> {
-        self.0.find(&|input: &Input| input.value(head)).cloned()
+        self.0.find(&|header: &HeaderSource| text(header, head)).cloned()
     }
 }
 
-impl Input {
-    fn value<'v>(&self, head: &'v RequestHead) -> Option<Cow<'v, str>> {
-        match self {
-            Self::Header(source) => Some(match source.value(head)? {
-                Cow::Borrowed(value) => String::from_utf8_lossy(value),
-                Cow::Owned(value) => String::from_utf8_lossy(&value).into_owned().into(),
-            }),
-            Self::Query(name) => {
-                let value = unescaped(query_value(head.path.query()?, name)?.as_bytes());
-                Some(String::from_utf8_lossy(&value).into_owned().into())
-            }
-        }
-    }
+fn text<'v>(header: &HeaderSource, head: &'v RequestHead) -> Option<Cow<'v, str>> {
+    Some(match header.value(head)? {
+        Cow::Borrowed(value) => String::from_utf8_lossy(value),
+        Cow::Owned(value) => String::from_utf8_lossy(&value).into_owned().into(),
+    })
 }
 
 impl Meaning for Routes {
-    type Input = Input;
+    type Input = HeaderSource;
     type Action = Range<usize>;
 
-    fn input(&mut self, any: &Any, faults: &mut Faults) -> Option<Input> {
-        if is::<HttpRequestHeaderMatchInput>(any) {
-            let input: HttpRequestHeaderMatchInput = unpack(any, faults)?;
-            let source = HeaderSource::parse(&input.header_name);
-            if source.is_none() {
-                faults.reject("header_name", format!("`{}` is no header", input.header_name));
-            }
-            source.map(Input::Header)
-        } else if is::<HttpRequestQueryParamMatchInput>(any) {
-            let input: HttpRequestQueryParamMatchInput = unpack(any, faults)?;
-            Some(Input::Query(input.query_param))
-        } else {
+    /// Of requests, only headers may be looked at, as in Envoy.
+    fn input(&mut self, any: &Any, faults: &mut Faults) -> Option<HeaderSource> {
+        if !is::<HttpRequestHeaderMatchInput>(any) {
             faults.reject("", format!("{} is not supported", type_name(any)));
-            None
+            return None;
         }
+        let input: HttpRequestHeaderMatchInput = unpack(any, faults)?;
+        let source = HeaderSource::parse(&input.header_name);
+        if source.is_none() {
+            faults.reject("header_name", format!("`{}` is no header", input.header_name));
+        }
+        source
     }
 
     fn action(&mut self, any: &Any, faults: &mut Faults) -> Option<Range<usize>> {

@@ -273,7 +273,7 @@ impl Exchange {
     /// Counts the request for its cluster, with the answer that the client
     /// got: attempts that were repeated count as retries only. Bytes are those
     /// of messages, without framing.
-    pub(super) fn count(&self) {
+    fn count(&self) {
         let log = self.log.borrow();
         let (received, sent) = self.wire_bytes(&log);
         let stats = &self.connection.stats;

@@ -53,11 +53,9 @@ fn note(exchange: &Exchange, route: RouteRef, parts: &Parts) {
         Action::Forward(action) => forward::cluster_of(exchange, action, None),
         _ => None,
     };
-    answered(&mut exchange.log.borrow_mut(), parts.status, "internal_redirect");
-    // The answer is that of the cluster which gave it.
-    exchange.count();
     {
         let mut log = exchange.log.borrow_mut();
+        answered(&mut log, parts.status, "internal_redirect");
         log.route = Some(route);
         log.cluster = cluster;
         log.virtual_cluster = None;
