@@ -76,6 +76,18 @@ const EXTENSIONS: &[Extension] = &[
         "filters.http.csrf.v3.CsrfPolicy",
         "filters.http.csrf.v3.CsrfPolicy",
     ),
+    (
+        "header_mutation",
+        "envoy.filters.http.header_mutation",
+        "filters.http.header_mutation.v3.HeaderMutation",
+        "filters.http.header_mutation.v3.HeaderMutationPerRoute",
+    ),
+    (
+        "bandwidth_limit",
+        "envoy.filters.http.bandwidth_limit",
+        "filters.http.bandwidth_limit.v3.BandwidthLimit",
+        "filters.http.bandwidth_limit.v3.BandwidthLimit",
+    ),
     ("ip_tagging", "envoy.filters.http.ip_tagging", "filters.http.ip_tagging.v3.IPTagging", ""),
     (
         "health_check",

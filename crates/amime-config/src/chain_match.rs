@@ -232,7 +232,7 @@ fn application(wanted: &[Vec<u8>], offered: &[Vec<u8>]) -> Option<usize> {
     Some(usize::MAX - position)
 }
 
-fn is_local(input: &ChainInput<'_>) -> bool {
+pub(crate) fn is_local(input: &ChainInput<'_>) -> bool {
     input.source.ip() == input.destination.ip() || input.source.ip().is_loopback()
 }
 

@@ -14,34 +14,56 @@ use super::values::Fraction;
 #[derive(Debug)]
 pub struct Csrf {
     enabled: Fraction,
+    /// Judged, but not refused.
+    shadow: Fraction,
     origins: Vec<StringMatcher>,
+}
+
+/// What is to be said of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is none that could do harm, or nobody asks.
+    Passed,
+    Valid,
+    Invalid {
+        /// It does not say where it is from.
+        sourceless: bool,
+        /// It goes no further.
+        refused: bool,
+    },
 }
 
 impl Csrf {
     pub(crate) fn compile(value: &pb::CsrfPolicy, faults: &mut Faults) -> Self {
-        faults.ignore_if(value.shadow_enabled.is_some(), "shadow_enabled");
         let origins = value.additional_origins.iter();
+        let fraction = |value: Option<&_>| value.map_or(Fraction::NEVER, Fraction::from_runtime);
         Self {
-            enabled: value.filter_enabled.as_ref().map_or(Fraction::NEVER, Fraction::from_runtime),
+            enabled: fraction(value.filter_enabled.as_ref()),
+            shadow: fraction(value.shadow_enabled.as_ref()),
             origins: origins.filter_map(|it| StringMatcher::compile(it, faults)).collect(),
         }
     }
 
-    /// True if the request may come from where it says that it does.
-    pub fn admits(&self, head: &RequestHead) -> bool {
-        if !self.enabled.draw()
+    /// Whether the request may come from where it says that it does.
+    pub fn judge(&self, head: &RequestHead) -> Verdict {
+        let refused = self.enabled.draw();
+        if !(refused || self.shadow.draw())
             || !matches!(head.method, Method::POST | Method::PUT | Method::DELETE | Method::PATCH)
         {
-            return true;
+            return Verdict::Passed;
         }
         let value = |name| head.headers.get(name).map(HeaderValue::as_bytes).unwrap_or_default();
         let source = match host_and_port(value(header::ORIGIN)) {
             b"" => host_and_port(value(header::REFERER)),
             origin => origin,
         };
-        !source.is_empty()
-            && (source == host_and_port(head.authority().as_bytes())
-                || self.origins.iter().any(|origin| origin.matches(source)))
+        let valid = source == host_and_port(head.authority().as_bytes())
+            || self.origins.iter().any(|origin| origin.matches(source));
+        // A browser says `null` where it may not say.
+        match matches!(source, b"" | b"null") {
+            false if valid => Verdict::Valid,
+            sourceless => Verdict::Invalid { sourceless, refused },
+        }
     }
 }
 

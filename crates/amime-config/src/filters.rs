@@ -9,13 +9,14 @@ use std::sync::Arc;
 use amime_telemetry::IstioStats;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::extensions::filters::http::{
-    buffer::v3 as buffer, compressor::v3 as pb_compressor, compressor::v3::CompressorPerRoute,
-    cors::v3 as cors, csrf::v3 as csrf, decompressor::v3 as pb_decompressor,
-    dynamic_forward_proxy::v3 as dynamic, fault::v3 as fault, grpc_http1_bridge::v3 as bridge,
-    grpc_web::v3::GrpcWeb, header_mutation::v3 as mutation, header_to_metadata::v3 as to_metadata,
-    health_check::v3 as health_check, ip_tagging::v3 as ip_tagging,
-    local_ratelimit::v3::LocalRateLimit, ratelimit::v3 as ratelimit, rbac::v3 as rbac,
-    router::v3::Router, set_metadata::v3 as set_metadata, stateful_session::v3 as session,
+    bandwidth_limit::v3::BandwidthLimit, buffer::v3 as buffer, compressor::v3 as pb_compressor,
+    compressor::v3::CompressorPerRoute, cors::v3 as cors, csrf::v3 as csrf,
+    decompressor::v3 as pb_decompressor, dynamic_forward_proxy::v3 as dynamic, fault::v3 as fault,
+    grpc_http1_bridge::v3 as bridge, grpc_web::v3::GrpcWeb, header_mutation::v3 as mutation,
+    header_to_metadata::v3 as to_metadata, health_check::v3 as health_check,
+    ip_tagging::v3 as ip_tagging, local_ratelimit::v3::LocalRateLimit, ratelimit::v3 as ratelimit,
+    rbac::v3 as rbac, router::v3::Router, set_metadata::v3 as set_metadata,
+    stateful_session::v3 as session,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use envoy_types::pb::google::protobuf::Any;
@@ -23,6 +24,7 @@ use prost::Message;
 
 use super::Compiler;
 use super::answer_checks::AnswerChecks;
+use super::bandwidth::Bandwidth;
 use super::compression::{Compressor, CompressorRoute, Decompressor};
 use super::cors::{Cors, CorsFields};
 use super::csrf::Csrf;
@@ -70,6 +72,7 @@ pub enum FilterKind {
     Csrf(Arc<Csrf>),
     IpTags(IpTags),
     AnswerChecks(Arc<AnswerChecks>),
+    Bandwidth(Arc<Bandwidth>),
     /// Waits until the host of the request is resolved.
     DynamicHost(Arc<HostCache>),
 }
@@ -107,6 +110,7 @@ pub enum Settings {
     Compressor(Arc<CompressorRoute>),
     HeaderToMetadata(Arc<HeaderToMetadata>),
     Csrf(Arc<Csrf>),
+    Bandwidth(Arc<Bandwidth>),
     NewHost(Arc<NewHost>),
 }
 
@@ -204,6 +208,8 @@ impl Settings {
             Self::HeaderToMetadata(Arc::new(rules))
         } else if is::<csrf::CsrfPolicy>(any) {
             Self::Csrf(Arc::new(Csrf::compile(&unpack(any, faults)?, faults)))
+        } else if is::<BandwidthLimit>(any) {
+            Self::Bandwidth(Arc::new(Bandwidth::compile(&unpack(any, faults)?, faults)?))
         } else if is::<dynamic::PerRouteConfig>(any) {
             Self::NewHost(Arc::new(NewHost::compile(&unpack(any, faults)?, faults)?))
         } else {
@@ -325,6 +331,7 @@ impl FilterKind {
             || is::<to_metadata::Config>(any)
             || is::<set_metadata::Config>(any)
             || is::<csrf::CsrfPolicy>(any)
+            || is::<BandwidthLimit>(any)
             || is::<ip_tagging::IpTagging>(any)
             || is::<health_check::HealthCheck>(any)
             || is::<dynamic::FilterConfig>(any)
@@ -366,6 +373,8 @@ impl FilterKind {
             Some(Self::HeaderToMetadata(Arc::new(rules)))
         } else if is::<set_metadata::Config>(any) {
             Some(Self::SetMetadata(SetMetadata::compile(&unpack(any, faults)?, faults)))
+        } else if is::<BandwidthLimit>(any) {
+            Some(Self::Bandwidth(Arc::new(Bandwidth::compile(&unpack(any, faults)?, faults)?)))
         } else if is::<csrf::CsrfPolicy>(any) {
             Some(Self::Csrf(Arc::new(Csrf::compile(&unpack(any, faults)?, faults))))
         } else if is::<ip_tagging::IpTagging>(any) {

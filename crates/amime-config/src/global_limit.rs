@@ -15,7 +15,7 @@ use super::Compiler;
 use super::faults::Faults;
 use super::headers::HeaderEdits;
 use super::names::ClusterId;
-use super::rate_limit::{Descriptor, LimitPolicy, VhostLimits, policies};
+use super::rate_limit::{Descriptor, LimitPolicy, OwnLimit, VhostLimits, policies};
 use super::values::{self, Fraction};
 
 /// Where the service is and what it is asked with.
@@ -26,7 +26,7 @@ pub struct LimitService {
     pub domain: String,
     pub timeout: Duration,
     /// Refuse when the service does not answer.
-    pub deny_on_failure: bool,
+    pub deny_on_failure: Fraction,
 }
 
 /// A compiled `RateLimit` filter of HTTP.
@@ -71,7 +71,7 @@ impl LimitService {
     fn compile(
         value: Option<&RateLimitServiceConfig>,
         domain: &str,
-        (timeout, deny_on_failure): (Duration, bool),
+        (timeout, deny_on_failure): (Duration, Fraction),
         compiler: &mut Compiler<'_>,
     ) -> Option<Self> {
         let service: Option<&GrpcService> = value.and_then(|value| value.grpc_service.as_ref());
@@ -112,10 +112,12 @@ fn timeout(value: Option<&envoy_types::pb::google::protobuf::Duration>) -> Durat
 impl GlobalLimit {
     pub(crate) fn compile(value: &pb::RateLimit, compiler: &mut Compiler<'_>) -> Option<Self> {
         let faults = &mut compiler.faults;
-        let percent = value.failure_mode_deny_percent.is_some();
-        faults.ignore_if(percent, "failure_mode_deny_percent");
         faults.ignore_if(!value.metadata_namespace.is_empty(), "metadata_namespace");
-        let how = (timeout(value.timeout.as_ref()), value.failure_mode_deny);
+        let deny = match &value.failure_mode_deny_percent {
+            Some(percent) => Fraction::from_runtime(percent),
+            None => Fraction::all_or_none(value.failure_mode_deny),
+        };
+        let how = (timeout(value.timeout.as_ref()), deny);
         let service = value.rate_limit_service.as_ref();
         let service = LimitService::compile(service, &value.domain, how, compiler);
         let faults = &mut compiler.faults;
@@ -182,7 +184,8 @@ impl GlobalLimitRoute {
 
 impl GlobalConnectionLimit {
     pub(crate) fn compile(value: &network::RateLimit, compiler: &mut Compiler<'_>) -> Option<Self> {
-        let how = (timeout(value.timeout.as_ref()), value.failure_mode_deny);
+        let deny = Fraction::all_or_none(value.failure_mode_deny);
+        let how = (timeout(value.timeout.as_ref()), deny);
         let service = value.rate_limit_service.as_ref();
         let service = LimitService::compile(service, &value.domain, how, compiler)?;
         let descriptors = value.descriptors.iter().map(|descriptor| Descriptor {
@@ -192,6 +195,10 @@ impl GlobalConnectionLimit {
                 .map(|entry| (entry.key.clone(), entry.value.clone()))
                 .collect(),
             hits: descriptor.hits_addend.as_ref().map(|hits| hits.value),
+            limit: descriptor
+                .limit
+                .as_ref()
+                .map(|limit| OwnLimit { requests: limit.requests_per_unit, unit: limit.unit }),
         });
         Some(Self { service, descriptors: descriptors.collect() })
     }

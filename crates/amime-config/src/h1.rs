@@ -38,10 +38,6 @@ impl Http1 {
         let absolute = value.allow_absolute_url.as_ref();
         faults.ignore_if(absolute.is_some_and(|it| !it.value), "allow_absolute_url");
         faults.ignore_if(value.send_fully_qualified_url, "send_fully_qualified_url");
-        faults.ignore_if(
-            value.override_stream_error_on_invalid_http_message.is_some_and(|it| it.value),
-            "override_stream_error_on_invalid_http_message",
-        );
         faults.ignore_if(!value.ignore_http_11_upgrade.is_empty(), "ignore_http_11_upgrade");
         let host = HeaderValue::from_str(&value.default_host_for_http_10);
         Self {

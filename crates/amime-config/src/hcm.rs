@@ -51,6 +51,9 @@ pub struct HttpConfig {
     pub user_agent: Option<UserAgent>,
     pub underscores: Underscores,
     pub timeouts: Timeouts,
+    /// A request whose headers make no sense costs an HTTP/1 client no more
+    /// than that request.
+    pub forgiving: bool,
     /// Connections end when the proxy drains, not only with their listener.
     pub drains: bool,
     pub max_requests_per_connection: Option<u32>,
@@ -167,6 +170,13 @@ pub struct Timeouts {
     /// Most of it that is added at random, as a fraction.
     pub max_connection_jitter: f64,
     pub max_stream: Option<Duration>,
+    /// For clients of HTTP/1 to notice that their connection is about to end.
+    pub drain: Duration,
+    /// Most of it that is added at random, as a fraction.
+    pub drain_jitter: f64,
+    /// How long a client may take to read the last response; `None`: it is
+    /// not waited for.
+    pub delayed_close: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,6 +185,10 @@ pub enum StripPort {
     Matching,
     Any,
 }
+
+/// Envoy's defaults.
+const DRAIN: Duration = Duration::from_secs(5);
+const DELAYED_CLOSE: Duration = Duration::from_secs(1);
 
 impl HttpConfig {
     pub fn compile(
@@ -224,6 +238,7 @@ impl HttpConfig {
             max_headers: u32_or(common.max_headers_count.as_ref(), 100) as usize,
             underscores: underscores(&common),
             timeouts: timeouts(value, &common),
+            forgiving: forgiving(value),
             drains: true,
             max_requests_per_connection: common
                 .max_requests_per_connection
@@ -409,7 +424,17 @@ fn timeouts(value: &pb::HttpConnectionManager, common: &core::HttpProtocolOption
         max_connection: values::timeout(common.max_connection_duration.as_ref(), None),
         max_connection_jitter: values::jitter(common.max_connection_duration_jitter.as_ref()),
         max_stream: values::timeout(common.max_stream_duration.as_ref(), None),
+        drain: value.drain_timeout.as_ref().map_or(DRAIN, values::duration),
+        drain_jitter: values::jitter(value.drain_timeout_jitter.as_ref()),
+        delayed_close: values::timeout(value.delayed_close_timeout.as_ref(), Some(DELAYED_CLOSE)),
     }
+}
+
+/// The setting of HTTP/1 goes before that of all versions.
+fn forgiving(value: &pb::HttpConnectionManager) -> bool {
+    let http1 = value.http_protocol_options.as_ref();
+    let own = http1.and_then(|it| it.override_stream_error_on_invalid_http_message.as_ref());
+    bool_or(own.or(value.stream_error_on_invalid_http_message.as_ref()), false)
 }
 
 fn scheme_override(

@@ -21,8 +21,10 @@
 )]
 
 pub mod answer_checks;
+pub mod bandwidth;
 pub mod binding;
 pub mod chain_match;
+pub mod chain_tree;
 pub mod cluster;
 pub mod compression;
 pub mod connection;
@@ -56,11 +58,13 @@ pub mod load_reports;
 pub mod local_limit;
 pub mod local_reply;
 pub mod matcher;
+pub mod matcher_tree;
 pub mod metadata;
 pub mod names;
 pub mod network_rbac;
 pub mod outlier;
 pub mod peer_metadata;
+pub mod query_edits;
 pub mod quic;
 pub mod rate_limit;
 pub mod rbac;
@@ -70,6 +74,7 @@ pub mod route;
 pub mod route_action;
 pub mod route_cluster;
 pub mod route_match;
+mod route_tree;
 pub mod secrets;
 pub mod stateful_session;
 pub mod tcp;

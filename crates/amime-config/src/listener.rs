@@ -24,7 +24,8 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProx
 use envoy_types::pb::google::protobuf::Any;
 
 use super::binding::{Binding, bindings};
-use super::chain_match::{ChainMatch, distinct};
+use super::chain_match::{ChainInput, ChainMatch, choose, distinct};
+use super::chain_tree::ChainTree;
 use super::cluster::{Keepalive, keepalive};
 use super::connection_cap::ConnectionCap;
 use super::dynamic_hosts;
@@ -57,6 +58,8 @@ pub struct ListenerConfig {
     pub continue_on_timeout: bool,
     pub chains: Vec<Arc<FilterChain>>,
     pub default_chain: Option<Arc<FilterChain>>,
+    /// Chooses between the chains in place of their criteria.
+    pub tree: Option<ChainTree>,
     /// Connections are QUIC's.
     pub quic: Option<Quic>,
     /// Access logs of the listener itself, of all its connections.
@@ -172,7 +175,10 @@ impl ListenerConfig {
         let quic = quic::limits(value, faults);
         faults.reject_if(value.api_listener.is_some(), "api_listener");
         faults.reject_if(value.listener_specifier.is_some(), "internal_listener");
-        faults.reject_if(value.filter_chain_matcher.is_some(), "filter_chain_matcher");
+        if quic.is_some() && value.filter_chain_matcher.is_some() {
+            faults.reject("filter_chain_matcher", "not supported for QUIC");
+        }
+        let tree = ChainTree::compile(value, faults);
         faults.reject_if(value.fcds_config.is_some(), "fcds_config");
         unheeded::of_listener(value, faults);
         let bindings = bindings(value, faults)?;
@@ -195,7 +201,9 @@ impl ListenerConfig {
         if value.filter_chains.is_empty() && default.is_none() {
             parent.compiler.faults.reject("filter_chains", "none");
         }
-        distinct(&chains, &mut parent.compiler.faults);
+        if tree.is_none() {
+            distinct(&chains, &mut parent.compiler.faults);
+        }
         let default_chain = default_chain.map(Arc::new);
         let quic = quic.and_then(|limits| {
             let (address, default) = (bindings[0].address, default_chain.as_ref());
@@ -222,6 +230,7 @@ impl ListenerConfig {
             continue_on_timeout: value.continue_on_listener_filters_timeout,
             chains,
             default_chain,
+            tree,
             quic,
             log,
         })
@@ -230,6 +239,18 @@ impl ListenerConfig {
     /// The first address.
     pub fn address(&self) -> SocketAddr {
         self.bindings[0].address
+    }
+
+    /// The chain for a connection, if one matches.
+    pub fn chain(&self, input: &ChainInput<'_>) -> Option<&Arc<FilterChain>> {
+        let chain = match &self.tree {
+            None => choose(&self.chains, input),
+            Some(tree) => match tree.find(input) {
+                Some(chosen) => return self.chains.get(chosen?),
+                None => None,
+            },
+        };
+        chain.or(self.default_chain.as_ref())
     }
 
     /// All chains, the default one last.

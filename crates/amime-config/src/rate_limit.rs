@@ -6,8 +6,14 @@
 use std::net::IpAddr;
 
 use amime_core::unix::is_stand_in;
+use amime_telemetry::DynamicMetadata;
 use envoy_types::pb::envoy::config::core::v3::CidrRange;
+use envoy_types::pb::envoy::config::route::v3::rate_limit::r#override::OverrideSpecifier;
 use envoy_types::pb::envoy::config::route::v3::{RateLimit, rate_limit as pb};
+use envoy_types::pb::envoy::r#type::metadata::v3::MetadataKey;
+use envoy_types::pb::envoy::r#type::metadata::v3::metadata_key::path_segment::Segment;
+use envoy_types::pb::envoy::r#type::v3::RateLimitUnit;
+use envoy_types::pb::google::protobuf::value::Kind;
 use http::HeaderMap;
 use ipnet::IpNet;
 
@@ -23,6 +29,15 @@ pub struct Descriptor {
     pub entries: Vec<(String, String)>,
     /// How much the request counts, if that is not one.
     pub hits: Option<u64>,
+    /// The limit, if the service is not to say it.
+    pub limit: Option<OwnLimit>,
+}
+
+/// A limit that comes with the request; the unit is the API's number for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnLimit {
+    pub requests: u32,
+    pub unit: i32,
 }
 
 /// What descriptors are made from.
@@ -39,8 +54,29 @@ pub struct LimitInput<'a> {
 pub struct LimitPolicy {
     pub stage: u32,
     actions: Vec<Action>,
-    hits: Option<u64>,
+    hits: Hits,
+    limit: Option<Limit>,
 }
+
+/// Where a limit comes from that the service is not to say.
+#[derive(Debug)]
+enum Limit {
+    Fixed(OwnLimit),
+    /// A struct at a path of the metadata.
+    At(Box<[Box<str>]>),
+}
+
+/// How much a request counts.
+#[derive(Debug)]
+enum Hits {
+    Unsaid,
+    Fixed(u64),
+    /// A number, or there is no descriptor.
+    Format(Format),
+}
+
+/// The most that a request may count, as in Envoy.
+const MAX_HITS: u64 = 1_000_000_000;
 
 /// The policies of a route and of its virtual host.
 #[derive(Clone, Debug, Default)]
@@ -72,6 +108,7 @@ enum Action {
     HeaderMatch { key: String, value: Value, expect: bool, headers: Vec<HeaderMatcher> },
     QueryMatch { key: String, value: Value, expect: bool, query: Vec<QueryMatcher> },
     RemoteMatch { key: String, value: Value, invert: bool, nets: Vec<IpNet> },
+    Metadata { key: String, path: Box<[Box<str>]>, default: String, skip: bool },
 }
 
 /// A value with operators, and what takes its place when it is empty.
@@ -107,11 +144,11 @@ pub(crate) fn policies(list: &[RateLimit], field: &str, faults: &mut Faults) -> 
 
 impl LimitPolicy {
     fn compile(value: &RateLimit, faults: &mut Faults) -> Option<Self> {
-        faults.ignore_if(value.limit.is_some(), "limit");
-        faults.ignore_if(value.apply_on_stream_done, "apply_on_stream_done");
-        let hits = value.hits_addend.as_ref();
-        let computed = hits.is_some_and(|hits| !hits.format.is_empty());
-        faults.ignore_if(computed, "hits_addend.format");
+        if value.apply_on_stream_done {
+            // It would count the request when it begins and not when it ends.
+            faults.ignore("apply_on_stream_done", "not supported; such a limit does nothing");
+            return None;
+        }
         let action = |(index, value): (usize, &pb::Action)| {
             faults.within(format!("actions[{index}]"), |faults| Action::compile(value, faults))
         };
@@ -119,7 +156,11 @@ impl LimitPolicy {
         Some(Self {
             stage: u32_or(value.stage.as_ref(), 0),
             actions: actions?,
-            hits: hits.and_then(|hits| hits.number.as_ref()).map(|number| number.value),
+            hits: Hits::compile(value.hits_addend.as_ref(), faults)?,
+            limit: match value.limit.as_ref().and_then(|it| it.override_specifier.as_ref()) {
+                Some(limit) => Some(Limit::compile(limit, faults)?),
+                None => None,
+            },
         })
     }
 
@@ -129,8 +170,78 @@ impl LimitPolicy {
         for action in &self.actions {
             entries.extend(action.entry(input)?);
         }
-        (!entries.is_empty()).then_some(Descriptor { entries, hits: self.hits })
+        let hits = match &self.hits {
+            Hits::Unsaid => None,
+            Hits::Fixed(number) => Some(*number),
+            Hits::Format(format) => {
+                let text = format.render(&HeaderMap::new(), &input.format);
+                let number = text.to_str().ok()?.trim().parse::<f64>().ok()?;
+                let whole = number.trunc() == number && (0.0..=MAX_HITS as f64).contains(&number);
+                Some(if whole { number as u64 } else { return None })
+            }
+        };
+        let limit = self.limit.as_ref().and_then(|limit| match limit {
+            Limit::Fixed(limit) => Some(*limit),
+            Limit::At(path) => OwnLimit::of(path, input.format.metadata?),
+        });
+        (!entries.is_empty()).then_some(Descriptor { entries, hits, limit })
     }
+}
+
+impl Hits {
+    fn compile(value: Option<&pb::HitsAddend>, faults: &mut Faults) -> Option<Self> {
+        let Some(value) = value else { return Some(Self::Unsaid) };
+        if let Some(number) = &value.number {
+            return Some(Self::Fixed(number.value));
+        }
+        if value.format.is_empty() {
+            return Some(Self::Unsaid);
+        }
+        let format = Format::parse(&value.format);
+        format.map(Self::Format).map_err(|reason| faults.reject("hits_addend.format", reason)).ok()
+    }
+}
+
+impl OwnLimit {
+    /// The limit at a path of the metadata, if it is one.
+    fn of(path: &[Box<str>], metadata: &DynamicMetadata) -> Option<Self> {
+        let fields = &metadata.fields(path)?.fields;
+        let Kind::NumberValue(requests) = fields.get("requests_per_unit")?.kind.as_ref()? else {
+            return None;
+        };
+        let Kind::StringValue(unit) = fields.get("unit")?.kind.as_ref()? else { return None };
+        let unit = RateLimitUnit::from_str_name(unit).filter(|it| *it != RateLimitUnit::Unknown)?;
+        let whole = requests.trunc() == *requests && (0.0..=f64::from(u32::MAX)).contains(requests);
+        whole.then_some(Self { requests: *requests as u32, unit: unit as i32 })
+    }
+}
+
+impl Limit {
+    fn compile(value: &OverrideSpecifier, faults: &mut Faults) -> Option<Self> {
+        Some(match value {
+            OverrideSpecifier::RateLimit(limit) => {
+                Self::Fixed(OwnLimit { requests: limit.requests_per_unit, unit: limit.unit })
+            }
+            OverrideSpecifier::DynamicMetadata(value) => {
+                Self::At(metadata_path(value.metadata_key.as_ref(), faults)?)
+            }
+        })
+    }
+}
+
+fn metadata_path(value: Option<&MetadataKey>, faults: &mut Faults) -> Option<Box<[Box<str>]>> {
+    let value = value.cloned().unwrap_or_default();
+    let mut path: Vec<Box<str>> = vec![value.key.into()];
+    for segment in value.path {
+        match segment.segment? {
+            Segment::Key(key) => path.push(key.into()),
+            Segment::Index(_) => {
+                faults.reject("metadata_key.path", "places in lists are not supported");
+                return None;
+            }
+        }
+    }
+    Some(path.into())
 }
 
 fn named(key: &str, default: &str) -> String {
@@ -166,13 +277,29 @@ impl Action {
                 key: named(&value.descriptor_key, "generic_key"),
                 value: Value::compile(&value.descriptor_value, &value.default_value, faults)?,
             },
-            Some(A::HeaderValueMatch(value)) => Self::HeaderMatch {
+            Some(A::DynamicMetadata(value)) => Self::Metadata {
+                key: value.descriptor_key.clone(),
+                path: metadata_path(value.metadata_key.as_ref(), faults)?,
+                default: value.default_value.clone(),
+                skip: false,
+            },
+            Some(A::Metadata(value)) => Self::metadata(value, faults)?,
+            Some(other) => return Self::comparison(other, faults),
+            None => return Self::unknown(faults),
+        })
+    }
+
+    /// An action that depends on whether something matches.
+    fn comparison(value: &pb::action::ActionSpecifier, faults: &mut Faults) -> Option<Self> {
+        use pb::action::ActionSpecifier as A;
+        Some(match value {
+            A::HeaderValueMatch(value) => Self::HeaderMatch {
                 key: named(&value.descriptor_key, "header_match"),
                 value: Value::compile(&value.descriptor_value, &value.default_value, faults)?,
                 expect: bool_or(value.expect_match.as_ref(), true),
                 headers: header_matchers(&value.headers, "headers", faults),
             },
-            Some(A::QueryParameterValueMatch(value)) => Self::QueryMatch {
+            A::QueryParameterValueMatch(value) => Self::QueryMatch {
                 key: named(&value.descriptor_key, "query_match"),
                 value: Value::compile(&value.descriptor_value, &value.default_value, faults)?,
                 expect: bool_or(value.expect_match.as_ref(), true),
@@ -182,7 +309,7 @@ impl Action {
                     .filter_map(|query| QueryMatcher::compile(query, faults))
                     .collect(),
             },
-            Some(A::RemoteAddressMatch(value)) => {
+            A::RemoteAddressMatch(value) => {
                 let matcher = value.address_matcher.clone().unwrap_or_default();
                 let nets = matcher.ranges.iter().filter_map(|net| {
                     let net = CidrRange {
@@ -198,15 +325,26 @@ impl Action {
                     invert: matcher.invert_match,
                 }
             }
-            Some(A::DynamicMetadata(_) | A::Metadata(_)) => {
-                faults.reject("metadata", "no filter here writes metadata");
-                return None;
-            }
-            Some(A::Extension(_)) | None => {
-                faults.reject("action_specifier", "not supported");
-                return None;
-            }
+            _ => return Self::unknown(faults),
         })
+    }
+
+    fn metadata(value: &pb::action::MetaData, faults: &mut Faults) -> Option<Self> {
+        if value.source() != pb::action::meta_data::Source::Dynamic {
+            faults.reject("metadata.source", "only dynamic metadata is supported");
+            return None;
+        }
+        Some(Self::Metadata {
+            key: value.descriptor_key.clone(),
+            path: metadata_path(value.metadata_key.as_ref(), faults)?,
+            default: value.default_value.clone(),
+            skip: value.skip_if_absent,
+        })
+    }
+
+    fn unknown(faults: &mut Faults) -> Option<Self> {
+        faults.reject("action_specifier", "not supported");
+        None
     }
 
     /// The entry; `None` if there can be no descriptor, `Some(None)` if the
@@ -252,6 +390,12 @@ impl Action {
                 let text = input.head.path.query().unwrap_or_default();
                 let hit = query.iter().all(|query| query.matches(text));
                 valued(key, value, hit == *expect)
+            }
+            Self::Metadata { key, path, default, skip } => {
+                let found = input.format.metadata.and_then(|metadata| metadata.text(path));
+                let found = found.filter(|text| !text.is_empty()).unwrap_or(default);
+                let found = Some(found.to_owned()).filter(|text| !text.is_empty());
+                optional(key, found, *skip)
             }
             Self::RemoteMatch { key, value, invert, nets } => {
                 let hit = nets.iter().any(|net| values::within(net, input.remote));

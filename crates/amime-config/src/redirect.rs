@@ -1,13 +1,17 @@
 //! Redirects, and substitutions in paths.
 
+use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::envoy::extensions::internal_redirect::allow_listed_routes::v3::AllowListedRoutesConfig;
+use envoy_types::pb::envoy::extensions::internal_redirect::previous_routes::v3::PreviousRoutesConfig;
+use envoy_types::pb::envoy::extensions::internal_redirect::safe_cross_scheme::v3::SafeCrossSchemeConfig;
 use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use http::{HeaderName, StatusCode};
 use regex::bytes::Regex;
 
 use super::faults::Faults;
 use super::matcher::regex;
-use super::values::u32_or;
+use super::values::{is, type_name, u32_or, unpack};
 
 /// A redirect answer.
 #[derive(Debug)]
@@ -39,11 +43,45 @@ pub struct InternalRedirect {
     pub cross_scheme: bool,
     /// Headers of the redirecting response that the next request gets.
     pub copy: Vec<HeaderName>,
+    /// All of them have to agree.
+    pub predicates: Vec<RedirectPredicate>,
+}
+
+/// What a redirect must be for it to be followed here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RedirectPredicate {
+    /// To a route that no redirect from the same route went to before.
+    NewRoute,
+    /// To a route of one of these names.
+    ToOneOf(Vec<String>),
+    /// Not from http to https.
+    SafeScheme,
+}
+
+impl RedirectPredicate {
+    fn compile(value: &TypedExtensionConfig, faults: &mut Faults) -> Option<Self> {
+        let any = value.typed_config.as_ref()?;
+        if is::<PreviousRoutesConfig>(any) {
+            Some(Self::NewRoute)
+        } else if is::<SafeCrossSchemeConfig>(any) {
+            Some(Self::SafeScheme)
+        } else if is::<AllowListedRoutesConfig>(any) {
+            let config: AllowListedRoutesConfig = unpack(any, faults)?;
+            Some(Self::ToOneOf(config.allowed_route_names))
+        } else {
+            faults.reject("typed_config", format!("{} is not supported", type_name(any)));
+            None
+        }
+    }
 }
 
 impl InternalRedirect {
     pub(crate) fn compile(value: &pb::InternalRedirectPolicy, faults: &mut Faults) -> Option<Self> {
-        faults.reject_if(!value.predicates.is_empty(), "predicates");
+        let predicate = |(index, value): (usize, &TypedExtensionConfig)| {
+            let field = format!("predicates[{index}]");
+            faults.within(field, |faults| RedirectPredicate::compile(value, faults))
+        };
+        let predicates = value.predicates.iter().enumerate().filter_map(predicate).collect();
         let codes =
             value.redirect_response_codes.iter().filter_map(|code| u16::try_from(*code).ok());
         let mut status_codes: Vec<u16> =
@@ -65,6 +103,7 @@ impl InternalRedirect {
             status_codes,
             cross_scheme: value.allow_cross_scheme_redirect,
             copy,
+            predicates,
         })
     }
 }

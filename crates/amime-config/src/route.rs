@@ -18,6 +18,7 @@ use super::headers::HeaderEdits;
 use super::rate_limit::{LimitPolicy, RouteLimits, policies};
 use super::route_action::Action;
 use super::route_match::RouteMatch;
+use super::route_tree::RouteTree;
 use super::values::metadata_string;
 use super::virtual_cluster::VirtualCluster;
 use crate::head::RequestHead;
@@ -42,6 +43,8 @@ pub struct RouteTable {
 pub struct VirtualHost {
     pub require_tls: RequireTls,
     routes: Vec<Route>,
+    /// Says which of the routes are asked, in place of all in their order.
+    tree: Option<RouteTree>,
     virtual_clusters: Vec<VirtualCluster>,
 }
 
@@ -75,6 +78,16 @@ impl std::ops::Deref for RouteRef {
     }
 }
 
+impl VirtualHost {
+    fn find(&self, head: &RequestHead, certificate: bool) -> Option<usize> {
+        let matches = |route: &Route| route.matcher.matches(head, certificate);
+        match &self.tree {
+            None => self.routes.iter().position(matches),
+            Some(tree) => tree.find(head)?.find(|at| self.routes.get(*at).is_some_and(matches)),
+        }
+    }
+}
+
 impl RouteRef {
     /// The virtual host of a request and its route there, if it has them.
     pub fn find(
@@ -83,7 +96,7 @@ impl RouteRef {
         certificate: bool,
     ) -> Option<(RequireTls, Option<Self>)> {
         let (vhost, host) = table.vhost(head.authority())?;
-        let route = host.routes.iter().position(|route| route.matcher.matches(head, certificate));
+        let route = host.find(head, certificate);
         let found = route.map(|route| Self { table: table.clone(), vhost, route });
         Some((host.require_tls, found))
     }
@@ -236,7 +249,6 @@ impl RouteTable {
             vhost_pb: value,
             limits: Arc::new(policies(&value.rate_limits, "rate_limits", &mut compiler.faults)),
         };
-        compiler.faults.reject_if(value.matcher.is_some(), "matcher");
         compiler.faults.ignore_if(value.hedge_policy.is_some(), "hedge_policy");
         let virtual_clusters = VirtualCluster::compile_all(value, compiler);
         let require_tls = match value.require_tls() {
@@ -244,13 +256,18 @@ impl RouteTable {
             pb::virtual_host::TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
             pb::virtual_host::TlsRequirementType::All => RequireTls::All,
         };
-        let mut routes = Vec::with_capacity(value.routes.len());
-        for (index, route) in value.routes.iter().enumerate() {
+        let faults = &mut compiler.faults;
+        let tree = value.matcher.as_ref().and_then(|tree| RouteTree::compile(tree, faults));
+        faults.reject_if(tree.is_some() && !value.routes.is_empty(), "routes");
+        let (tree, own) = tree.unzip();
+        let own = own.as_deref().unwrap_or(&value.routes);
+        let mut routes = Vec::with_capacity(own.len());
+        for (index, route) in own.iter().enumerate() {
             compiler.faults.enter(format!("routes[{index}]"));
             routes.extend(Route::compile(route, &layers, compiler));
             compiler.faults.leave();
         }
-        self.vhosts.push(VirtualHost { require_tls, routes, virtual_clusters });
+        self.vhosts.push(VirtualHost { require_tls, routes, tree, virtual_clusters });
     }
 
     /// The virtual host of `authority`.

@@ -5,6 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::Compiler;
 use super::criteria::MetadataMatch;
+use super::faults::Faults;
 use super::filters::PerRoute;
 use super::headers::HeaderEdits;
 use super::names::ClusterId;
@@ -14,13 +15,18 @@ use super::values::{self, Fraction};
 #[derive(Debug)]
 pub enum ClusterChoice {
     One(ClusterId),
-    Weighted {
-        entries: Vec<WeightedCluster>,
-        total: u64,
-        /// Header whose number decides, instead of chance.
-        by: Option<HeaderName>,
-    },
+    Weighted { entries: Vec<WeightedCluster>, total: u64, by: DrawnBy },
     Header(HeaderName),
+}
+
+/// What decides between weighted clusters.
+#[derive(Debug)]
+pub enum DrawnBy {
+    Chance,
+    /// The number in a header, where there is one.
+    Header(HeaderName),
+    /// The hash that endpoints are chosen by, where there is one.
+    Hash,
 }
 
 /// A cluster, or the header that names it.
@@ -104,10 +110,22 @@ impl ClusterChoice {
     }
 
     /// Draws one of several destinations.
-    pub fn draw(&self, headers: &HeaderMap) -> Option<&WeightedCluster> {
+    pub fn draw(
+        &self,
+        headers: &HeaderMap,
+        hash: impl FnOnce() -> Option<u64>,
+    ) -> Option<&WeightedCluster> {
         let Self::Weighted { entries, total, by } = self else { return None };
-        let number = |name: &HeaderName| headers.get(name)?.to_str().ok()?.trim().parse().ok();
-        let number: Option<u64> = by.as_ref().and_then(number);
+        let number: Option<u64> = match by {
+            DrawnBy::Chance => None,
+            DrawnBy::Hash => hash(),
+            // Of several numbers none is the right one.
+            DrawnBy::Header(name) => {
+                let mut values = headers.get_all(name).iter();
+                let one = values.next().filter(|_| values.next().is_none());
+                one.and_then(|value| value.to_str().ok()?.trim().parse().ok())
+            }
+        };
         let mut left = match number {
             Some(number) => number % total,
             None => fastrand::u64(0..*total),
@@ -136,22 +154,27 @@ impl ClusterChoice {
         if total == 0 {
             compiler.faults.reject("", "the sum of weights is zero");
         }
-        let by = match value.random_value_specifier.as_ref() {
-            None => None,
-            Some(pb::weighted_cluster::RandomValueSpecifier::HeaderName(name)) => {
-                let parsed = name.to_ascii_lowercase().parse();
-                if parsed.is_err() {
-                    compiler.faults.reject("header_name", format!("`{name}` is not a header"));
-                }
-                parsed.ok()
-            }
-            Some(_) => {
-                compiler.faults.ignore("use_hash_policy", "not supported");
-                None
-            }
-        };
+        let by = DrawnBy::compile(value, &mut compiler.faults);
         compiler.faults.leave();
         (total > 0).then_some(Self::Weighted { entries, total, by })
+    }
+}
+
+impl DrawnBy {
+    fn compile(value: &pb::WeightedCluster, faults: &mut Faults) -> Self {
+        use pb::weighted_cluster::RandomValueSpecifier;
+        match value.random_value_specifier.as_ref() {
+            Some(RandomValueSpecifier::HeaderName(name)) => match name.to_ascii_lowercase().parse()
+            {
+                Ok(name) => Self::Header(name),
+                Err(_) => {
+                    faults.reject("header_name", format!("`{name}` is not a header"));
+                    Self::Chance
+                }
+            },
+            Some(RandomValueSpecifier::UseHashPolicy(on)) if on.value => Self::Hash,
+            Some(RandomValueSpecifier::UseHashPolicy(_)) | None => Self::Chance,
+        }
     }
 }
 

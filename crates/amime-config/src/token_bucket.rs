@@ -58,6 +58,23 @@ impl TokenBucket {
         Self { max, rate, empty_at: AtomicU64::new(f64::NEG_INFINITY.to_bits()) }
     }
 
+    /// A bucket of `max` tokens, of which it has `now_in`, that fills in a second.
+    pub(crate) fn of_a_second(max: u32, now_in: f64) -> Self {
+        let rate = f64::from(max);
+        let empty_at = now() - now_in.min(rate) / rate;
+        Self { max, rate, empty_at: AtomicU64::new(empty_at.to_bits()) }
+    }
+
+    /// Takes up to `count` tokens; how many there were.
+    pub fn take_some(&self, count: u32, now: f64) -> u32 {
+        loop {
+            let some = self.remaining(now).min(count);
+            if some == 0 || self.take(some, now) {
+                return some;
+            }
+        }
+    }
+
     /// A full bucket with the settings of this one.
     pub fn fresh(&self) -> Self {
         Self::new(self.max, self.rate)
@@ -115,6 +132,16 @@ impl TokenBucket {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_there_is_can_be_taken() {
+        let bucket = TokenBucket::of_a_second(100, 5.0);
+        let start = now();
+        assert!((5..8).contains(&bucket.take_some(50, start)));
+        assert_eq!(bucket.take_some(1, start), 0);
+        assert_eq!(bucket.take_some(20, start + 10.0), 20);
+        assert_eq!(bucket.take_some(1000, start + 10.0), 80);
+    }
 
     #[test]
     fn tokens_come_back_evenly_up_to_the_maximum() {

@@ -51,23 +51,20 @@ pub(crate) fn of_http_manager(value: &HttpConnectionManager, faults: &mut Faults
     let own_ids = value.request_id_extension.as_ref().is_some_and(|extension| {
         extension.typed_config.as_ref().is_some_and(|any| !is::<UuidRequestIdConfig>(any))
     });
-    let strict = value.stream_error_on_invalid_http_message.is_some_and(|it| it.value);
     let mapped = value.represent_ipv4_remote_address_as_ipv4_mapped_ipv6;
+    let http3 = value.http3_protocol_options.as_ref();
+    let http3 = http3.is_some_and(|it| *it != core::Http3ProtocolOptions::default());
     let logs = value.access_log_flush_interval.is_some();
     for (set, field) in [
         (value.tracing.is_some(), "tracing"),
         (value.http1_safe_max_connection_duration, "http1_safe_max_connection_duration"),
-        (value.http3_protocol_options.is_some(), "http3_protocol_options"),
+        (http3, "http3_protocol_options"),
         (value.stream_flush_timeout.is_some(), "stream_flush_timeout"),
-        (value.drain_timeout.is_some(), "drain_timeout"),
-        (value.drain_timeout_jitter.is_some(), "drain_timeout_jitter"),
-        (value.delayed_close_timeout.is_some(), "delayed_close_timeout"),
         (logs, "access_log_flush_interval"),
         (value.flush_access_log_on_new_request, "flush_access_log_on_new_request"),
         (value.access_log_options.is_some(), "access_log_options"),
         (mapped, "represent_ipv4_remote_address_as_ipv4_mapped_ipv6"),
         (own_ids, "request_id_extension"),
-        (strict, "stream_error_on_invalid_http_message"),
         (value.path_normalization_options.is_some(), "path_normalization_options"),
         (value.proxy_status_config.is_some(), "proxy_status_config"),
         (value.typed_header_validation_config.is_some(), "typed_header_validation_config"),

@@ -95,6 +95,10 @@ impl Fraction {
         Self(percent.numerator.saturating_mul(scale).min(1_000_000))
     }
 
+    pub(crate) fn all_or_none(all: bool) -> Self {
+        if all { Self::ALWAYS } else { Self::NEVER }
+    }
+
     pub(crate) fn from_runtime(value: &core::RuntimeFractionalPercent) -> Self {
         value.default_value.as_ref().map_or(Self::ALWAYS, Self::new)
     }

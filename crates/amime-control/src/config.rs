@@ -46,6 +46,8 @@ pub struct ControlPlaneConfig {
     pub serving_names: Vec<String>,
     /// How long changes wait for others. Default 100 ms and 10 s.
     pub debounce: Debounce,
+    /// HTTPS servers of gateways are offered over HTTP/3 too. Default: no.
+    pub quic_listeners: bool,
 }
 
 impl ControlPlaneConfig {
@@ -66,6 +68,7 @@ impl ControlPlaneConfig {
             cluster_id: "Kubernetes".to_owned(),
             serving_names: Vec::new(),
             debounce: Debounce::default(),
+            quic_listeners: false,
         }
     }
 
@@ -140,6 +143,11 @@ pub struct ControlPlaneArgs {
     /// Further DNS name or address that proxies call the control plane by
     #[arg(long = "serving-name", alias = "servingName", value_name = "NAME")]
     serving_names: Vec<String>,
+    /// Offer HTTPS servers of gateways over HTTP/3 too, where their service has
+    /// the port for UDP
+    #[arg(long = "quic-listeners", env = "PILOT_ENABLE_QUIC_LISTENERS")]
+    #[arg(value_parser = clap::builder::FalseyValueParser::new())]
+    quic_listeners: bool,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -187,6 +195,7 @@ impl ControlPlaneArgs {
             domain: self.domain,
             cluster_id: self.cluster_id,
             serving_names: self.serving_names,
+            quic_listeners: self.quic_listeners,
             ..ControlPlaneConfig::new(source, self.ca_dir)
         })
     }
@@ -239,6 +248,9 @@ mod tests {
         assert_eq!(config.trust_domain.as_deref(), Some("example.org"));
         assert_eq!((config.grpc_addr, config.cluster_id.as_str()), (None, "c"));
         assert_eq!(config.http_addr.to_string(), "127.0.0.1:1");
+        assert!(!config.quic_listeners);
+        let config = check(&["--configDir", "conf", "--quic-listeners"]).expect("valid");
+        assert!(config.quic_listeners);
     }
 
     #[test]

@@ -123,7 +123,8 @@ impl ControlPlane {
 
         let listeners = Listeners::bind(&config).await?;
         let addresses = listeners.addresses;
-        let discovery = Discovery::new(metrics.xds.clone());
+        let discovery =
+            Discovery::new(metrics.xds.clone()).with_quic_listeners(config.quic_listeners);
         let events = start_source(&config, &metrics, &shutdown)?;
 
         let mut plane = Self { addresses, shutdown: shutdown.clone(), tasks: JoinSet::new() };

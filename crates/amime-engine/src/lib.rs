@@ -2,10 +2,10 @@
 //! back, as Envoy v3 resources say.
 //!
 //! Owns the worker threads, listeners, HTTP and TCP proxying, and the pools of
-//! upstream connections. It leaves to `amime-upstream` which endpoint that is
-//! and how to reach it, to `amime-proxy` where resources and certificates come
-//! from and who may look at them, and to `amime-telemetry` what becomes of its
-//! records.
+//! upstream connections. It leaves to `amime-resources` which configuration is
+//! in force, to `amime-upstream` which endpoint that is and how to reach it, to
+//! `amime-proxy` where resources and certificates come from and who may look at
+//! them, and to `amime-telemetry` what becomes of its records.
 //!
 //! [`runtime::Runtime`] is the way in. A connection goes through `listener`
 //! (what is it?), `http` or `tcp` (where to?) and `upstream` (through which

@@ -317,7 +317,12 @@ impl Telemetry {
         let mut labels = String::new();
         let (leaf, metric) = match name {
             StatName::Plain(name) => plain_name(prefix, name, &mut labels),
-            StatName::Class { class, retry } => {
+            StatName::Scoped { name, of } => {
+                let scope = of.scope();
+                let metric = format!("envoy_{prefix}_{}{name}", scope.replace('.', "_"));
+                (format!("{scope}{name}"), metric)
+            }
+            StatName::Class { class, of } => {
                 // Istio's tag pattern keeps the `xx`, Envoy's does not.
                 let (tag, value) = if istio {
                     ("response_code_class", format!("{class}xx"))
@@ -325,14 +330,14 @@ impl Telemetry {
                     ("envoy_response_code_class", class.to_string())
                 };
                 push_label(&mut labels, tag, &value);
-                let scope = if retry { "retry." } else { "" };
+                let scope = of.scope();
                 let metric = format!("envoy_{prefix}_{}{codes}_xx", scope.replace('.', "_"));
                 (format!("{scope}{codes}_{class}xx"), metric)
             }
-            StatName::Code { code, retry } => {
+            StatName::Code { code, of } => {
                 let tag = if istio { "response_code" } else { "envoy_response_code" };
                 push_label(&mut labels, tag, &code.to_string());
-                let scope = if retry { "retry." } else { "" };
+                let scope = of.scope();
                 let metric = format!("envoy_{prefix}_{}{codes}", scope.replace('.', "_"));
                 (format!("{scope}{codes}_{code}"), metric)
             }
@@ -355,12 +360,13 @@ fn metric_name(name: &str) -> String {
 
 /// Envoy's dotted name within a block: some stats have a scope of their own.
 fn scoped(leaf: &str) -> String {
-    const SCOPES: [(&str, &str); 8] = [
+    const SCOPES: [(&str, &str); 9] = [
         ("circuit_breakers_rq_", "circuit_breakers.rq_"),
         ("outlier_detection_", "outlier_detection."),
         ("health_check_", "health_check."),
         ("circuit_breakers_default_", "circuit_breakers.default."),
         ("circuit_breakers_high_", "circuit_breakers.high."),
+        ("csrf_", "csrf."),
         ("fault_", "fault."),
         ("rbac_", "rbac."),
         ("ssl_", "ssl."),

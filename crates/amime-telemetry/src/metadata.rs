@@ -39,6 +39,22 @@ impl DynamicMetadata {
         true
     }
 
+    /// The struct at a path, of which the first part is the namespace.
+    pub fn fields(&self, path: &[Box<str>]) -> Option<&wkt::Struct> {
+        match self.at(path)? {
+            Found::Struct(fields) => Some(fields),
+            Found::Other(_) => None,
+        }
+    }
+
+    /// The text at such a path, if it is one.
+    pub fn text(&self, path: &[Box<str>]) -> Option<&str> {
+        match self.at(path)? {
+            Found::Other(Kind::StringValue(text)) => Some(text),
+            _ => None,
+        }
+    }
+
     /// The value at a path, of which the first part is the namespace.
     fn at<'a>(&'a self, path: &[Box<str>]) -> Option<Found<'a>> {
         let (namespace, keys) = path.split_first()?;

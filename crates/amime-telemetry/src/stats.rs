@@ -6,6 +6,7 @@
 //! ([`ServerStats`], [`DnsCacheStats`] and a cluster's shared block) are only set, or added to
 //! by one thread.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicU16, AtomicU64, Ordering::Relaxed};
 
 /// Upper bounds of every histogram, Envoy's Prometheus defaults.
@@ -166,18 +167,80 @@ impl ResponseCodes {
         }
     }
 
-    fn visit(&self, retry: bool, visit: &mut dyn FnMut(StatName, StatRef<'_>)) {
+    fn visit(&self, of: Answers, visit: &mut dyn FnMut(StatName, StatRef<'_>)) {
         for (class, counter) in (1u16..).zip(&self.classes) {
-            // A class of retries is shown once there was one.
-            if !retry || counter.value() > 0 {
-                visit(StatName::Class { class, retry }, StatRef::Counter(counter.value()));
+            // A class of only some answers is shown once there was one.
+            if of == Answers::All || counter.value() > 0 {
+                visit(StatName::Class { class, of }, StatRef::Counter(counter.value()));
             }
         }
         for (slot, counter) in &self.codes {
             match slot.load(Relaxed) {
                 0 => break,
-                code => visit(StatName::Code { code, retry }, StatRef::Counter(counter.value())),
+                code => visit(StatName::Code { code, of }, StatRef::Counter(counter.value())),
             }
+        }
+    }
+}
+
+/// Answers by where their requests come from. Made when there is one: a
+/// proxy knows many clusters that it never asks.
+#[derive(Debug, Default)]
+pub struct ByOrigin([OnceLock<Box<FromOrigin>>; 2]);
+
+#[derive(Debug, Default)]
+struct FromOrigin {
+    codes: ResponseCodes,
+    time: Histogram,
+}
+
+impl ByOrigin {
+    fn of(&self, internal: bool) -> &FromOrigin {
+        self.0[usize::from(internal)].get_or_init(Box::default)
+    }
+
+    /// Counts the answer to a request from within or from outside.
+    pub fn record(&self, internal: bool, code: u16) {
+        self.of(internal).codes.record(code);
+    }
+
+    /// Records how long one took, in milliseconds.
+    pub fn record_time(&self, internal: bool, millis: u64) {
+        self.of(internal).time.record(millis);
+    }
+
+    fn visit(&self, visit: &mut dyn FnMut(StatName, StatRef<'_>)) {
+        for (of, own) in [Answers::External, Answers::Internal].into_iter().zip(&self.0) {
+            let Some(own) = own.get() else { continue };
+            own.codes.visit(of, visit);
+            let completed = own.codes.classes.iter().map(Counter::value).sum();
+            let name = |name| StatName::Scoped { name, of };
+            visit(name("upstream_rq_completed"), StatRef::Counter(completed));
+            visit(name("upstream_rq_time"), StatRef::Histogram(&own.time));
+        }
+    }
+}
+
+/// Which answers a stat is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Answers {
+    All,
+    /// Those that led to another attempt.
+    Retried,
+    /// Those to requests from outside.
+    External,
+    /// Those to requests from within.
+    Internal,
+}
+
+impl Answers {
+    /// What stands before the names of their stats.
+    pub(crate) fn scope(self) -> &'static str {
+        match self {
+            Self::All => "",
+            Self::Retried => "retry.",
+            Self::External => "external.",
+            Self::Internal => "internal.",
         }
     }
 }
@@ -187,10 +250,12 @@ impl ResponseCodes {
 pub(crate) enum StatName {
     /// A plain name.
     Plain(&'static str),
-    /// A response class, 1 to 5, of all or of repeated attempts.
-    Class { class: u16, retry: bool },
-    /// A response code, of all or of repeated attempts.
-    Code { code: u16, retry: bool },
+    /// A plain name, of some answers.
+    Scoped { name: &'static str, of: Answers },
+    /// A response class, 1 to 5.
+    Class { class: u16, of: Answers },
+    /// A response code.
+    Code { code: u16, of: Answers },
 }
 
 impl StatName {
@@ -233,6 +298,8 @@ macro_rules! stat_block {
             pub codes: ResponseCodes,
             /// Responses by status that led to another attempt.
             pub retry_codes: ResponseCodes,
+            /// Responses by where their requests come from.
+            pub by_origin: ByOrigin,
         }
 
         impl StatBlock for $name {
@@ -242,8 +309,9 @@ macro_rules! stat_block {
                 $(visit(StatName::Plain(stringify!($gauge)), StatRef::Gauge(self.$gauge.value()));)*
                 $(visit(StatName::Plain(stringify!($histogram)), StatRef::Histogram(&self.$histogram));)*
                 if !Self::CODES.is_empty() {
-                    self.codes.visit(false, visit);
-                    self.retry_codes.visit(true, visit);
+                    self.codes.visit(Answers::All, visit);
+                    self.retry_codes.visit(Answers::Retried, visit);
+                    self.by_origin.visit(visit);
                 }
             }
         }
@@ -379,6 +447,7 @@ stat_block! {
     /// `http.<stat_prefix>.*`.
     HttpStats, codes "downstream_rq",
     counters {
+        csrf_missing_source_origin, csrf_request_invalid, csrf_request_valid,
         downstream_cx_delayed_close_timeout, downstream_cx_destroy, downstream_cx_destroy_local,
         downstream_cx_destroy_local_active_rq, downstream_cx_destroy_remote,
         downstream_cx_destroy_remote_active_rq, downstream_cx_drain_close,
@@ -395,7 +464,8 @@ stat_block! {
         downstream_rq_redirected_with_normalized_path, downstream_rq_response_before_rq_complete,
         downstream_rq_rx_reset, downstream_rq_timeout, downstream_rq_too_large,
         downstream_rq_total, downstream_rq_tx_reset, downstream_rq_ws_on_non_ws_route,
-        fault_aborts_injected, fault_delays_injected, fault_faults_overflow, no_cluster, no_route,
+        fault_aborts_injected, fault_delays_injected, fault_faults_overflow,
+        fault_response_rl_injected, no_cluster, no_route,
         rbac_allowed, rbac_denied, rbac_shadow_allowed, rbac_shadow_denied, rq_direct_response,
         rq_redirect, rq_total,
     }

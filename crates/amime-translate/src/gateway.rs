@@ -55,6 +55,16 @@ impl GatewayServer {
         passes_tls(&self.spec)
     }
 
+    /// True if it can be offered over HTTP/3 too. Clients of QUIC show no
+    /// certificates, so a server that demands one stays with TCP.
+    fn may_use_quic(&self) -> bool {
+        let tls = self.spec.tls.as_ref();
+        self.terminates_https()
+            && tls.is_some_and(|tls| {
+                !matches!(tls.mode, ServerTlsMode::Mutual | ServerTlsMode::IstioMutual)
+            })
+    }
+
     /// True if it is HTTP behind TLS that ends here.
     pub(crate) fn terminates_https(&self) -> bool {
         self.spec.tls.is_some() && self.protocol() == Protocol::Https && !self.passes_tls()
@@ -117,6 +127,8 @@ pub(crate) struct MergedGateway {
     pub(crate) ports: Vec<ServerPort>,
     merged: BTreeMap<ServerPort, MergedServers>,
     by_route: BTreeMap<String, Vec<GatewayServer>>,
+    /// Those that are there over HTTP/3 too.
+    quic: BTreeMap<ServerPort, Vec<GatewayServer>>,
     auto_passthrough: bool,
 }
 
@@ -127,6 +139,7 @@ impl MergedGateway {
             let Some(binding) = Binding::of(context, gateway) else { continue };
             for (index, server) in gateway.spec.servers.iter().enumerate() {
                 let Some(port) = &server.port else { continue };
+                merging.quic = context.proxy.takes_quic() && binding.has_datagrams(port.number);
                 for number in binding.ports(port.number) {
                     merging.add(gateway_server(gateway, index, server, number), number);
                 }
@@ -138,6 +151,17 @@ impl MergedGateway {
     /// Servers that share a listener.
     pub(crate) fn servers(&self, port: &ServerPort) -> Option<&MergedServers> {
         self.merged.get(port)
+    }
+
+    /// Servers that share a listener for HTTP/3.
+    pub(crate) fn quic_servers(&self, port: &ServerPort) -> &[GatewayServer] {
+        self.quic.get(port).map_or(&[], Vec::as_slice)
+    }
+
+    /// True if clients are to be told that what is behind this route
+    /// configuration is there over HTTP/3 too.
+    pub(crate) fn advertises_http3(&self, route: &str) -> bool {
+        self.quic.values().flatten().any(|server| server.route == route)
     }
 
     /// Servers behind a route configuration.
@@ -182,6 +206,15 @@ impl<'t> Binding<'t> {
         };
         let targets: Vec<&ServiceTarget> = context.targets().iter().filter(named).collect();
         (!targets.is_empty()).then_some(Self::Services(targets))
+    }
+
+    /// True if a service of the workload has this port for UDP.
+    fn has_datagrams(&self, number: u32) -> bool {
+        let is = |target: &&ServiceTarget| target.port.udp && target.port.number == number;
+        match self {
+            Self::Labels(targets) => targets.iter().any(|target| is(&target)),
+            Self::Services(targets) => targets.iter().any(is),
+        }
     }
 
     /// Ports that the workload listens on for a server's port.
@@ -265,6 +298,8 @@ struct Merging {
     plaintext: BTreeMap<u32, ServerPort>,
     tls_binds: BTreeSet<(u32, String)>,
     tls_hosts: BTreeMap<u32, BTreeMap<String, String>>,
+    /// The server at hand has a port for QUIC, should it be able to use it.
+    quic: bool,
 }
 
 impl Merging {
@@ -302,7 +337,15 @@ impl Merging {
         if !self.gateway.merged.contains_key(&place) {
             self.gateway.ports.push(place.clone());
         }
+        self.mirror(&server, &place);
         self.gateway.merged.insert(place, MergedServers { servers: vec![server], route });
+    }
+
+    /// Offers a server over HTTP/3 too.
+    fn mirror(&mut self, server: &GatewayServer, place: &ServerPort) {
+        if self.quic && server.may_use_quic() {
+            self.gateway.quic.entry(place.clone()).or_default().push(server.clone());
+        }
     }
 
     fn add_beside_plaintext(
@@ -348,6 +391,7 @@ impl Merging {
         if !self.gateway.merged.contains_key(&place) {
             self.gateway.ports.push(place.clone());
         }
+        self.mirror(&server, &place);
         self.gateway.merged.entry(place).or_default().servers.push(server);
     }
 }

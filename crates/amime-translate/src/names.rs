@@ -98,6 +98,11 @@ pub(crate) fn listener(bind: &str, port: u32) -> String {
     format!("{bind}_{port}")
 }
 
+/// The listener for QUIC beside that one.
+pub(crate) fn quic_listener(bind: &str, port: u32) -> String {
+    format!("udp_{bind}_{port}")
+}
+
 /// `host:port`, with brackets around an IPv6 address.
 pub(crate) fn domain(host: &str, port: u32) -> String {
     format!("{}:{port}", bracketed(host))

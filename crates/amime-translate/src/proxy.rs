@@ -15,6 +15,9 @@ use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{Struct, Value as ProtoValue};
 use serde_json::Value;
 
+/// The transport socket that QUIC takes.
+pub(crate) const QUIC_SOCKET: &str = "envoy.transport_sockets.quic";
+
 /// What a proxy does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxyKind {
@@ -61,6 +64,9 @@ pub struct Proxy {
     /// Names of the extensions that it has, and types of their configurations
     /// as far as it says; `None` = unknown, send everything.
     pub extensions: Option<BTreeSet<String>>,
+    /// HTTPS servers of gateways are offered over HTTP/3 too, as far as the
+    /// proxy can: a setting of the control plane.
+    pub quic_listeners: bool,
 }
 
 /// A proxy description that cannot be used.
@@ -115,7 +121,8 @@ impl Proxy {
     }
 
     /// Reads the description of an offline translation: `type`, `ips`, `id`,
-    /// `dns_domain`, `config_namespace`, `labels`, `metadata`.
+    /// `dns_domain`, `config_namespace`, `labels`, `metadata`, `extensions`,
+    /// `quic_listeners`.
     ///
     /// # Errors
     /// When it is not JSON or the type is unknown.
@@ -138,6 +145,7 @@ impl Proxy {
         if json.get("extensions").is_some() {
             proxy.extensions = Some(strings(&json, "extensions").into_iter().collect());
         }
+        proxy.quic_listeners = json.get("quic_listeners").and_then(Value::as_bool) == Some(true);
         Ok(proxy)
     }
 
@@ -162,6 +170,7 @@ impl Proxy {
             locality: Locality::default(),
             metadata,
             extensions: None,
+            quic_listeners: false,
         }
     }
 
@@ -208,6 +217,11 @@ impl Proxy {
     /// True if it has the extension, or did not say which it has.
     pub(crate) fn has_extension(&self, name: &str) -> bool {
         self.extensions.as_ref().is_none_or(|names| names.contains(name))
+    }
+
+    /// True if it is to have listeners for QUIC, and can.
+    pub(crate) fn takes_quic(&self) -> bool {
+        self.quic_listeners && self.has_extension(QUIC_SOCKET)
     }
 
     /// True if it said which extensions it has.

@@ -5,7 +5,7 @@
 
 /// Category and name of each extension that the proxy implements, as it names
 /// them in its node.
-pub const OWN: [(&str, &str); 45] = [
+pub const OWN: [(&str, &str); 46] = [
     ("envoy.filters.http", "envoy.filters.http.router"),
     ("envoy.filters.http", "envoy.filters.http.fault"),
     ("envoy.filters.http", "envoy.filters.http.cors"),
@@ -18,6 +18,7 @@ pub const OWN: [(&str, &str); 45] = [
     ("envoy.filters.http", "envoy.filters.http.grpc_web"),
     ("envoy.filters.http", "envoy.filters.http.grpc_http1_bridge"),
     ("envoy.filters.http", "envoy.filters.http.buffer"),
+    ("envoy.filters.http", "envoy.filters.http.bandwidth_limit"),
     ("envoy.filters.http", "envoy.filters.http.compressor"),
     ("envoy.filters.http", "envoy.filters.http.decompressor"),
     ("envoy.filters.http", "envoy.filters.http.header_to_metadata"),

@@ -58,8 +58,20 @@ const CRATES: &[Crate] = &[
         ],
     },
     Crate {
-        name: "amime-engine",
+        name: "amime-resources",
         layer: 5,
+        may_use: &[
+            "amime-core",
+            "amime-net",
+            "amime-xds",
+            "amime-telemetry",
+            "amime-config",
+            "amime-upstream",
+        ],
+    },
+    Crate {
+        name: "amime-engine",
+        layer: 6,
         may_use: &[
             "amime-core",
             "amime-net",
@@ -69,12 +81,13 @@ const CRATES: &[Crate] = &[
             "amime-telemetry",
             "amime-config",
             "amime-upstream",
+            "amime-resources",
         ],
     },
     Crate { name: "amime-inject", layer: 3, may_use: &["amime-core", "amime-api", "amime-model"] },
     Crate {
         name: "amime-control",
-        layer: 6,
+        layer: 7,
         may_use: &[
             "amime-core",
             "amime-identity",
@@ -91,7 +104,7 @@ const CRATES: &[Crate] = &[
     // proxy read xDS and must not see the model behind it.
     Crate {
         name: "amime-proxy",
-        layer: 6,
+        layer: 7,
         may_use: &[
             "amime-core",
             "amime-net",
@@ -102,10 +115,10 @@ const CRATES: &[Crate] = &[
             "amime-engine",
         ],
     },
-    Crate { name: "amime-console", layer: 6, may_use: &["amime-core", "amime-api"] },
+    Crate { name: "amime-console", layer: 7, may_use: &["amime-core", "amime-api"] },
     Crate {
         name: "amime-local",
-        layer: 7,
+        layer: 8,
         may_use: &[
             "amime-core",
             "amime-net",
@@ -117,7 +130,7 @@ const CRATES: &[Crate] = &[
     },
     Crate {
         name: "amime-cli",
-        layer: 8,
+        layer: 9,
         may_use: &[
             "amime-core",
             "amime-net",
@@ -138,10 +151,10 @@ const CRATES: &[Crate] = &[
     },
     Crate {
         name: "amime-bench",
-        layer: 7,
+        layer: 8,
         may_use: &["amime-core", "amime-identity", "amime-xds"],
     },
-    Crate { name: "amime-conformance", layer: 7, may_use: &["amime-identity", "amime-proxy"] },
+    Crate { name: "amime-conformance", layer: 8, may_use: &["amime-identity", "amime-proxy"] },
 ];
 
 /// Crates that take values and return values.
@@ -309,9 +322,14 @@ mod tests {
     fn arrows_up_and_arrows_not_listed_are_refused() {
         let normal = DependencyKind::Normal;
         assert!(judged("amime-model", "amime-control", normal).is_some());
-        for part in
-            ["amime-proxy", "amime-engine", "amime-upstream", "amime-config", "amime-telemetry"]
-        {
+        for part in [
+            "amime-proxy",
+            "amime-engine",
+            "amime-resources",
+            "amime-upstream",
+            "amime-config",
+            "amime-telemetry",
+        ] {
             assert!(judged(part, "amime-model", normal).is_some());
             assert!(judged(part, "amime-api", normal).is_some());
         }

@@ -82,7 +82,9 @@ impl<T: Send + 'static> Stream<T> {
         let first = first.ok_or(End::ClientLeft)?;
         let node = S::node(&first)
             .ok_or_else(|| Status::invalid_argument("the first request carries no node"))?;
-        let proxy = Arc::new(identify(node, self.caller.as_ref())?);
+        let mut proxy = identify(node, self.caller.as_ref())?;
+        proxy.quic_listeners = self.discovery.quic_listeners();
+        let proxy = Arc::new(proxy);
         tokio::select! {
             () = self.discovery.synced() => {}
             () = self.responses.closed() => return Err(End::ClientLeft),

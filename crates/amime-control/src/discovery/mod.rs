@@ -69,6 +69,7 @@ pub struct Discovery {
     metrics: XdsMetrics,
     mesh: mpsc::Sender<Arc<MeshConfig>>,
     mesh_changes: Arc<tokio::sync::Mutex<mpsc::Receiver<Arc<MeshConfig>>>>,
+    quic_listeners: bool,
 }
 
 /// Revisions remembered, the oldest of which stands for all before it.
@@ -111,7 +112,18 @@ impl Discovery {
             metrics,
             mesh,
             mesh_changes: Arc::new(tokio::sync::Mutex::new(mesh_changes)),
+            quic_listeners: false,
         }
+    }
+
+    /// The same, with listeners for QUIC or without.
+    pub fn with_quic_listeners(self, quic_listeners: bool) -> Self {
+        Self { quic_listeners, ..self }
+    }
+
+    /// True if proxies are told of listeners for QUIC.
+    pub(crate) fn quic_listeners(&self) -> bool {
+        self.quic_listeners
     }
 
     /// The snapshot in force; `None` until the source has sent everything.

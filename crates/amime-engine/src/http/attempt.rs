@@ -176,11 +176,12 @@ impl Request<'_> {
         body: &PreparedBody,
         flight: InFlight,
     ) -> Result<(http::response::Parts, UpstreamBody, Attempt), Failure> {
-        let acquired = Acquire {
+        let mut acquired = Acquire {
             cluster: self.cluster,
             host: self.host,
             priority: self.priority,
             mark: self.exchange.connection.worker.mark,
+            fresh: false,
         };
         let key = self.key();
         let mut carried: Option<RequestBody> = None;
@@ -229,7 +230,14 @@ impl Request<'_> {
                 // It may have been read, but not answered: the endpoint tired of
                 // the connection as the request came. Asking again does no harm.
                 SendError::Broken(error)
-                    if lease.reused && !begun.get() && error.is_closed() && self.is_safe(body) => {}
+                    if lease.reused
+                        && !acquired.fresh
+                        && !begun.get()
+                        && error.is_closed()
+                        && self.is_safe(body) =>
+                {
+                    acquired.fresh = true;
+                }
                 SendError::Broken(error) => {
                     return Err(self.failure(&error, Begun(begun.get())));
                 }
@@ -347,7 +355,9 @@ impl Request<'_> {
         self.cluster.observe(self.host, Outcome::Status(outcome));
         let log = self.exchange.log.borrow();
         let millis = log.response_after.map_or(0, |after| after.as_millis());
-        self.cluster.stats.upstream_rq_time.record(u64::try_from(millis).unwrap_or(u64::MAX));
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+        self.cluster.stats.upstream_rq_time.record(millis);
+        self.cluster.stats.by_origin.record_time(log.internal, millis);
     }
 
     fn count_failure(&self, failure: &Failure) {

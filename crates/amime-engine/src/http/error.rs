@@ -281,6 +281,11 @@ impl ProxyError {
         matches!(self, Self::BadRequest(_) | Self::Malformed(_) | Self::Http10)
     }
 
+    /// True if the head could be read and yet makes no sense.
+    pub(crate) fn by_headers(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Fragment(_) | Self::MissingHost)
+    }
+
     /// True if it took a while to know: a client may have gone on sending.
     pub(crate) fn took_time(&self) -> bool {
         matches!(

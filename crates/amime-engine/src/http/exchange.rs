@@ -55,6 +55,8 @@ pub(crate) struct Exchange {
     pub(crate) on_response: RefCell<Vec<OnResponse>>,
     /// Redirects followed.
     pub(crate) redirects: Cell<u32>,
+    /// Names of the routes that redirects went from and to, where they count.
+    pub(super) redirected: RefCell<Vec<(Arc<str>, Arc<str>)>>,
     pub(super) codec: Codec,
     /// Told when the request has been read.
     pub(crate) complete: Notify,
@@ -106,6 +108,8 @@ pub(crate) struct Log {
     /// The target as it came, where it says more than the path.
     pub(crate) target: Option<Bytes>,
     pub(crate) health_check: bool,
+    /// The client counts as internal.
+    pub(crate) internal: bool,
     /// Number of the virtual cluster within the route's virtual host.
     pub(crate) virtual_cluster: Option<usize>,
 }
@@ -120,6 +124,7 @@ impl Exchange {
             log: RefCell::default(),
             on_response: RefCell::default(),
             redirects: Cell::new(0),
+            redirected: RefCell::default(),
             codec,
             complete: Notify::new(),
             body_failed: Cell::new(None),
@@ -212,8 +217,16 @@ impl Exchange {
         self.head.borrow().method == Method::HEAD || matches!(status, 100..=199 | 204 | 304)
     }
 
-    /// Tells telemetry; called once.
-    fn record(&self, end: End) {
+    /// Tells telemetry that it is over.
+    fn finish(&self, end: End) {
+        let total = self.record(end);
+        self.count();
+        self.connection.count_end(&self.log.borrow(), self.begun + total, total);
+    }
+
+    /// Records how the request ended, which may go on as another one; how long
+    /// it took.
+    pub(super) fn record(&self, end: End) -> Duration {
         let connection = &self.connection;
         let config = &connection.config;
         let mut log = self.log.borrow_mut();
@@ -242,8 +255,7 @@ impl Exchange {
         record.flags = log.flags;
         record.bytes_received = self.received.get();
         record.bytes_sent = self.sent.get();
-        record.wire_bytes_received = self.received.get() + log.request_bytes;
-        record.wire_bytes_sent = self.sent.get() + log.response_bytes;
+        (record.wire_bytes_received, record.wire_bytes_sent) = self.wire_bytes(log);
         record.route_name = log.route.as_ref().map(|route| &*route.name);
         record.config_origin = log.route.as_ref().and_then(|route| route.origin.as_deref());
         record.grpc = log.grpc;
@@ -255,22 +267,29 @@ impl Exchange {
         record.downstream.peer = log.downstream_peer.as_ref();
         record.upstream = log.upstream();
         connection.worker.telemetry.http(&record);
-        self.count(log, record.wire_bytes_received, record.wire_bytes_sent);
-        connection.count_end(log, self.begun + total, total);
+        total
     }
 }
 
 impl Exchange {
+    /// Bytes received and sent, heads included.
+    fn wire_bytes(&self, log: &Log) -> (u64, u64) {
+        (self.received.get() + log.request_bytes, self.sent.get() + log.response_bytes)
+    }
+
     /// Counts the request for its cluster, with the answer that the client
     /// got: attempts that were repeated count as retries only. Bytes are those
     /// of messages, without framing.
-    fn count(&self, log: &Log, received: u64, sent: u64) {
+    fn count(&self) {
+        let log = self.log.borrow();
+        let (received, sent) = self.wire_bytes(&log);
         let stats = &self.connection.stats;
         stats.downstream_cx_rx_bytes_total.add(received);
         stats.downstream_cx_tx_bytes_total.add(sent);
         let Some(cluster) = &log.cluster else { return };
         if log.status != 0 {
             cluster.stats.codes.record(log.status);
+            cluster.stats.by_origin.record(log.internal, log.status);
             if let Some(one) = log.virtual_cluster() {
                 one.count(log.status);
             }
@@ -367,7 +386,7 @@ impl ExchangeGuard {
 
     pub(crate) fn finish(&mut self, end: End) {
         if let Some(exchange) = self.0.take() {
-            exchange.record(end);
+            exchange.finish(end);
         }
     }
 }

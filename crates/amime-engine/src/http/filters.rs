@@ -7,30 +7,31 @@
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use amime_telemetry::ResponseFlags;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use smallvec::SmallVec;
 
 use super::body::DownstreamBody;
 use super::compress::Compression;
 use super::error::{FilterReply, LocalReply, ProxyError};
 use super::exchange::Exchange;
+use super::fault::ActiveFault;
 use super::grpc_web::WebCall;
 use super::request::Admitted;
 use super::session::Session;
 use super::stage::{Stage, Stages};
 use super::{
-    buffer, compress, dynamic_host, forward, grpc_bridge, grpc_web, metadata, names, prepare,
-    rate_limit, response, session,
+    buffer, compress, dynamic_host, fault, forward, grpc_bridge, grpc_web, metadata, names, pace,
+    prepare, rate_limit, response, session, trailers,
 };
 use crate::upstream::ClusterRuntime;
 use amime_config::answer_checks::AnswerChecks;
+use amime_config::bandwidth::Pace;
 use amime_config::compression::Decompressor;
 use amime_config::cors::Cors;
-use amime_config::fault_injection::{Abort, Fault};
+use amime_config::csrf::{Csrf, Verdict};
 use amime_config::filters::{FilterKind, HttpFilter, PerFilter, PerRoute, Settings};
 use amime_config::header_mutation::HeaderMutation;
 use amime_config::ip_tags::IpTags;
@@ -40,7 +41,6 @@ use amime_config::route::Route;
 use amime_config::route_action::Action;
 use amime_config::route_cluster::WeightedCluster;
 use amime_config::token_bucket::TokenBucket;
-use amime_config::values::Fraction;
 
 /// What a request's filters go by beside the request.
 pub(super) struct Scope<'a> {
@@ -91,6 +91,8 @@ pub(crate) enum OnResponse {
     ToMetadata(Arc<HeaderToMetadata>),
     /// Tells a checker whom it has checked.
     Checked(HeaderValue),
+    /// Passes no faster, perhaps as a fault.
+    Slow(Arc<Pace>, Option<ActiveFault>),
 }
 
 /// What a response has behind its head.
@@ -134,7 +136,7 @@ pub(super) async fn run(
         if let Err(stop) = run_one(exchange, scope, (filter, own), body).await {
             // The answer passes also those filters that never saw the request.
             for later in &config.filters[index + 1..] {
-                mutate(exchange, scope, later, false);
+                mutate(exchange, scope, later, None);
             }
             return Err(stop);
         }
@@ -162,7 +164,7 @@ async fn run_one(
     let settings = own.and_then(|own| own.settings.as_ref());
     match (&filter.kind, settings) {
         (FilterKind::Fault(_), Some(Settings::Fault(fault))) | (FilterKind::Fault(fault), _) => {
-            inject(exchange, scope, fault).await?;
+            fault::inject(exchange, scope, fault).await?;
         }
         (FilterKind::Cors, _) => {
             check_origin(exchange, || policies(scope, filter))?;
@@ -183,7 +185,7 @@ async fn run_one(
         (FilterKind::DynamicHost(cache), settings) => {
             dynamic_host::resolve(exchange, scope, cache, settings).await?;
         }
-        (FilterKind::Mutation(_), _) => mutate(exchange, scope, filter, true),
+        (FilterKind::Mutation(_), _) => mutate(exchange, scope, filter, Some(body)),
         (FilterKind::Session(_), Some(Settings::Session(settings)))
         | (FilterKind::Session(settings), _) => {
             if let Some(settings) = settings {
@@ -209,14 +211,13 @@ async fn run_one(
         | (FilterKind::HeaderToMetadata(rules), _) => metadata::begin(exchange, rules),
         (FilterKind::SetMetadata(values), _) => metadata::set(exchange, values),
         (FilterKind::Csrf(_), Some(Settings::Csrf(csrf))) | (FilterKind::Csrf(csrf), _) => {
-            if !csrf.admits(&exchange.head.borrow()) {
-                let details = "csrf_origin_mismatch";
-                return Err(own_answer(StatusCode::FORBIDDEN, details, "Invalid origin"));
-            }
+            judge_origin(exchange, csrf)?;
         }
         // It is the caller's: another route may have to be found.
         (FilterKind::IpTags(_), _) => {}
         (FilterKind::AnswerChecks(checks), _) => answer_check(exchange, checks)?,
+        (FilterKind::Bandwidth(_), Some(Settings::Bandwidth(limit)))
+        | (FilterKind::Bandwidth(limit), _) => pace::begin(exchange, body, limit),
     }
     Ok(())
 }
@@ -228,6 +229,26 @@ fn own_answer(status: StatusCode, details: &'static str, body: &'static str) -> 
         LocalReply { status, flags, details: details.into(), body: body.into(), grpc: None };
     let reply = FilterReply { reply, headers: HeaderMap::new(), unread: false };
     Stop::Error(ProxyError::Filter(Box::new(reply)))
+}
+
+/// Refuses what another site may have made its visitor send.
+fn judge_origin(exchange: &Exchange, csrf: &Csrf) -> Result<(), Stop> {
+    let stats = &exchange.connection.stats;
+    match csrf.judge(&exchange.head.borrow()) {
+        Verdict::Passed => {}
+        Verdict::Valid => stats.csrf_request_valid.inc(),
+        Verdict::Invalid { sourceless, refused } => {
+            match sourceless {
+                true => stats.csrf_missing_source_origin.inc(),
+                false => stats.csrf_request_invalid.inc(),
+            }
+            if refused {
+                let details = "csrf_origin_mismatch";
+                return Err(own_answer(StatusCode::FORBIDDEN, details, "Invalid origin"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Answers a health check, or notes that it is one.
@@ -244,7 +265,12 @@ fn answer_check(exchange: &Exchange, checks: &AnswerChecks) -> Result<(), Stop> 
 }
 
 /// Runs a filter that edits headers, or only leaves word for the response.
-fn mutate(exchange: &Exchange, scope: &Scope<'_>, filter: &HttpFilter, request: bool) {
+fn mutate(
+    exchange: &Rc<Exchange>,
+    scope: &Scope<'_>,
+    filter: &HttpFilter,
+    mut body: Option<&mut DownstreamBody>,
+) {
     let FilterKind::Mutation(own) = &filter.kind else { return };
     let levels = scope.per_route().into_iter().flat_map(|route| route.all(&filter.name));
     let by_route = levels.filter_map(|level| match &level.settings {
@@ -256,10 +282,16 @@ fn mutate(exchange: &Exchange, scope: &Scope<'_>, filter: &HttpFilter, request: 
         false => by_route.collect(),
     };
     for mutation in std::iter::once(own).chain(by_route) {
-        if request {
-            prepare::apply_edits(exchange, &mutation.request, &mut exchange.head.borrow_mut());
+        if let Some(body) = &mut body {
+            let mut head = exchange.head.borrow_mut();
+            prepare::apply_edits(exchange, &mutation.request, &mut head);
+            prepare::edit_query(exchange, &mutation.query, &mut head);
+            drop(head);
+            if !mutation.request_trailers.is_empty() && !body.is_end_stream() {
+                trailers::edit_request(exchange, body, mutation);
+            }
         }
-        if !mutation.response.is_empty() {
+        if !mutation.response.is_empty() || !mutation.response_trailers.is_empty() {
             exchange.on_response.borrow_mut().push(OnResponse::Mutate(mutation.clone()));
         }
     }
@@ -267,7 +299,7 @@ fn mutate(exchange: &Exchange, scope: &Scope<'_>, filter: &HttpFilter, request: 
 
 /// Does what filters left to be done to the response.
 pub(super) fn on_response(
-    exchange: &Exchange,
+    exchange: &Rc<Exchange>,
     headers: &mut HeaderMap,
     status: &mut StatusCode,
     mut payload: Payload<'_>,
@@ -278,6 +310,7 @@ pub(super) fn on_response(
             OnResponse::Put(values) => headers.extend(values),
             OnResponse::Mutate(mutation) => {
                 response::edit(exchange, headers, status.as_u16(), &[&mutation.response]);
+                trailers::edit_response(exchange, mutation, &mut payload);
             }
             OnResponse::Tell(bucket) => rate_limit::tell(&bucket, headers),
             OnResponse::Session(session) => session::tell(exchange, &session, headers),
@@ -289,6 +322,7 @@ pub(super) fn on_response(
             OnResponse::Checked(cluster) => {
                 headers.insert(names::CHECKED_CLUSTER, cluster);
             }
+            OnResponse::Slow(pace, fault) => pace::slow(pace, fault, &mut payload),
         }
     }
 }
@@ -310,99 +344,6 @@ pub(super) fn wait(exchange: &Exchange, headers: &HeaderMap, status: StatusCode)
         OnResponse::GrpcBridge => Some(Wait::Whole),
         _ => None,
     })
-}
-
-async fn inject(
-    exchange: &Rc<Exchange>,
-    scope: &Scope<'_>,
-    fault: &Fault,
-) -> Result<(), ProxyError> {
-    if fault.delay.is_none() && fault.abort.is_none() {
-        return Ok(());
-    }
-    let matches = {
-        let head = exchange.head.borrow();
-        fault.headers.iter().all(|header| header.matches(&head))
-    };
-    let elsewhere = !fault.upstream_cluster.is_empty()
-        && rate_limit::destination(exchange, scope) != fault.upstream_cluster;
-    if !matches || elsewhere {
-        return Ok(());
-    }
-    let stats = &exchange.connection.stats;
-    if let Some((fraction, delay)) = delay_of(exchange, fault)
-        && fraction.draw()
-        && !delay.is_zero()
-    {
-        if stats.fault_active_faults.value() >= i64::from(fault.max_active) {
-            stats.fault_faults_overflow.inc();
-        } else {
-            stats.fault_delays_injected.inc();
-            exchange.log.borrow_mut().flags.insert(ResponseFlags::DI);
-            let _active = ActiveFault::new(exchange);
-            tokio::time::sleep(delay).await;
-        }
-    }
-    if let Some((fraction, abort)) = abort_of(exchange, fault)
-        && fraction.draw()
-    {
-        stats.fault_aborts_injected.inc();
-        return Err(match abort {
-            Abort::Http(status) => ProxyError::FaultAbort { status, grpc: None },
-            // Also to those who do not speak gRPC.
-            Abort::Grpc(code) => {
-                ProxyError::FaultAbort { status: StatusCode::OK, grpc: Some(code) }
-            }
-            Abort::Header => return Ok(()),
-        });
-    }
-    Ok(())
-}
-
-/// A number in a header of the request.
-fn number(exchange: &Exchange, name: &HeaderName) -> Option<u32> {
-    exchange.head.borrow().headers.get(name)?.to_str().ok()?.trim().parse().ok()
-}
-
-/// A fault's delay, with what the request's headers say of it.
-fn delay_of(exchange: &Exchange, fault: &Fault) -> Option<(Fraction, Duration)> {
-    let (fraction, fixed) = fault.delay?;
-    if let Some(fixed) = fixed {
-        return Some((fraction, fixed));
-    }
-    let millis = number(exchange, &names::FAULT_DELAY)?;
-    let percent = number(exchange, &names::FAULT_DELAY_PERCENT);
-    let fraction = percent.map_or(fraction, |percent| fraction.at_most_percent(percent));
-    Some((fraction, Duration::from_millis(millis.into())))
-}
-
-/// A fault's abort, with what the request's headers say of it.
-fn abort_of(exchange: &Exchange, fault: &Fault) -> Option<(Fraction, Abort)> {
-    let (fraction, abort) = fault.abort?;
-    if abort != Abort::Header {
-        return Some((fraction, abort));
-    }
-    let percent = number(exchange, &names::FAULT_ABORT_PERCENT);
-    let fraction = percent.map_or(fraction, |percent| fraction.at_most_percent(percent));
-    let http = number(exchange, &names::FAULT_ABORT).filter(|code| (200..600).contains(code));
-    let http = http.and_then(|code| StatusCode::from_u16(u16::try_from(code).ok()?).ok());
-    let abort = http.map(Abort::Http);
-    Some((fraction, abort.or(number(exchange, &names::FAULT_ABORT_GRPC).map(Abort::Grpc))?))
-}
-
-struct ActiveFault<'a>(&'a Exchange);
-
-impl<'a> ActiveFault<'a> {
-    fn new(exchange: &'a Exchange) -> Self {
-        exchange.connection.stats.fault_active_faults.inc();
-        Self(exchange)
-    }
-}
-
-impl Drop for ActiveFault<'_> {
-    fn drop(&mut self) {
-        self.0.connection.stats.fault_active_faults.dec();
-    }
 }
 
 /// CORS policies of a route, the most specific first: a field that one does

@@ -56,9 +56,6 @@ pub(crate) type Upgraded = Prefixed<DownstreamIo>;
 /// Response bytes that may wait for a slow client.
 const HIGH_WATER: usize = 64 * 1024;
 
-/// How long a client may take to read the last response.
-const LINGER: Duration = Duration::from_secs(1);
-
 /// What comes after waiting for a request.
 enum Next {
     Request(Box<amime_http1::RequestHead>),
@@ -169,7 +166,15 @@ impl ClientBody {
                 }
                 Some(Ok(Frame::data(data)))
             }
-            Ok(Event::Trailers(trailers)) => Some(Ok(Frame::trailers(trailers))),
+            Ok(Event::Trailers(trailers)) => {
+                // Nothing comes behind them, so nobody may ask again.
+                let mut server = channel.server.borrow_mut();
+                let _ = server.poll_body(&mut Context::from_waker(Waker::noop()));
+                self.ended = server.request_read();
+                drop(server);
+                channel.wake();
+                Some(Ok(Frame::trailers(trailers)))
+            }
             Ok(Event::End | Event::Head(())) => {
                 self.ended = true;
                 // From now on its task watches the connection.
@@ -214,7 +219,9 @@ pub(super) async fn serve(connection: Rc<HttpConnection>, io: DownstreamIo) {
         };
         match after {
             After::Next => {}
-            After::Close => return finish(&channel).await,
+            After::Close => {
+                return finish(&channel, connection.config.timeouts.delayed_close).await;
+            }
             After::Gone => return,
             After::Upgraded => {
                 // The request is over, so nobody else holds the connection.
@@ -392,12 +399,12 @@ impl Outgoing<'_> {
 }
 
 /// Closes so that the client can still read what it was sent.
-async fn finish(channel: &Channel) {
+async fn finish(channel: &Channel, wait: Option<Duration>) {
     let closed = std::future::poll_fn(|cx| channel.server.borrow_mut().poll_shutdown(cx)).await;
-    if closed.is_err() || !channel.server.borrow().unread() {
+    let Some(wait) = wait.filter(|_| closed.is_ok() && channel.server.borrow().unread()) else {
         return;
-    }
+    };
     // Closing a socket that holds unread bytes resets the connection.
     let drained = std::future::poll_fn(|cx| channel.server.borrow_mut().poll_discard(cx));
-    let _ = tokio::time::timeout(LINGER, drained).await;
+    let _ = tokio::time::timeout(wait, drained).await;
 }

@@ -33,13 +33,38 @@ pub(super) fn of(plan: &Plan<'_>, cluster: &ClusterRuntime) -> Hash {
         return hash;
     }
     let own = !settings.hash.is_empty();
-    for policy in if own { &settings.hash } else { &plan.action.hash } {
-        let HashPolicy { source, terminal } = policy;
-        if let Some(part) = part(source, plan.exchange, plan.admitted.remote, &mut hash.cookies) {
+    let policies = if own { &settings.hash } else { &plan.action.hash };
+    let mut jar = Some(&mut hash.cookies);
+    hash.value = combined(policies, plan.exchange, plan.admitted.remote, &mut jar);
+    hash
+}
+
+/// The hash by which a route draws one of its clusters. Cookies that are not
+/// there yet are no part of it: they are set once the cluster is known.
+pub(super) fn of_route(
+    exchange: &Exchange,
+    policies: &[HashPolicy],
+    remote: IpAddr,
+) -> Option<u64> {
+    combined(policies, exchange, remote, &mut None)
+}
+
+/// Where cookies go that are to be set.
+type Jar<'a> = Option<&'a mut SmallVec<[HeaderValue; 1]>>;
+
+fn combined(
+    policies: &[HashPolicy],
+    exchange: &Exchange,
+    remote: IpAddr,
+    jar: &mut Jar<'_>,
+) -> Option<u64> {
+    let mut hash: Option<u64> = None;
+    for HashPolicy { source, terminal } in policies {
+        if let Some(part) = part(source, exchange, remote, jar) {
             // Rotated, so that two equal parts do not cancel out.
-            hash.value = Some(hash.value.map_or(part, |before| before.rotate_left(1) ^ part));
+            hash = Some(hash.map_or(part, |before| before.rotate_left(1) ^ part));
         }
-        if *terminal && hash.value.is_some() {
+        if *terminal && hash.is_some() {
             break;
         }
     }
@@ -48,9 +73,9 @@ pub(super) fn of(plan: &Plan<'_>, cluster: &ClusterRuntime) -> Hash {
 
 fn part(
     source: &HashSource,
-    exchange: &Rc<Exchange>,
+    exchange: &Exchange,
     remote: IpAddr,
-    set_cookies: &mut SmallVec<[HeaderValue; 1]>,
+    jar: &mut Jar<'_>,
 ) -> Option<u64> {
     let head = exchange.head.borrow();
     match source {
@@ -64,13 +89,14 @@ fn part(
                 return Some(xxh64(value.as_bytes(), 0));
             }
             ttl.as_ref()?;
+            let jar = jar.as_mut()?;
             // The same for all requests of a connection: those sent before
             // the first answer must not be scattered.
             let downstream = &exchange.connection.downstream;
             let ends = format!("{}{}", downstream.remote, downstream.local);
             let value = format!("{:016x}", xxh64(ends.as_bytes(), 0));
             let text = format!("{name}=\"{value}\"{attributes}");
-            set_cookies.extend(HeaderValue::from_str(&text).ok());
+            jar.extend(HeaderValue::from_str(&text).ok());
             Some(xxh64(value.as_bytes(), 0))
         }
     }

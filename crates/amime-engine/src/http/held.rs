@@ -57,6 +57,11 @@ impl HeldBody {
         self.stages.push(stage);
     }
 
+    /// Adds a step that leaves all bytes as they are.
+    pub(super) fn watch(&mut self, stage: Box<dyn Stage>) {
+        self.stages.push(stage);
+    }
+
     /// Tells nobody how long the body is.
     pub(super) fn hide_length(&mut self) {
         self.changed = true;
@@ -121,7 +126,7 @@ impl HeldBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ParseError>>> {
         loop {
-            if let Some(frame) = self.stages.pop() {
+            if let Some(frame) = ready!(self.stages.poll_pop(cx)) {
                 if let Some(data) = frame.data_ref() {
                     // It is counted again by whoever sends it on.
                     self.exchange.uncount_received(data.len());

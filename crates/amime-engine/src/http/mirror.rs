@@ -73,7 +73,7 @@ fn start(
         let http2 = cluster.config().http.protocol == UpstreamProtocol::Http2;
         let key = ConnKey::plain(http2);
         let mark = exchange.connection.worker.mark;
-        let acquired = Acquire { cluster: &cluster, host: &host, priority: 0, mark };
+        let acquired = Acquire { cluster: &cluster, host: &host, priority: 0, mark, fresh: false };
         let Ok(mut lease) = acquire(acquired, key).await else { return };
         let mut request = http::Request::new(body);
         *request.method_mut() = head.method.clone();

@@ -20,6 +20,7 @@ mod deliver;
 mod dynamic_host;
 mod error;
 pub(crate) mod exchange;
+mod fault;
 mod filters;
 mod forward;
 mod grpc_bridge;
@@ -30,9 +31,11 @@ mod h3;
 mod hash;
 mod held;
 mod limits;
+mod linger;
 mod metadata;
 mod mirror;
 mod names;
+mod pace;
 mod parsed;
 mod path;
 pub(crate) mod pipe;
@@ -47,6 +50,7 @@ mod serve;
 mod session;
 mod stage;
 mod timeouts;
+mod trailers;
 pub(crate) mod upgrade;
 
 #[cfg(feature = "http3")]

@@ -52,6 +52,8 @@ names! {
     FAULT_ABORT = "x-envoy-fault-abort-request";
     FAULT_ABORT_GRPC = "x-envoy-fault-abort-grpc-request";
     FAULT_ABORT_PERCENT = "x-envoy-fault-abort-request-percentage";
+    FAULT_THROUGHPUT = "x-envoy-fault-throughput-response";
+    FAULT_THROUGHPUT_PERCENT = "x-envoy-fault-throughput-response-percentage";
     GRPC_TIMEOUT = "grpc-timeout";
 }
 

@@ -9,6 +9,7 @@ use super::{names, path, response};
 use amime_config::format::FormatInput;
 use amime_config::head::RequestHead;
 use amime_config::headers::HeaderEdits;
+use amime_config::query_edits::QueryEdits;
 use amime_config::route_action::HostRewrite;
 use amime_config::route_cluster::WeightedCluster;
 
@@ -61,11 +62,32 @@ pub(super) fn apply_edits(exchange: &Exchange, edits: &HeaderEdits, head: &mut R
     if edits.is_empty() {
         return;
     }
-    let downstream = &exchange.connection.downstream;
     let mut headers = std::mem::take(&mut head.headers);
+    with_input(exchange, head, |input| edits.apply(&mut headers, input));
+    head.headers = headers;
+}
+
+/// Edits the request's query parameters.
+pub(super) fn edit_query(exchange: &Exchange, edits: &QueryEdits, head: &mut RequestHead) {
+    if edits.is_empty() {
+        return;
+    }
+    let path = with_input(exchange, head, |input| edits.apply(&head.path, &head.headers, input));
+    if let Some(path) = path {
+        head.path = path;
+    }
+}
+
+/// Calls `act` with what operators in a request's values refer to.
+pub(super) fn with_input<T>(
+    exchange: &Exchange,
+    head: &RequestHead,
+    act: impl FnOnce(&FormatInput<'_>) -> T,
+) -> T {
+    let downstream = &exchange.connection.downstream;
     let log = exchange.log.borrow();
     let metadata = exchange.metadata.borrow();
-    let input = FormatInput {
+    act(&FormatInput {
         metadata: metadata.as_deref(),
         request: Some(head),
         downstream_remote: Some(downstream.remote),
@@ -76,9 +98,7 @@ pub(super) fn apply_edits(exchange: &Exchange, edits: &HeaderEdits, head: &mut R
         route_name: log.route.as_ref().map_or("", |route| &route.name),
         cluster: log.cluster.as_ref().map_or("", |cluster| &cluster.config().name),
         ..FormatInput::default()
-    };
-    edits.apply(&mut headers, &input);
-    head.headers = headers;
+    })
 }
 
 fn rewrite_host(plan: &Plan<'_>, weighted: Option<&WeightedCluster>, head: &mut RequestHead) {

@@ -27,7 +27,9 @@ use amime_config::global_limit::{
     GlobalConnectionLimit, GlobalLimit, GlobalLimitRoute, LimitService,
 };
 use amime_config::local_limit::{Buckets, LocalLimit};
-use amime_config::rate_limit::{Descriptor, LimitInput, LimitPolicy, RouteLimits, VhostLimits};
+use amime_config::rate_limit::{
+    Descriptor, LimitInput, LimitPolicy, OwnLimit, RouteLimits, VhostLimits,
+};
 use amime_config::token_bucket::{TokenBucket, now};
 
 /// The gRPC status that a client may be told instead of "unavailable".
@@ -136,6 +138,7 @@ fn descriptors(
     let head = exchange.head.borrow();
     let downstream = &exchange.connection.downstream;
     let destination = destination(exchange, scope);
+    let metadata = exchange.metadata.borrow();
     let input = LimitInput {
         head: &head,
         remote: scope.admitted.remote,
@@ -149,6 +152,7 @@ fn descriptors(
             tls: downstream.tls.as_ref(),
             route_name: scope.route.map_or("", |route| &route.name),
             cluster: &destination,
+            metadata: metadata.as_deref(),
             ..FormatInput::default()
         },
     };
@@ -210,7 +214,7 @@ pub(super) async fn global(
 }
 
 fn failed(limit: &GlobalLimit) -> Result<(), ProxyError> {
-    if !limit.service.deny_on_failure {
+    if !limit.service.deny_on_failure.draw() {
         return Ok(());
     }
     let reply = LocalReply {
@@ -234,7 +238,7 @@ pub(crate) async fn admitted_by_service(
 ) -> bool {
     match ask(worker, &limit.service, &limit.service.domain, &limit.descriptors).await {
         Some(answer) => answer.overall_code() != Code::OverLimit,
-        None => !limit.service.deny_on_failure,
+        None => !limit.service.deny_on_failure.draw(),
     }
 }
 
@@ -274,6 +278,9 @@ fn descriptor(value: &Descriptor) -> common::RateLimitDescriptor {
     common::RateLimitDescriptor {
         entries: value.entries.iter().map(entry).collect(),
         hits_addend: value.hits.map(|value| UInt64Value { value }),
+        limit: value.limit.map(|OwnLimit { requests, unit }| {
+            common::rate_limit_descriptor::RateLimitOverride { requests_per_unit: requests, unit }
+        }),
         ..common::RateLimitDescriptor::default()
     }
 }

@@ -2,16 +2,19 @@
 //!
 //! Spec: <https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/http/http_connection_management#internal-redirects>
 
+use std::borrow::Cow;
+
 use http::response::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Uri, header};
 
-use super::exchange::Exchange;
-use super::forward::{Plan, PreparedBody};
+use super::exchange::{End, Exchange, answered};
+use super::forward::{self, Plan, PreparedBody};
 use super::names;
 use amime_config::head::{RequestHead, Scheme};
-use amime_config::redirect::InternalRedirect;
+use amime_config::redirect::{InternalRedirect, RedirectPredicate};
 use amime_config::route::RouteRef;
+use amime_config::route_action::Action;
 
 /// Turns the request into the one that the response redirects to; false if
 /// the client is to follow by itself.
@@ -27,33 +30,85 @@ pub(super) fn follow(plan: &Plan<'_>, body: &PreparedBody, parts: &Parts) -> boo
         return false;
     }
     let head = exchange.head.borrow();
-    let Some(next) = target(policy, &head, parts) else { return false };
+    // Whatever was before it, a connection without TLS is not secure.
+    let secure = exchange.connection.downstream.tls.is_some();
+    let from = if secure { head.scheme } else { Scheme::Http };
+    let Some(next) = target(policy, (&head, from), parts) else { return false };
     drop(head);
-    if !routed(exchange, &next) {
+    let Some(route) = routed(exchange, &next) else { return false };
+    let mut predicates = policy.predicates.iter();
+    if !predicates.all(|one| agrees(one, plan, &route, (from, next.scheme))) {
         return false;
     }
     exchange.redirects.set(exchange.redirects.get() + 1);
     *exchange.head.borrow_mut() = next;
+    note(exchange, route, parts);
     true
 }
 
-fn routed(exchange: &Exchange, head: &RequestHead) -> bool {
-    let Some(table) = exchange.connection.routes() else { return false };
-    let found = RouteRef::find(&table, head, exchange.connection.certificate());
-    found.is_some_and(|(_, route)| route.is_some())
+/// Tells telemetry of the request that ends here, as Envoy does: by then it is
+/// known as the one that it becomes.
+fn note(exchange: &Exchange, route: RouteRef, parts: &Parts) {
+    let cluster = match &route.action {
+        Action::Forward(action) => forward::cluster_of(exchange, action, None),
+        _ => None,
+    };
+    {
+        let mut log = exchange.log.borrow_mut();
+        answered(&mut log, parts.status, "internal_redirect");
+        log.route = Some(route);
+        log.cluster = cluster;
+        log.virtual_cluster = None;
+    }
+    exchange.record(End::Complete);
+    // What it becomes has no answer yet.
+    let mut log = exchange.log.borrow_mut();
+    log.status = 0;
+    log.details = Cow::Borrowed("");
 }
 
-fn target(policy: &InternalRedirect, head: &RequestHead, parts: &Parts) -> Option<RequestHead> {
+/// The route that the request would take.
+fn routed(exchange: &Exchange, head: &RequestHead) -> Option<RouteRef> {
+    let table = exchange.connection.routes()?;
+    RouteRef::find(&table, head, exchange.connection.certificate())?.1
+}
+
+fn agrees(
+    predicate: &RedirectPredicate,
+    plan: &Plan<'_>,
+    to: &RouteRef,
+    (old, new): (Scheme, Scheme),
+) -> bool {
+    match predicate {
+        RedirectPredicate::SafeScheme => old == Scheme::Https || new == Scheme::Http,
+        RedirectPredicate::ToOneOf(names) => names.iter().any(|name| **name == *to.name),
+        RedirectPredicate::NewRoute => {
+            let mut gone = plan.exchange.redirected.borrow_mut();
+            let step = (plan.route.name.clone(), to.name.clone());
+            let new = !gone.contains(&step);
+            if new {
+                gone.push(step);
+            }
+            new
+        }
+    }
+}
+
+fn target(
+    policy: &InternalRedirect,
+    (head, from): (&RequestHead, Scheme),
+    parts: &Parts,
+) -> Option<RequestHead> {
     let location: Uri = parts.headers.get(header::LOCATION)?.to_str().ok()?.parse().ok()?;
     let scheme = match location.scheme_str()? {
         "http" => Scheme::Http,
         "https" => Scheme::Https,
         _ => return None,
     };
-    if scheme != head.scheme && !policy.cross_scheme {
+    if scheme != from && !policy.cross_scheme {
         return None;
     }
-    let old = format!("{}://{}{}", head.scheme.as_str(), head.authority(), head.path);
+    let old = format!("{}://{}{}", from.as_str(), head.authority(), head.path);
     let mut next = head.clone();
     next.headers.insert(names::ORIGINAL_URL, HeaderValue::from_str(&old).ok()?);
     let host = HeaderValue::from_str(location.authority()?.as_str()).ok()?;

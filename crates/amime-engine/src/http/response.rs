@@ -1,6 +1,7 @@
 //! What the connection manager and the router do to a response.
 
 use std::borrow::Cow;
+use std::rc::Rc;
 use std::time::Duration;
 
 use amime_telemetry::ResponseFlags;
@@ -34,7 +35,7 @@ fn millis(duration: Duration) -> HeaderValue {
 
 /// Edits the headers of an upstream's response for the client.
 pub(super) fn from_upstream(
-    exchange: &Exchange,
+    exchange: &Rc<Exchange>,
     parts: &mut Parts,
     edits: &[&HeaderEdits],
     payload: Payload<'_>,
@@ -195,7 +196,8 @@ pub(super) fn local(guard: ExchangeGuard, error: &ProxyError) -> Response<Respon
     let closes = {
         let head = exchange.head.borrow();
         // What a client sends after CONNECT may not be HTTP.
-        let closes = error.closes() || head.method == http::Method::CONNECT;
+        let forgiven = exchange.connection.config.forgiving && error.by_headers();
+        let closes = error.closes() && !forgiven || head.method == http::Method::CONNECT;
         closes && head.version < http::Version::HTTP_2
     };
     if closes {

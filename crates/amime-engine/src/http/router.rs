@@ -12,7 +12,7 @@ use super::error::ProxyError;
 use super::exchange::{Exchange, ExchangeGuard};
 use super::request::Admitted;
 use super::response::{self, Own};
-use super::{filters, forward, names, path, upgrade};
+use super::{filters, forward, hash, names, path, upgrade};
 use amime_config::head::{RequestHead, Scheme};
 use amime_config::redirect::Redirect;
 use amime_config::route::{RequireTls, RouteRef};
@@ -56,7 +56,10 @@ async fn round(
         };
         exchange.log.borrow_mut().route.clone_from(&route);
         let weighted = match route.as_deref().map(|route| &route.action) {
-            Some(Action::Forward(action)) => action.cluster.draw(&exchange.head.borrow().headers),
+            Some(Action::Forward(action)) => {
+                let hash = || hash::of_route(&exchange, &action.hash, admitted.remote);
+                action.cluster.draw(&exchange.head.borrow().headers, hash)
+            }
             _ => None,
         };
         let destination = forward::Destined::of(&exchange, route.as_ref(), weighted);

@@ -17,6 +17,7 @@ use super::body::{DownstreamBody, ResponseBody};
 use super::error::ProxyError;
 use super::exchange::{Codec as ExchangeCodec, Exchange, ExchangeGuard, Log};
 use super::h1::Channel;
+use super::linger::Lingering;
 use super::parsed::{self, Parsed};
 use super::rate_limit::OwnBuckets;
 use super::upgrade::OnUpgrade;
@@ -45,6 +46,8 @@ pub(crate) struct HttpConnection {
     opened: Instant,
     /// How long it may live.
     max_life: Option<Duration>,
+    /// When it ends, once its client of HTTP/1 is to leave.
+    ends: Cell<Option<Instant>>,
 }
 
 impl HttpConnection {
@@ -76,6 +79,7 @@ impl HttpConnection {
             buckets: OwnBuckets::default(),
             opened: now,
             max_life,
+            ends: Cell::new(None),
         })
     }
 
@@ -97,6 +101,7 @@ impl HttpConnection {
     pub(crate) fn closing(&self) -> bool {
         self.draining()
             || self.chain.retired()
+            || self.ends.get().is_some()
             || self.config.max_requests_per_connection.is_some_and(|max| self.requests.get() >= max)
             || self.max_life.is_some_and(|max| self.opened.elapsed() >= max)
     }
@@ -104,6 +109,26 @@ impl HttpConnection {
     /// True if the proxy drains, and this connection with it.
     fn draining(&self) -> bool {
         self.config.drains && self.worker.draining()
+    }
+
+    /// What is left until it has idled or lived too long, which is counted
+    /// when nothing is.
+    fn left(&self, now: Instant) -> Option<Duration> {
+        let idle_left = self.config.timeouts.idle.map(|limit| {
+            let busy = self.active.get() > 0;
+            let since = if busy { now } else { self.last_used.get() };
+            (since + limit).saturating_duration_since(now)
+        });
+        if idle_left.is_some_and(|left| left.is_zero()) {
+            self.stats.downstream_cx_idle_timeout.inc();
+            return idle_left;
+        }
+        let life_left =
+            self.max_life.map(|limit| (self.opened + limit).saturating_duration_since(now));
+        if life_left.is_some_and(|left| left.is_zero()) {
+            self.stats.downstream_cx_max_duration_reached.inc();
+        }
+        [idle_left, life_left].into_iter().flatten().min()
     }
 
     pub(super) fn begin(&self, version: Version) {
@@ -183,6 +208,7 @@ async fn serve_http2(connection: Rc<HttpConnection>, io: DownstreamIo) {
         .initial_connection_window_size(config.h2.connection_window)
         .max_header_list_size(limits::decoded(&config))
         .max_send_buf_size(256 * 1024);
+    let io = Lingering::new(io, config.timeouts.delayed_close);
     if config.h2.allow_connect {
         builder.enable_connect_protocol();
     }
@@ -223,6 +249,10 @@ fn count_protocol_error(connection: &HttpConnection, result: hyper::Result<()>) 
 /// Resolves when the connection is to be closed: the proxy drains, its
 /// listener has been replaced, it idled too long or lived too long.
 ///
+/// A client of HTTP/1 that idled or lived too long has its drain timeout to
+/// send another request, the answer to which says that the connection closes:
+/// a request may be on its way. With HTTP/2 that is GOAWAY's part.
+///
 /// A replaced listener closes no HTTP/1 connection that idles: a request may
 /// be on its way. The next response says so instead. HTTP/2 has GOAWAY.
 pub(super) async fn close_requested(connection: &HttpConnection, http2: bool) {
@@ -236,23 +266,19 @@ pub(super) async fn close_requested(connection: &HttpConnection, http2: bool) {
             connection.stats.downstream_cx_drain_close.inc();
             return;
         }
-        let idle_left = timeouts.idle.map(|limit| {
-            let busy = connection.active.get() > 0;
-            let since = if busy { now } else { connection.last_used.get() };
-            (since + limit).saturating_duration_since(now)
-        });
-        if idle_left.is_some_and(|left| left.is_zero()) {
-            connection.stats.downstream_cx_idle_timeout.inc();
-            return;
+        let left = match connection.ends.get() {
+            Some(end) => Some(end.saturating_duration_since(now)),
+            None => connection.left(now),
+        };
+        if left.is_some_and(|left| left.is_zero()) {
+            let over = http2 || connection.ends.get().is_some() || connection.requests.get() == 0;
+            if over || timeouts.drain.is_zero() {
+                return;
+            }
+            connection.ends.set(Some(now + jittered(timeouts.drain, timeouts.drain_jitter)));
+            continue;
         }
-        let life_left = connection
-            .max_life
-            .map(|limit| (connection.opened + limit).saturating_duration_since(now));
-        if life_left.is_some_and(|left| left.is_zero()) {
-            connection.stats.downstream_cx_max_duration_reached.inc();
-            return;
-        }
-        let wait = [idle_left, life_left, drain_left].into_iter().flatten().min();
+        let wait = [left, drain_left].into_iter().flatten().min();
         tokio::select! {
             () = connection.worker.changed() => {}
             () = wait_for(wait) => {}
@@ -297,6 +323,7 @@ pub(super) async fn handle(
             return response::local(guard, &error);
         }
     };
+    exchange.log.borrow_mut().internal = admitted.internal;
     router::route(guard, admitted, body, upgrade).await
 }
 

@@ -8,11 +8,15 @@
 //! part has been handed on.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
+
+use super::pace::Paced;
+use amime_config::bandwidth::Pace;
 
 /// A change of a body.
 pub(crate) trait Stage {
@@ -23,6 +27,11 @@ pub(crate) trait Stage {
     fn end(&mut self, trailers: Option<HeaderMap>, out: &mut Output) -> Result<(), StageError> {
         out.trailers = trailers;
         Ok(())
+    }
+
+    /// How fast the body may pass, if that is limited.
+    fn pace(&self) -> Option<Arc<Pace>> {
+        None
     }
 }
 
@@ -56,17 +65,22 @@ impl Output {
 pub(crate) struct Stages {
     stages: Vec<Box<dyn Stage>>,
     ready: Output,
+    /// What the last of them has to wait for.
+    paces: Vec<Paced>,
     /// The body has ended.
     ended: bool,
 }
 
 impl Stages {
     pub(crate) fn new(stages: Vec<Box<dyn Stage>>) -> Self {
-        Self { stages, ..Self::default() }
+        let mut all = Self::default();
+        stages.into_iter().for_each(|stage| all.push(stage));
+        all
     }
 
     /// Adds a step behind the others. Only before the first part.
     pub(crate) fn push(&mut self, stage: Box<dyn Stage>) {
+        self.paces.extend(stage.pace().map(Paced::new));
         self.stages.push(stage);
     }
 
@@ -79,6 +93,22 @@ impl Stages {
         };
         self.ended = true;
         finish(&mut self.stages, trailers, &mut self.ready)
+    }
+
+    /// What is ready to go on, once it may.
+    pub(crate) fn poll_pop(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
+        let Some(first) = self.ready.data.front_mut().filter(|_| !self.paces.is_empty()) else {
+            return Poll::Ready(self.pop());
+        };
+        let mut allowed = first.len();
+        for pace in &mut self.paces {
+            allowed = ready!(pace.poll(cx, allowed));
+        }
+        self.paces.iter_mut().for_each(|pace| pace.spend(allowed));
+        if allowed == first.len() {
+            return Poll::Ready(self.pop());
+        }
+        Poll::Ready(Some(Frame::data(first.split_to(allowed))))
     }
 
     /// What is ready to go on.
@@ -112,7 +142,7 @@ impl Stages {
         mut source: impl FnMut(&mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, E>>>,
     ) -> Poll<Option<Result<Frame<Bytes>, StagedError<E>>>> {
         loop {
-            if let Some(frame) = self.pop() {
+            if let Some(frame) = ready!(self.poll_pop(cx)) {
                 return Poll::Ready(Some(Ok(frame)));
             }
             if self.ended {

@@ -23,7 +23,7 @@ use super::sniff;
 use crate::http::{HttpConnection, admitted_by_service, serve};
 use crate::tcp::{self, Dialed};
 use crate::worker::Worker;
-use amime_config::chain_match::{ChainInput, choose};
+use amime_config::chain_match::ChainInput;
 use amime_config::connection::Connection;
 use amime_config::connection_cap::CountedIn;
 use amime_config::listener::{
@@ -431,7 +431,7 @@ pub(super) fn choose_chain(
         transport,
         application: &facts.application,
     };
-    choose(&listener.chains, &input).or(listener.default_chain.as_ref()).cloned()
+    listener.chain(&input).cloned()
 }
 
 fn count_handshake(stats: &ListenerStats, session: &rustls::ServerConnection, tls: &TlsFacts) {

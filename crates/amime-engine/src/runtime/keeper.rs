@@ -6,9 +6,8 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::Runtime;
-use super::clusters::DnsJob;
-use super::resolver::{Resolvers, look_up, look_up_host};
 use amime_config::host_cache::HostCache;
+use amime_resources::{Answer, DnsJob, Resolvers, look_up, look_up_host};
 use amime_upstream::health::Checks;
 
 /// Longest sleep between two looks for something to do.
@@ -101,7 +100,7 @@ fn health_changed(runtime: &Weak<Runtime>) {
     runtime.publish(&mut state);
 }
 
-fn tell(runtime: &Weak<Runtime>, job: &DnsJob, answer: super::names::Answer) {
+fn tell(runtime: &Weak<Runtime>, job: &DnsJob, answer: Answer) {
     let Some(runtime) = runtime.upgrade() else { return };
     let mut state = runtime.state();
     state.resolved(job, &answer);

@@ -5,17 +5,7 @@
 //! Each change is compiled, checked and published whole; workers take it up
 //! between requests.
 
-mod awaited;
-mod clusters;
-mod dump;
-mod gauges;
-mod held;
 mod keeper;
-mod listeners;
-mod names;
-mod resolver;
-mod routes;
-mod state;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -30,12 +20,15 @@ use http::HeaderValue;
 use tokio::sync::{Notify, watch};
 
 pub use amime_config::Fault;
+pub use amime_resources::{
+    ClusterDump, EndpointDump, ListenerDump, RejectedDump, ResourceDump, RuntimeDump,
+};
 pub use amime_upstream::{LocalCluster, Place};
-pub use dump::{ClusterDump, EndpointDump, ListenerDump, RejectedDump, ResourceDump, RuntimeDump};
 
-use crate::worker::{self, Published, Shared, WorkerOptions};
+use crate::worker::{self, Shared, WorkerOptions};
+use amime_config::Node;
 use amime_config::secrets::{SecretSource, SecretStore};
-use state::State;
+use amime_resources::{Published, State, StateOptions};
 
 /// What a runtime is started with.
 pub struct RuntimeOptions {
@@ -95,8 +88,18 @@ impl Runtime {
         let shared = Arc::new(Shared::default());
         let own_metadata = own_metadata(&options);
         let address = options.address.unwrap_or_else(own_address);
-        let secrets = SecretStore::new(options.identity.clone());
-        let state = State::new(&options, secrets, workers);
+        let state = State::new(StateOptions {
+            secrets: SecretStore::new(options.identity.clone()),
+            telemetry: options.telemetry.clone(),
+            node: Node {
+                gateway: options.gateway,
+                id: options.node_id.clone(),
+                cluster: options.service_cluster.clone(),
+            },
+            mark: options.mark,
+            workers,
+            local_cluster: options.local_cluster.clone(),
+        });
         let runtime = Arc::new(Self {
             wake: state.wake(),
             state: Mutex::new(state),

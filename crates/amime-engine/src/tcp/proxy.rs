@@ -270,8 +270,13 @@ async fn dial(
                 opened.map(|(io, facts, open)| (Io::Direct(io), facts, Some(open)))
             }
             Some(tunneling) => {
-                let acquired =
-                    Acquire { cluster: &cluster, host: &host, priority: 0, mark: worker.mark };
+                let acquired = Acquire {
+                    cluster: &cluster,
+                    host: &host,
+                    priority: 0,
+                    mark: worker.mark,
+                    fresh: false,
+                };
                 let tunnel = Tunnel::open(acquired, connection, tunneling).await;
                 tunnel.map(|(tunnel, local)| {
                     (Io::Tunnel(tunnel), ConnectionFacts { local, tls: None }, None)
@@ -330,7 +335,8 @@ pub(crate) async fn open(
         cluster.stats.upstream_cx_overflow.inc();
         return Err(ConnectError::Overflow);
     }
-    let open = OpenGuard::new(Acquire { cluster, host, priority: 0, mark: worker.mark });
+    let open =
+        OpenGuard::new(Acquire { cluster, host, priority: 0, mark: worker.mark, fresh: false });
     let target = Target {
         address: host.endpoint.address,
         more: &host.endpoint.more,

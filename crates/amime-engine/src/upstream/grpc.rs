@@ -70,7 +70,7 @@ async fn answer(
         return Err(GrpcError::NotHttp2);
     }
     let host = cluster.choose(LbInput::default()).ok_or(GrpcError::NoEndpoint)?;
-    let endpoint = Acquire { cluster, host: &host, priority: 0, mark: worker.mark };
+    let endpoint = Acquire { cluster, host: &host, priority: 0, mark: worker.mark, fresh: false };
     let key = ConnKey { alpn: Alpn::Configured, ..ConnKey::plain(true) };
     let mut lease =
         acquire(endpoint, key).await.map_err(|error| GrpcError::Connect(error.to_string()))?;

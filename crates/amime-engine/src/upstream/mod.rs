@@ -11,9 +11,7 @@ pub(crate) mod open;
 pub(crate) mod pool;
 
 use amime_config::endpoint_state::now_ms;
-pub(crate) use amime_upstream::{
-    ClusterSpec, EndpointShard, Outcome, Resource, RetryInput, SharedLb, connect,
-};
+pub(crate) use amime_upstream::{Outcome, Resource, RetryInput, connect};
 use pool::HostPool;
 
 pub(crate) type ClusterRuntime = amime_upstream::ClusterRuntime<HostPool>;

@@ -245,13 +245,15 @@ pub(crate) struct Acquire<'a> {
     pub(crate) host: &'a Rc<Host>,
     pub(crate) priority: usize,
     pub(crate) mark: Option<u32>,
+    /// No connection will do that idles now.
+    pub(crate) fresh: bool,
 }
 
 /// A connection for one request: an idle or shared one, else a new one.
 pub(crate) async fn acquire(request: Acquire<'_>, key: ConnKey) -> Result<Lease, ConnectError> {
-    let Acquire { cluster, host, .. } = request;
+    let Acquire { cluster, host, fresh, .. } = request;
     let pool = &host.pool;
-    if key.alpn == Alpn::Either {
+    if key.alpn == Alpn::Either && !fresh {
         // Here the handshake decides the protocol, so either kind will do.
         let http1 = ConnKey { http2: false, ..key.clone() };
         if let Some(lease) = pool.pop_idle(&http1, cluster) {
@@ -260,7 +262,7 @@ pub(crate) async fn acquire(request: Acquire<'_>, key: ConnKey) -> Result<Lease,
         }
     }
     if !key.http2 {
-        if let Some(lease) = pool.pop_idle(&key, cluster) {
+        if !fresh && let Some(lease) = pool.pop_idle(&key, cluster) {
             lease.conn.requests.set(lease.conn.requests.get() + 1);
             return Ok(lease);
         }

@@ -26,13 +26,14 @@ use http::HeaderValue;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-pub(crate) use snapshot::{Published, Snapshot, SocketSet};
+pub(crate) use snapshot::Snapshot;
 
 #[cfg(feature = "http3")]
 use crate::listener::quic_loop;
 use crate::listener::{Acceptor, accept_loop};
 use crate::upstream::ClusterRuntime;
 use amime_config::names::ClusterId;
+use amime_resources::{Published, SocketSet};
 
 /// What all workers share.
 #[derive(Debug, Default)]

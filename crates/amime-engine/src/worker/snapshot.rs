@@ -1,59 +1,16 @@
-//! The configuration in force, as published to all workers and as one worker
-//! holds it.
+//! The configuration in force, as one worker holds it.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
-use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::Worker;
 use crate::listener::LiveListener;
-use crate::upstream::{ClusterRuntime, ClusterSpec};
-use amime_config::binding::Binding;
-use amime_config::listener::ListenerConfig;
+use crate::upstream::ClusterRuntime;
 use amime_config::names::{ClusterId, RouteConfigId};
-use amime_config::route::{LocalTable, RouteTable};
-
-/// The configuration in force; one value for all workers.
-#[derive(Debug, Default)]
-pub(crate) struct Published {
-    pub(crate) listeners: HashMap<Arc<str>, Arc<ListenerConfig>>,
-    /// Sockets of the listeners that bind.
-    pub(crate) sockets: HashMap<Arc<str>, Vec<Arc<SocketSet>>>,
-    /// By cluster id.
-    pub(crate) clusters: Vec<Option<Arc<ClusterSpec>>>,
-    pub(crate) cluster_names: Arc<HashMap<Arc<str>, ClusterId>>,
-    /// Clusters that are not in force yet, in no version of theirs.
-    pub(crate) expected: Arc<HashSet<ClusterId>>,
-    /// By route configuration id.
-    pub(crate) routes: Vec<Option<Arc<RouteTable>>>,
-    /// Workers that have it in force.
-    pub(crate) adopted: AtomicUsize,
-}
-
-/// The sockets of a listener's address, one a worker, until the workers take them.
-#[derive(Debug)]
-pub(crate) struct SocketSet {
-    /// Address bound, with the real port.
-    pub(crate) address: SocketAddr,
-    /// What was asked for.
-    pub(crate) asked: Binding,
-    sockets: Mutex<Vec<Option<TcpListener>>>,
-}
-
-impl SocketSet {
-    pub(crate) fn new(asked: Binding, address: SocketAddr, sockets: Vec<TcpListener>) -> Arc<Self> {
-        let sockets = Mutex::new(sockets.into_iter().map(Some).collect());
-        Arc::new(Self { address, asked, sockets })
-    }
-
-    /// The socket of worker number `index`, once.
-    pub(super) fn take(&self, index: usize) -> Option<TcpListener> {
-        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        sockets.get_mut(index)?.take()
-    }
-}
+use amime_config::route::LocalTable;
+use amime_resources::Published;
 
 /// The configuration as one worker holds it.
 #[derive(Default)]

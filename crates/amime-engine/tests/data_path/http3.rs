@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf, Bytes};
 use http::{Request, Response, Version};
 use http_body_util::Full;
@@ -13,7 +15,9 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
 use crate::harness::{Backend, Proxy, listener, static_cluster};
-use crate::pki::Authority;
+use crate::pki::{Authority, Issued};
+use amime_translate::offline::{NamedText, translate};
+use amime_xds::Resource;
 
 const HCM: &str = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const ROUTER: &str = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
@@ -217,4 +221,102 @@ async fn draining_finishes_the_request_and_says_goaway() {
     assert_eq!((response.status().as_u16(), &response.into_body()[..]), (200, &b"late"[..]));
     quic.close(0_u32.into(), b"");
     assert!(drain.await.expect("the task ends"), "the connection ended");
+}
+
+/// A port of the loopback that nobody has, for TCP as well as for UDP.
+fn free_port() -> u16 {
+    loop {
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = tcp.local_addr().expect("bound");
+        if std::net::UdpSocket::bind(address).is_ok() {
+            return address.port();
+        }
+    }
+}
+
+/// What the control plane tells a gateway that can take QUIC.
+fn told(port: u16, backend: SocketAddr, credential: &Issued) -> Vec<Resource> {
+    let encoded = |pem: &str| STANDARD.encode(pem);
+    let objects = format!(
+        r#"
+apiVersion: v1
+kind: Secret
+metadata: {{name: edge, namespace: istio-system}}
+type: kubernetes.io/tls
+data: {{tls.crt: {}, tls.key: {}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: ingress, namespace: istio-system}}
+spec:
+  selector: {{istio: ingressgateway}}
+  ports: [{{name: https, port: {port}}}, {{name: http3, port: {port}, protocol: UDP}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: gateway, namespace: istio-system, labels: {{istio: ingressgateway}}}}
+spec: {{containers: [{{name: gateway}}]}}
+status: {{podIP: 127.0.0.1, phase: Running, conditions: [{{type: Ready, status: 'True'}}]}}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {{name: edge, namespace: istio-system}}
+spec:
+  selector: {{istio: ingressgateway}}
+  servers:
+  - {{port: {{number: {port}, name: https, protocol: HTTPS}}, bind: 127.0.0.1, hosts: [a.test], tls: {{mode: SIMPLE, credentialName: edge}}}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: a, namespace: istio-system}}
+spec: {{hosts: [a.test], gateways: [edge], http: [{{route: [{{destination: {{host: web.test}}}}]}}]}}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: web, namespace: istio-system}}
+spec:
+  hosts: [web.test]
+  ports: [{{number: 80, name: http, protocol: HTTP}}]
+  resolution: STATIC
+  endpoints: [{{address: 127.0.0.1, ports: {{http: {}}}}}]
+"#,
+        encoded(&credential.chain),
+        encoded(&credential.key),
+        backend.port(),
+    );
+    let proxy = r#"{"type": "router", "ips": ["127.0.0.1"], "id": "gateway.istio-system",
+        "dns_domain": "istio-system.svc.cluster.local", "labels": {"istio": "ingressgateway"},
+        "metadata": {"NAMESPACE": "istio-system", "LABELS": {"istio": "ingressgateway"}},
+        "extensions": ["envoy.filters.http.router", "envoy.transport_sockets.quic"],
+        "quic_listeners": true}"#;
+    let file = NamedText { name: "objects.yaml", text: &objects };
+    // Nobody here has certificates for traffic within the mesh.
+    let mesh = NamedText { name: "mesh.yaml", text: "enableAutoMtls: false" };
+    let translated = translate(&[file], Some(mesh), proxy).expect("objects");
+    assert!(translated.skipped.is_empty(), "{:?}", translated.skipped);
+    let dump = translated.dump;
+    assert_eq!(dump.secrets.len(), 1, "the listener waits for its certificate");
+    let mut all = Vec::new();
+    all.extend(dump.secrets.iter().map(|one| Resource::encode(one.name.clone(), one)));
+    all.extend(dump.clusters.iter().map(|one| Resource::encode(one.name.clone(), one)));
+    all.extend(dump.endpoints.iter().map(|one| Resource::encode(one.cluster_name.clone(), one)));
+    all.extend(dump.listeners.iter().map(|one| Resource::encode(one.name.clone(), one)));
+    all.extend(dump.routes.iter().map(|one| Resource::encode(one.name.clone(), one)));
+    all
+}
+
+#[tokio::test]
+async fn a_gateways_https_server_is_there_over_http3_and_says_so() {
+    let backend = Backend::named("ok").await;
+    let ca = Authority::new();
+    let port = free_port();
+    let proxy = Proxy::with(told(port, backend.address, &ca.host("a.test"))).await;
+    let address = proxy.runtime.listener_address(&format!("udp_127.0.0.1_{port}"));
+    let address = address.expect("a listener for QUIC");
+    let mut client = Client::connect(&ca, address, "a.test").await;
+    let response = client.ask(get("a.test", "/"), &[]).await;
+    assert_eq!((response.status().as_u16(), response.version()), (200, Version::HTTP_3));
+    assert_eq!(response.headers()["alt-svc"], format!("h3=\":{port}\"; ma=86400"));
+    assert_eq!(&response.into_body()[..], b"ok");
+    assert_eq!(backend.only().head.headers()["x-forwarded-proto"], "https");
 }

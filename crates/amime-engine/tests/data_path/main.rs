@@ -3,6 +3,8 @@
 
 mod affinity;
 mod balancing;
+mod bandwidth;
+mod closing;
 mod credentials;
 mod dns;
 mod filters;

@@ -303,6 +303,70 @@ async fn a_service_decides_by_what_a_request_is_counted_as() {
 }
 
 #[tokio::test]
+async fn a_service_is_told_limits_and_numbers_that_the_request_brings() {
+    let (address, asked) = service().await;
+    let backend = Backend::named("ok").await;
+    let filters = r#"- name: metadata
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config
+    request_rules:
+    - {header: x-plan, on_header_present: {metadata_namespace: n, key: plan, type: STRING}}
+- name: more
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config
+    metadata:
+    - {metadata_namespace: limits, value: {own: {requests_per_unit: 7, unit: HOUR}, odd: {requests_per_unit: 7}}}
+- name: envoy.filters.http.ratelimit
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.http.ratelimit.v3.RateLimit
+    domain: d
+    timeout: 10s
+    rate_limit_service: {transport_api_version: V3, grpc_service: {envoy_grpc: {cluster_name: limits}}}"#;
+    let limits = r#"- match: {prefix: /}
+  route:
+    cluster: a
+    rate_limits:
+    - actions: [{metadata: {descriptor_key: plan, metadata_key: {key: n, path: [{key: plan}]}, default_value: none}}]
+      limit: {dynamic_metadata: {metadata_key: {key: limits, path: [{key: own}]}}}
+      hits_addend: {format: "%REQ(x-hits)%"}
+    - actions:
+      - {generic_key: {descriptor_value: g}}
+      - {metadata: {descriptor_key: plan, metadata_key: {key: n, path: [{key: plan}]}, skip_if_absent: true}}
+      limit: {dynamic_metadata: {metadata_key: {key: limits, path: [{key: odd}]}}}
+    - actions: [{dynamic_metadata: {descriptor_key: plan, metadata_key: {key: n, path: [{key: plan}]}}}]"#;
+    let proxy = Proxy::with(vec![
+        http_listener(&with_filter(&routes(limits), filters)),
+        static_cluster("a", backend.address, ""),
+        static_cluster("limits", address, HTTP2),
+    ])
+    .await;
+    let gold = "GET / HTTP/1.1\r\nhost: h\r\nx-plan: gold\r\nx-hits: 3\r\n";
+    assert_eq!(proxy.request(gold).await.status, 200);
+    // Without a number the first is none, and without metadata the third.
+    assert_eq!(proxy.get("h", "/").await.status, 200);
+    let asked = asked.lock().expect("not poisoned");
+    let told = |index: usize| -> Vec<String> {
+        let descriptors = asked[index].descriptors.iter();
+        let text = descriptors.map(|one| {
+            let entries = one.entries.iter().map(|entry| format!("{}={}", entry.key, entry.value));
+            let hits = one.hits_addend.map(|hits| hits.value);
+            let limit = one.limit.as_ref().map(|limit| (limit.requests_per_unit, limit.unit));
+            format!("{} {hits:?} {limit:?}", entries.collect::<Vec<_>>().join(" "))
+        });
+        text.collect()
+    };
+    assert_eq!(
+        told(0),
+        [
+            "plan=gold Some(3) Some((7, 3))",
+            "generic_key=g plan=gold None None",
+            "plan=gold None None",
+        ]
+    );
+    assert_eq!(told(1), ["generic_key=g None None"]);
+}
+
+#[tokio::test]
 async fn a_service_that_fails_refuses_only_where_it_is_told_to() {
     let unused = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("it");
     let backend = Backend::named("ok").await;
@@ -311,6 +375,14 @@ async fn a_service_that_fails_refuses_only_where_it_is_told_to() {
     assert_eq!(open.request(head).await.status, 200);
     let closed = asking(unused, &backend, "failure_mode_deny: true").await;
     assert_eq!(closed.request(head).await.status, 500);
+    // The percentage counts, where there is one.
+    for (percent, status) in [(0, 200), (100, 500)] {
+        let fields = format!(
+            "failure_mode_deny: {}\n    failure_mode_deny_percent: {{default_value: {{numerator: {percent}}}}}",
+            percent == 0
+        );
+        assert_eq!(asking(unused, &backend, &fields).await.request(head).await.status, status);
+    }
 }
 
 #[tokio::test]

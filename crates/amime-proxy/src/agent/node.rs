@@ -61,7 +61,10 @@ fn extensions() -> Vec<Extension> {
         name: (*name).to_owned(),
         ..Extension::default()
     };
-    OWN.iter().map(extension).collect()
+    // Only some builds can.
+    let quic = ("envoy.transport_sockets.downstream", "envoy.transport_sockets.quic");
+    let quic = Some(&quic).filter(|_| cfg!(feature = "http3"));
+    OWN.iter().chain(quic).map(extension).collect()
 }
 
 fn user_agent_version() -> UserAgentVersionType {

@@ -5,8 +5,12 @@ mod opaque;
 use std::collections::BTreeMap;
 
 use amime_core::Protocol;
-use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
-use envoy_types::pb::envoy::config::listener::v3::{FilterChain, Listener};
+use envoy_types::pb::envoy::config::core::v3::{
+    TrafficDirection, UdpSocketConfig, address, socket_address,
+};
+use envoy_types::pb::envoy::config::listener::v3::{
+    FilterChain, Listener, QuicProtocolOptions, UdpListenerConfig,
+};
 
 use super::chain::{ChainBody, ChainOptions};
 use super::hcm::{HttpOptions, Routes};
@@ -24,6 +28,8 @@ struct Draft {
     chains: Vec<ChainOptions>,
     /// Server that is named as the origin.
     first: GatewayServer,
+    /// It is one for QUIC.
+    quic: bool,
 }
 
 /// Listeners for all servers that the workload runs.
@@ -44,8 +50,21 @@ pub(super) fn listeners(context: &Context<'_>) -> Vec<Listener> {
         let name = names::listener(&binds[0], place.number);
         let names = passed.entry(place.number).or_insert_with(BTreeMap::new);
         let chains = chains(context, place, merged, names);
-        let new = || Draft { port: place.number, binds, chains: Vec::new(), first: first.clone() };
-        drafts.entry(name).or_insert_with(new).chains.extend(chains);
+        let new = |binds: Vec<String>, quic| Draft {
+            port: place.number,
+            binds,
+            chains: Vec::new(),
+            first: first.clone(),
+            quic,
+        };
+        let mirrored = gateway.quic_servers(place);
+        if !mirrored.is_empty() {
+            let name = names::quic_listener(&binds[0], place.number);
+            let chains = mirrored.iter().map(|server| quic(context, server));
+            let draft = drafts.entry(name).or_insert_with(|| new(binds.clone(), true));
+            draft.chains.extend(chains);
+        }
+        drafts.entry(name).or_insert_with(|| new(binds, false)).chains.extend(chains);
     }
     let finished = drafts.into_iter().filter(|(_, draft)| !draft.chains.is_empty());
     finished.map(|(name, draft)| finish(context, name, draft)).collect()
@@ -97,6 +116,18 @@ fn https(context: &Context<'_>, server: &GatewayServer) -> ChainOptions {
     chain
 }
 
+/// The same chain for HTTP/3.
+fn quic(context: &Context<'_>, server: &GatewayServer) -> ChainOptions {
+    let mut chain = https(context, server);
+    if let ChainBody::Http(options) = &mut chain.body {
+        options.http3 = true;
+    }
+    if let Some(tls) = &mut chain.tls {
+        tls::make_quic(tls);
+    }
+    chain
+}
+
 fn origin_of(server: &GatewayServer) -> Option<envoy_types::pb::envoy::config::core::v3::Metadata> {
     origin(config_path(OriginKind::Gateway, &server.name), Some(&server.rule()))
 }
@@ -107,7 +138,11 @@ fn finish(context: &Context<'_>, name: String, draft: Draft) -> Listener {
     accept_one_at_a_time(&mut listener);
     listener.access_log = access_log::of_listener(context.mesh);
     listener.metadata = origin_of(&draft.first);
-    let needs_tls = draft.chains.iter().any(ChainOptions::needs_tls_inspector);
+    let tcp = !draft.quic;
+    if draft.quic {
+        take_datagrams(&mut listener);
+    }
+    let needs_tls = tcp && draft.chains.iter().any(ChainOptions::needs_tls_inspector);
     let mut kept: Vec<ChainOptions> = Vec::new();
     for chain in draft.chains {
         // Envoy refuses a listener with the same match twice; the first counts.
@@ -120,7 +155,7 @@ fn finish(context: &Context<'_>, name: String, draft: Draft) -> Listener {
         let chain = filter_chain(context, chain, &name);
         listener.filter_chains.push(FilterChain { filter_chain_match, ..chain });
     }
-    if context.settings.proxy_protocol() {
+    if tcp && context.settings.proxy_protocol() {
         // What comes before the connection's own bytes has to go first.
         listener.listener_filters.push(proxy_protocol());
     }
@@ -128,4 +163,21 @@ fn finish(context: &Context<'_>, name: String, draft: Draft) -> Listener {
         listener.listener_filters.push(tls_inspector());
     }
     listener
+}
+
+/// Makes a listener one for QUIC.
+fn take_datagrams(listener: &mut Listener) {
+    listener.udp_listener_config = Some(UdpListenerConfig {
+        quic_options: Some(QuicProtocolOptions::default()),
+        downstream_socket_config: Some(UdpSocketConfig::default()),
+        ..Default::default()
+    });
+    let more = listener.additional_addresses.iter_mut().map(|more| &mut more.address);
+    for address in std::iter::once(&mut listener.address).chain(more) {
+        if let Some(address::Address::SocketAddress(socket)) =
+            address.as_mut().and_then(|address| address.address.as_mut())
+        {
+            socket.protocol = socket_address::Protocol::Udp.into();
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use amime_api::mesh::{PathNormalizationMode, SetCurrentClientCertDetails as Parts};
 use amime_core::Protocol;
 use envoy_types::pb::envoy::config::core::v3::{
-    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions,
+    Http1ProtocolOptions, Http2ProtocolOptions, Http3ProtocolOptions, HttpProtocolOptions,
 };
 use envoy_types::pb::envoy::config::listener::v3::Filter;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
@@ -44,12 +44,14 @@ pub(crate) struct HttpOptions {
     pub(crate) explicit_proxy: bool,
     /// Filters that resolve hosts of requests.
     pub(crate) resolvers: Vec<HttpFilter>,
+    /// Over QUIC.
+    pub(crate) http3: bool,
 }
 
 impl HttpOptions {
     pub(crate) fn new(class: ListenerClass, protocol: Protocol, routes: Routes) -> Self {
         let (stat_prefix, explicit_proxy, resolvers) = (String::new(), false, Vec::new());
-        Self { class, protocol, routes, stat_prefix, explicit_proxy, resolvers }
+        Self { class, protocol, routes, stat_prefix, explicit_proxy, resolvers, http3: false }
     }
 }
 
@@ -90,6 +92,10 @@ fn manager(context: &Context<'_>, mut options: HttpOptions, name: &str) -> HttpC
         manager.http_filters.push(dynamic_dns::filter(context));
     }
     manager.http_filters.extend(router);
+    if options.http3 {
+        manager.codec_type = CodecType::Http3.into();
+        manager.http3_protocol_options = Some(Http3ProtocolOptions::default());
+    }
     set_server_header(context, options.class, &mut manager);
     set_codec_options(context, &options, &mut manager);
     set_client_certificate(context, options.class, &mut manager);

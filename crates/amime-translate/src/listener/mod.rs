@@ -101,6 +101,8 @@ fn accept_one_at_a_time(listener: &mut Listener) {
 
 /// The chain in listener `name`, its match left out.
 fn filter_chain(context: &Context<'_>, options: ChainOptions, name: &str) -> FilterChain {
+    let quic = matches!(&options.body, ChainBody::Http(http) if http.http3);
+    let socket = if quic { tls::quic_socket } else { tls::socket };
     let filters = match options.body {
         ChainBody::Network(filters) => filters,
         ChainBody::Http(http) => vec![hcm::filter(context, *http, name)],
@@ -108,7 +110,7 @@ fn filter_chain(context: &Context<'_>, options: ChainOptions, name: &str) -> Fil
     FilterChain {
         filters,
         metadata: options.metadata,
-        transport_socket: options.tls.as_deref().map(tls::socket),
+        transport_socket: options.tls.as_deref().map(socket),
         transport_socket_connect_timeout: Some(duration(HANDSHAKE_TIMEOUT)),
         ..Default::default()
     }

@@ -4,6 +4,7 @@ use amime_api::mesh::TlsConfigProtocol;
 use amime_api::networking::{ServerTlsMode, ServerTlsSettings, TlsProtocol};
 use amime_model::MtlsMode;
 use envoy_types::pb::envoy::config::core::v3::{DataSource, TransportSocket, data_source};
+use envoy_types::pb::envoy::extensions::transport_sockets::quic::v3::QuicDownstreamTransport;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::certificate_validation_context::TrustChainVerification;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::tls_parameters::TlsProtocol as EnvoyProtocol;
@@ -13,10 +14,12 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
 
 use crate::context::Context;
 use crate::proto::{bool_value, exact, prefix, transport_socket};
+use crate::proxy::QUIC_SOCKET;
 use crate::sds::{
     CA_SUFFIX, ROOT_CERTIFICATE, WORKLOAD_CERTIFICATE, from_agent, from_credential, validated_by,
 };
 
+const ALPN_HTTP3: [&str; 1] = ["h3"];
 const ALPN_HTTP: [&str; 2] = ["h2", "http/1.1"];
 const ALPN_TCP: [&str; 3] = ["istio-peer-exchange", "h2", "http/1.1"];
 
@@ -33,6 +36,21 @@ const MESH_CIPHERS: [&str; 6] = [
 /// The transport socket with this context.
 pub(crate) fn socket(tls: &DownstreamTlsContext) -> TransportSocket {
     transport_socket("envoy.transport_sockets.tls", tls)
+}
+
+/// The same for QUIC.
+pub(crate) fn quic_socket(tls: &DownstreamTlsContext) -> TransportSocket {
+    let quic =
+        QuicDownstreamTransport { downstream_tls_context: Some(tls.clone()), ..Default::default() };
+    transport_socket(QUIC_SOCKET, &quic)
+}
+
+/// Makes a server's context one for HTTP/3.
+pub(crate) fn make_quic(tls: &mut DownstreamTlsContext) {
+    tls.require_client_certificate = bool_value(false);
+    if let Some(common) = &mut tls.common_tls_context {
+        common.alpn_protocols = owned(&ALPN_HTTP3);
+    }
 }
 
 /// Mesh mutual TLS of an inbound chain; `None` if the port is plaintext.

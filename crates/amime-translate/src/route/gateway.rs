@@ -107,6 +107,7 @@ impl Builder<'_, '_> {
             gateway: &server.gateway,
             tls: server.spec.tls.is_some(),
             look_up: &look_up,
+            http3: self.context.gateway().advertises_http3(&server.route),
         };
         let routes = http::routes(self.context, rule, &target);
         if !routes.is_empty() {

@@ -52,6 +52,8 @@ pub(crate) struct RouteTarget<'t> {
     /// The listener speaks TLS.
     pub(crate) tls: bool,
     pub(crate) look_up: LookUp<'t>,
+    /// Clients are told that the port is there for HTTP/3 too.
+    pub(crate) http3: bool,
 }
 
 /// Routes of a virtual service, in order, up to the first that takes everything.
@@ -152,6 +154,9 @@ impl Builder<'_, '_> {
         } else {
             let action = self.forward(&mut route, changes.authority);
             route.action = Some(Action::Route(action));
+        }
+        if self.target.http3 {
+            route.response_headers_to_add.push(policy::alt_svc(self.target.port));
         }
         route.decorator = Some(self.decorator(&route));
         route.typed_per_filter_config = self.filter_settings().into_iter().collect();

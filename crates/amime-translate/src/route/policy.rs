@@ -4,7 +4,10 @@ use amime_api::networking::{
     Abort, ConsistentHashLb, CorsPolicy as CorsSettings, Delay, HttpFaultInjection, HttpRoute,
     LoadBalancerSettings, Percent, StringMatch, TrafficPolicy, UnmatchedPreflights,
 };
-use envoy_types::pb::envoy::config::core::v3::RuntimeFractionalPercent;
+use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+use envoy_types::pb::envoy::config::core::v3::{
+    HeaderValue, HeaderValueOption, RuntimeFractionalPercent,
+};
 use envoy_types::pb::envoy::config::route::v3::route_action::hash_policy::{
     ConnectionProperties, Cookie, CookieAttribute, Header, PolicySpecifier, QueryParameter,
 };
@@ -20,6 +23,19 @@ use super::matching::string_matcher;
 use crate::context::{Context, Direction};
 use crate::proto::{bool_value, duration, fine_percent, percent, runtime_percent};
 use amime_core::{Hostname, grpc};
+
+/// The header that tells clients of HTTP/3 on the same port, for a day.
+pub(crate) fn alt_svc(port: u32) -> HeaderValueOption {
+    HeaderValueOption {
+        header: Some(HeaderValue {
+            key: "alt-svc".to_owned(),
+            value: format!("h3=\":{port}\"; ma=86400"),
+            ..Default::default()
+        }),
+        append_action: HeaderAppendAction::AppendIfExistsOrAdd.into(),
+        ..Default::default()
+    }
+}
 
 /// The faults; `None` if none of them can be injected.
 pub(crate) fn fault(settings: &HttpFaultInjection) -> Option<HttpFault> {

@@ -187,8 +187,13 @@ impl<'b, 'c> HostBuilder<'b, 'c> {
 
     fn of_rule(&self, rule: &Arc<RoutedService>) -> Vec<HostGroup> {
         let look_up = |host: &str| self.services.get(&host.to_ascii_lowercase()).cloned();
-        let target =
-            RouteTarget { port: self.port, gateway: MESH_GATEWAY, tls: false, look_up: &look_up };
+        let target = RouteTarget {
+            port: self.port,
+            gateway: MESH_GATEWAY,
+            tls: false,
+            look_up: &look_up,
+            http3: false,
+        };
         let routes = http::routes(self.context, rule, &target);
         if routes.is_empty() {
             return Vec::new();

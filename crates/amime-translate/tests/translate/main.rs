@@ -8,6 +8,7 @@ mod golden;
 mod locality;
 mod network;
 mod proxy_settings;
+mod quic;
 mod secrets;
 mod simulation;
 mod sockets;

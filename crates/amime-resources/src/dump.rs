@@ -7,8 +7,8 @@ use std::time::SystemTime;
 use amime_xds::TypeUrl;
 use bytes::Bytes;
 
-use crate::upstream::{ClusterSpec, EndpointShard};
 use amime_config::endpoint::{Endpoint, HealthStatus};
+use amime_upstream::{ClusterSpec, EndpointShard};
 
 /// A copy of the runtime's state.
 #[derive(Clone, Debug, Default)]
@@ -123,7 +123,7 @@ pub struct EndpointDump {
 
 impl ClusterDump {
     /// A cluster as it is now.
-    pub(super) fn of(spec: &ClusterSpec, added_via_api: bool) -> Self {
+    pub(crate) fn of(spec: &ClusterSpec, added_via_api: bool) -> Self {
         let limits = &spec.config.limits[0];
         let mut endpoints = Vec::new();
         for (priority, groups) in spec.endpoints.priorities.iter().enumerate() {

@@ -14,14 +14,15 @@ use amime_xds::{Resource, TypeUrl};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use envoy_types::pb::envoy::service::discovery::v3::DiscoveryResponse;
 
-use super::{Held, State};
+use super::State;
+use crate::held::Held;
 
 /// What tells one content of a file from the next; `None` if it is not there.
 type Stamp = Option<(u64, u64, i64, i64)>;
 
 /// The files as last seen.
 #[derive(Default)]
-pub(super) struct SecretFiles {
+pub(crate) struct SecretFiles {
     /// Files that configuration names.
     responses: HashMap<SecretFile, Vec<Stamp>>,
     /// Files that received secrets refer to, by the secret's name.
@@ -31,7 +32,7 @@ pub(super) struct SecretFiles {
 impl State {
     /// Reads what is new or has changed. A file that cannot be used leaves the
     /// secret as it was.
-    pub(in crate::runtime) fn look_at_secret_files(&mut self) {
+    pub fn look_at_secret_files(&mut self) {
         self.look_at_responses();
         self.look_at_parts();
     }

@@ -11,10 +11,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::awaited::{Awaited, Need};
-use super::dump::ListenerDump;
-use super::state::Refusal;
-use crate::worker::SocketSet;
+use crate::awaited::{Awaited, Need};
+use crate::dump::ListenerDump;
+use crate::published::SocketSet;
+use crate::state::Refusal;
 use amime_config::Required;
 use amime_config::binding::{Binding, SocketOption, SocketStage};
 use amime_config::listener::ListenerConfig;
@@ -22,17 +22,17 @@ use amime_core::unix::{self, Shown};
 use amime_net::socket::{ListenerBuilder, OptionStage, RawOption, listen_unix};
 
 /// One version of a listener.
-pub(super) struct ListenerEntry {
-    pub(super) config: Arc<ListenerConfig>,
+pub(crate) struct ListenerEntry {
+    pub(crate) config: Arc<ListenerConfig>,
     required: Required,
     /// One of each address; none if it is reached only by hand-off.
-    pub(super) sockets: Vec<Arc<SocketSet>>,
+    pub(crate) sockets: Vec<Arc<SocketSet>>,
     awaited: Awaited,
 }
 
 /// All listeners.
-pub(super) struct Listeners {
-    pub(super) active: HashMap<Arc<str>, ListenerEntry>,
+pub(crate) struct Listeners {
+    pub(crate) active: HashMap<Arc<str>, ListenerEntry>,
     warming: HashMap<Arc<str>, ListenerEntry>,
     /// Sockets of listeners that the present update removed: one that comes
     /// with the same update may take them over.
@@ -41,12 +41,12 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
-    pub(super) fn new(workers: usize) -> Self {
+    pub(crate) fn new(workers: usize) -> Self {
         Self { active: HashMap::new(), warming: HashMap::new(), spare: Vec::new(), workers }
     }
 
     /// Takes a compiled listener over, to warm until [`Listeners::promote`].
-    pub(super) fn add(
+    pub(crate) fn add(
         &mut self,
         config: ListenerConfig,
         required: Required,
@@ -100,7 +100,7 @@ impl Listeners {
     }
 
     /// Puts listeners in force that have all they need; their names.
-    pub(super) fn promote(&mut self, now: Instant, met: impl Fn(&Need) -> bool) -> Vec<Arc<str>> {
+    pub(crate) fn promote(&mut self, now: Instant, met: impl Fn(&Need) -> bool) -> Vec<Arc<str>> {
         let mut ready = Vec::new();
         for (name, entry) in &mut self.warming {
             if entry.awaited.settle(now, &met) {
@@ -117,7 +117,7 @@ impl Listeners {
 
     /// Removes a listener; a new one may have its sockets until
     /// [`Listeners::close_spare`].
-    pub(super) fn remove(&mut self, name: &str) {
+    pub(crate) fn remove(&mut self, name: &str) {
         let gone = [self.active.remove(name), self.warming.remove(name)];
         for entry in gone.into_iter().flatten() {
             let known = entry.sockets.into_iter().filter(|set| takes_one(set.asked.address));
@@ -125,35 +125,35 @@ impl Listeners {
         }
     }
 
-    pub(super) fn close_spare(&mut self) {
+    pub(crate) fn close_spare(&mut self) {
         self.spare.clear();
     }
 
-    pub(super) fn any_warming(&self) -> bool {
+    pub(crate) fn any_warming(&self) -> bool {
         !self.warming.is_empty()
     }
 
     /// What the listeners refer to.
-    pub(super) fn required(&self) -> impl Iterator<Item = &Required> {
+    pub(crate) fn required(&self) -> impl Iterator<Item = &Required> {
         self.active.values().chain(self.warming.values()).map(|entry| &entry.required)
     }
 
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         self.warming.values().filter_map(|entry| entry.awaited.deadline()).min()
     }
 
     /// The first bound address of a listener in force, else of one that warms.
-    pub(super) fn address(&self, name: &str) -> Option<SocketAddr> {
+    pub(crate) fn address(&self, name: &str) -> Option<SocketAddr> {
         self.addresses(name).next()
     }
 
     /// All of them.
-    pub(super) fn addresses(&self, name: &str) -> impl Iterator<Item = SocketAddr> {
+    pub(crate) fn addresses(&self, name: &str) -> impl Iterator<Item = SocketAddr> {
         let entry = self.active.get(name).or_else(|| self.warming.get(name));
         entry.into_iter().flat_map(|entry| &entry.sockets).map(|set| set.address)
     }
 
-    pub(super) fn dump(&self) -> Vec<ListenerDump> {
+    pub(crate) fn dump(&self) -> Vec<ListenerDump> {
         let dump = |(name, entry): (&Arc<str>, &ListenerEntry)| {
             let bound = entry.sockets.first().map(|set| set.address);
             ListenerDump {

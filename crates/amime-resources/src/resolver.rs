@@ -21,7 +21,7 @@ use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
 use amime_net::socket::set_mark;
 
-use super::names::Answer;
+use crate::names::Answer;
 use amime_config::discovery::{DnsServers, Family};
 use amime_config::dynamic_hosts::CacheSettings;
 use amime_config::host_cache::{Looked, NO_RECORDS};
@@ -30,23 +30,23 @@ use amime_config::host_cache::{Looked, NO_RECORDS};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Resolvers by their settings, made when first used.
-pub(super) struct Resolvers {
+pub struct Resolvers {
     known: HashMap<(DnsServers, Family), Option<MarkedResolver>>,
     sockets: Marked,
 }
 
 /// A resolver on marked sockets.
-pub(super) type MarkedResolver = Resolver<Marked>;
+pub type MarkedResolver = Resolver<Marked>;
 
 impl Resolvers {
     /// `mark` is for the sockets of queries.
-    pub(super) fn new(mark: Option<u32>) -> Self {
+    pub fn new(mark: Option<u32>) -> Self {
         let sockets = Marked { runtime: TokioRuntimeProvider::default(), mark };
         Self { known: HashMap::new(), sockets }
     }
 
     /// The resolver of these settings; `None` if the system has none.
-    pub(super) fn get(&mut self, servers: &DnsServers, family: Family) -> Option<MarkedResolver> {
+    pub fn get(&mut self, servers: &DnsServers, family: Family) -> Option<MarkedResolver> {
         let key = (servers.clone(), family);
         self.known
             .entry(key)
@@ -105,7 +105,7 @@ fn build(
 
 /// Tokio's sockets, marked before they send.
 #[derive(Clone)]
-pub(super) struct Marked {
+pub struct Marked {
     runtime: TokioRuntimeProvider,
     mark: Option<u32>,
 }
@@ -157,7 +157,7 @@ impl RuntimeProvider for Marked {
 }
 
 /// Addresses of `name`; an empty list if it is known to have none.
-pub(super) async fn look_up(resolver: Option<MarkedResolver>, name: &str) -> Answer {
+pub async fn look_up(resolver: Option<MarkedResolver>, name: &str) -> Answer {
     if let Ok(ip) = name.parse::<IpAddr>() {
         return Some((vec![ip], None));
     }
@@ -173,7 +173,7 @@ pub(super) async fn look_up(resolver: Option<MarkedResolver>, name: &str) -> Ans
 
 /// Looks a host of a cache up; reasons are in Envoy's words, on which access
 /// logs are searched.
-pub(super) async fn look_up_host(
+pub async fn look_up_host(
     resolver: Option<MarkedResolver>,
     name: &str,
     settings: &CacheSettings,

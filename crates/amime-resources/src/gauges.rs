@@ -3,11 +3,11 @@
 
 use amime_telemetry::{ClusterStats, Gauge};
 
-use crate::upstream::{ClusterSpec, Resource};
 use amime_config::endpoint::Health;
+use amime_upstream::{ClusterSpec, Resource};
 
 /// Brings the gauges of a cluster up to date; `stats` is the shared block.
-pub(super) fn refresh(spec: &ClusterSpec, stats: &ClusterStats) {
+pub(crate) fn refresh(spec: &ClusterSpec, stats: &ClusterStats) {
     let count = |health: Health| {
         let endpoints = spec.endpoints.endpoints().filter(|one| one.health() == health);
         i64::try_from(endpoints.count()).unwrap_or(i64::MAX)

@@ -8,6 +8,7 @@
 mod secret_files;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,26 +22,43 @@ use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use tokio::sync::Notify;
 
-use super::awaited::Need;
-use super::clusters::{ClusterEntry, Clusters, DnsJob};
-use super::dump::{ClusterDump, RuntimeDump};
-use super::held::Held;
-use super::listeners::Listeners;
-use super::names::Answer;
-use super::routes::Routes;
-use super::{Fault, RuntimeOptions};
-use crate::worker::Published;
+use crate::awaited::Need;
+use crate::clusters::{ClusterEntry, Clusters, DnsJob};
+use crate::dump::{ClusterDump, RuntimeDump};
+use crate::held::Held;
+use crate::listeners::Listeners;
+use crate::names::Answer;
+use crate::published::Published;
+use crate::routes::Routes;
 use amime_config::cluster::ClusterConfig;
 use amime_config::host_cache::{HostCache, HostCaches};
 use amime_config::listener::ListenerConfig;
 use amime_config::names::Names;
 use amime_config::route::RouteTable;
 use amime_config::secrets::SecretStore;
-use amime_config::{Compiler, Faults, Node, Required};
+use amime_config::{Compiler, Fault, Faults, Node, Required};
+use amime_upstream::LocalCluster;
 use secret_files::SecretFiles;
 
-/// All configuration of a runtime.
-pub(super) struct State {
+/// What a state begins with.
+pub struct StateOptions {
+    /// Where secrets are kept that no resource brings.
+    pub secrets: SecretStore,
+    /// Where statistics of resources are kept.
+    pub telemetry: Arc<Telemetry>,
+    /// What configuration may say of the proxy itself.
+    pub node: Node,
+    /// `SO_MARK` of the sockets of checks.
+    pub mark: Option<u32>,
+    /// Threads that are to have sockets of each listener.
+    pub workers: usize,
+    /// The cluster that this node is part of, by which others keep requests in
+    /// its zone.
+    pub local_cluster: Option<Arc<LocalCluster>>,
+}
+
+/// All configuration that a proxy holds.
+pub struct State {
     names: Names,
     host_caches: HostCaches,
     secrets: SecretStore,
@@ -58,24 +76,22 @@ pub(super) struct State {
 }
 
 /// Why a resource is refused, in words for the control plane.
-pub(super) type Refusal = String;
+pub(crate) type Refusal = String;
 
 impl State {
-    pub(super) fn new(options: &RuntimeOptions, secrets: SecretStore, workers: usize) -> Self {
+    /// Nothing is configured yet.
+    pub fn new(options: StateOptions) -> Self {
+        let StateOptions { secrets, telemetry, node, mark, workers, local_cluster } = options;
         Self {
             names: Names::default(),
             host_caches: HostCaches::default(),
             secrets,
-            telemetry: options.telemetry.clone(),
-            node: Node {
-                gateway: options.gateway,
-                id: options.node_id.clone(),
-                cluster: options.service_cluster.clone(),
-            },
-            mark: options.mark,
+            telemetry: telemetry.clone(),
+            node,
+            mark,
             held: BTreeMap::new(),
             listeners: Listeners::new(workers),
-            clusters: Clusters::new(workers, options),
+            clusters: Clusters::new(workers, telemetry, local_cluster),
             routes: Routes::default(),
             clusters_up: false,
             secret_files: SecretFiles::default(),
@@ -84,7 +100,8 @@ impl State {
         }
     }
 
-    pub(super) fn apply(&mut self, update: &Update, is_static: bool) -> Vec<Rejection> {
+    /// Applies an update; resources that are not in the answer are held.
+    pub fn apply(&mut self, update: &Update, is_static: bool) -> Vec<Rejection> {
         let now = Instant::now();
         // Removals first, so that a new listener may have a gone one's address.
         for name in &update.removed {
@@ -130,7 +147,7 @@ impl State {
     }
 
     /// Puts in force what has all it needs, or has waited long enough.
-    pub(super) fn tick(&mut self, now: Instant) {
+    pub fn tick(&mut self, now: Instant) {
         let secrets = &self.secrets;
         for name in self.clusters.promote(now, |name| secrets.has(name)) {
             self.promoted(TypeUrl::Cluster, &name);
@@ -270,17 +287,17 @@ impl State {
     }
 
     /// The caches of hosts that requests name.
-    pub(super) fn host_caches(&mut self) -> Vec<Arc<HostCache>> {
+    pub fn host_caches(&mut self) -> Vec<Arc<HostCache>> {
         self.host_caches.live()
     }
 
     /// Told when such a cache has a name to look up.
-    pub(super) fn wake(&self) -> Arc<Notify> {
+    pub fn wake(&self) -> Arc<Notify> {
         self.host_caches.wake()
     }
 
     /// The configuration for the workers, if it has changed.
-    pub(super) fn publish(&mut self) -> Option<Published> {
+    pub fn publish(&mut self) -> Option<Published> {
         if !std::mem::take(&mut self.changed) {
             return None;
         }
@@ -308,7 +325,8 @@ impl State {
         Some(published)
     }
 
-    pub(super) fn required_names(&self, type_url: TypeUrl) -> Vec<String> {
+    /// Names of the resources of a type that others refer to.
+    pub fn required_names(&self, type_url: TypeUrl) -> Vec<String> {
         let listeners = || self.listeners.required();
         let names: BTreeSet<String> = match type_url {
             TypeUrl::Route => listeners().flat_map(|one| one.routes.keys().cloned()).collect(),
@@ -323,25 +341,27 @@ impl State {
     }
 
     /// True while something waits to come into force.
-    pub(super) fn warming(&self) -> bool {
+    pub fn warming(&self) -> bool {
         self.listeners.any_warming() || self.clusters.any_warming()
     }
 
     /// True once a listener is in force.
-    pub(super) fn serves(&self) -> bool {
+    pub fn serves(&self) -> bool {
         !self.listeners.active.is_empty()
     }
 
-    pub(super) fn listener_address(&self, name: &str) -> Option<std::net::SocketAddr> {
+    /// The first bound address of a listener, with its real port.
+    pub fn listener_address(&self, name: &str) -> Option<SocketAddr> {
         self.listeners.address(name)
     }
 
-    pub(super) fn listener_addresses(&self, name: &str) -> Vec<std::net::SocketAddr> {
+    /// All of them.
+    pub fn listener_addresses(&self, name: &str) -> Vec<SocketAddr> {
         self.listeners.addresses(name).collect()
     }
 
     /// Fields of static resources that have no effect.
-    pub(super) fn ignored(&self) -> Vec<(TypeUrl, String, Fault)> {
+    pub fn ignored(&self) -> Vec<(TypeUrl, String, Fault)> {
         let mut all = Vec::new();
         for ((_, name), held) in self.held.iter().filter(|(_, held)| held.is_static) {
             let of_it = held.ignored();
@@ -351,38 +371,39 @@ impl State {
     }
 
     /// Names that are due to be looked up.
-    pub(super) fn names_due(&mut self, now: Instant) -> Vec<DnsJob> {
+    pub fn names_due(&mut self, now: Instant) -> Vec<DnsJob> {
         self.clusters.names_due(now)
     }
 
     /// Brings gauges up to date that nothing counts by itself.
-    pub(super) fn refresh_gauges(&self) {
+    pub fn refresh_gauges(&self) {
         self.clusters.refresh_gauges();
     }
 
     /// Endpoints to be checked actively.
-    pub(super) fn checks(&self) -> Vec<amime_upstream::health::Job> {
+    pub fn checks(&self) -> Vec<amime_upstream::health::Job> {
         self.clusters.checks(self.mark)
     }
 
     /// Does what passive health checks do at intervals.
-    pub(super) fn sweep(&mut self, now: Instant) {
+    pub fn sweep(&mut self, now: Instant) {
         self.clusters.sweep(now);
     }
 
     /// When something is next to be done unasked.
-    pub(super) fn next_due(&self) -> Option<Instant> {
+    pub fn next_due(&self) -> Option<Instant> {
         self.clusters.next_due().into_iter().chain(self.listeners.deadline()).min()
     }
 
     /// Takes over what a name resolved to.
-    pub(super) fn resolved(&mut self, job: &DnsJob, answer: &Answer) {
+    pub fn resolved(&mut self, job: &DnsJob, answer: &Answer) {
         let now = Instant::now();
         self.changed |= self.clusters.resolved(job, answer, now);
         self.tick(now);
     }
 
-    pub(super) fn dump(&self) -> RuntimeDump {
+    /// A copy of it all.
+    pub fn dump(&self) -> RuntimeDump {
         let resources = self.held.iter().flat_map(|((_, name), held)| held.dump(name));
         let clusters = self.clusters.active.values().map(|entry| self.dump_cluster(entry));
         RuntimeDump {
@@ -400,7 +421,7 @@ impl State {
 }
 
 /// The value, unless a fault forbids it.
-pub(super) fn finish<T>(value: Option<T>, faults: Faults) -> Result<(T, Vec<Fault>), Refusal> {
+pub(crate) fn finish<T>(value: Option<T>, faults: Faults) -> Result<(T, Vec<Fault>), Refusal> {
     let fatal = faults.fatal();
     let list = faults.into_list();
     match value {

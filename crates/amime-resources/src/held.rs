@@ -5,16 +5,16 @@ use std::time::SystemTime;
 
 use amime_xds::{Resource, TypeUrl};
 
-use super::Fault;
-use super::dump::{RejectedDump, ResourceDump};
+use crate::dump::{RejectedDump, ResourceDump};
+use amime_config::Fault;
 
 /// A resource as received.
-pub(super) struct Held {
+pub(crate) struct Held {
     /// In force.
     active: Option<Accepted>,
     /// Accepted, and waiting for others.
     warming: Option<Accepted>,
-    pub(super) is_static: bool,
+    pub(crate) is_static: bool,
     rejected: Option<RejectedDump>,
 }
 
@@ -26,12 +26,12 @@ struct Accepted {
 }
 
 impl Held {
-    pub(super) fn new(is_static: bool) -> Self {
+    pub(crate) fn new(is_static: bool) -> Self {
         Self { active: None, warming: None, is_static, rejected: None }
     }
 
     /// Takes a version over; `warming` if it waits beside the one in force.
-    pub(super) fn accept(&mut self, resource: &Resource, ignored: Vec<Fault>, warming: bool) {
+    pub(crate) fn accept(&mut self, resource: &Resource, ignored: Vec<Fault>, warming: bool) {
         for fault in &ignored {
             tracing::debug!(kind = resource.type_url.short(), name = %resource.name, %fault, "field has no effect");
         }
@@ -44,18 +44,18 @@ impl Held {
     }
 
     /// The version in force.
-    pub(super) fn in_force(&self) -> Option<&Resource> {
+    pub(crate) fn in_force(&self) -> Option<&Resource> {
         self.active.as_ref().map(|active| &active.resource)
     }
 
     /// What waited is now in force.
-    pub(super) fn promote(&mut self) {
+    pub(crate) fn promote(&mut self) {
         if let Some(accepted) = self.warming.take() {
             self.active = Some(accepted);
         }
     }
 
-    pub(super) fn refuse(&mut self, resource: &Resource, error: &str) {
+    pub(crate) fn refuse(&mut self, resource: &Resource, error: &str) {
         tracing::warn!(kind = resource.type_url.short(), name = %resource.name, error, "resource refused");
         self.rejected = Some(RejectedDump {
             version: resource.version.clone(),
@@ -66,7 +66,7 @@ impl Held {
 
     /// True if `resource` says what the newest accepted version says, whose
     /// version then is the one sent now.
-    pub(super) fn repeats(&mut self, resource: &Resource) -> bool {
+    pub(crate) fn repeats(&mut self, resource: &Resource) -> bool {
         let newest = self.warming.as_mut().or(self.active.as_mut());
         let Some(have) = newest.filter(|have| have.resource.body == resource.body) else {
             return false;
@@ -77,7 +77,7 @@ impl Held {
     }
 
     /// Kind and fields without effect of the newest version.
-    pub(super) fn ignored(&self) -> impl Iterator<Item = (TypeUrl, &Fault)> {
+    pub(crate) fn ignored(&self) -> impl Iterator<Item = (TypeUrl, &Fault)> {
         let newest = self.warming.as_ref().or(self.active.as_ref());
         newest.into_iter().flat_map(|one| {
             let type_url = one.resource.type_url;
@@ -86,7 +86,7 @@ impl Held {
     }
 
     /// The version in force and the one that waits.
-    pub(super) fn dump<'a>(&'a self, name: &'a str) -> impl Iterator<Item = ResourceDump> + 'a {
+    pub(crate) fn dump<'a>(&'a self, name: &'a str) -> impl Iterator<Item = ResourceDump> + 'a {
         let both = [(self.active.as_ref(), false), (self.warming.as_ref(), true)];
         let rejected_at = self.active.is_none();
         both.into_iter().filter_map(move |(accepted, warming)| {

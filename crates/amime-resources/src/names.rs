@@ -8,11 +8,11 @@ use amime_config::discovery::Dns;
 use amime_config::endpoint::Resolved;
 
 /// A name with the port to use with its addresses.
-pub(super) type NamePort = (String, u16);
+pub type NamePort = (String, u16);
 
 /// What a lookup came to: addresses and how long they are valid, or nothing
 /// known.
-pub(super) type Answer = Option<(Vec<IpAddr>, Option<Duration>)>;
+pub type Answer = Option<(Vec<IpAddr>, Option<Duration>)>;
 
 #[derive(Clone, Debug)]
 struct Name {
@@ -26,11 +26,11 @@ struct Name {
 
 /// The names of one cluster.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Names(BTreeMap<NamePort, Name>);
+pub(crate) struct Names(BTreeMap<NamePort, Name>);
 
 impl Names {
     /// Keeps what is known of names that stay, and looks up those that come.
-    pub(super) fn follow(&mut self, names: Vec<NamePort>, now: Instant) {
+    pub(crate) fn follow(&mut self, names: Vec<NamePort>, now: Instant) {
         let mut old = std::mem::take(&mut self.0);
         for name in names {
             let known = old.remove(&name).unwrap_or(Name {
@@ -45,14 +45,14 @@ impl Names {
     }
 
     /// The same for another version of the cluster, which asks for itself.
-    pub(super) fn for_successor(&self) -> Self {
+    pub(crate) fn for_successor(&self) -> Self {
         let mut next = self.clone();
         next.0.values_mut().for_each(|name| name.asked = false);
         next
     }
 
     /// Names to be looked up now; each counts as under way.
-    pub(super) fn take_due(&mut self, now: Instant) -> Vec<NamePort> {
+    pub(crate) fn take_due(&mut self, now: Instant) -> Vec<NamePort> {
         let due = self.0.iter_mut().filter(|(_, name)| !name.asked && name.due <= now);
         due.map(|(key, name)| {
             name.asked = true;
@@ -61,19 +61,19 @@ impl Names {
         .collect()
     }
 
-    pub(super) fn next_due(&self) -> Option<Instant> {
+    pub(crate) fn next_due(&self) -> Option<Instant> {
         self.0.values().filter(|name| !name.asked).map(|name| name.due).min()
     }
 
     /// True once every name was looked up, with or without success.
-    pub(super) fn all_answered(&self) -> bool {
+    pub(crate) fn all_answered(&self) -> bool {
         self.0.values().all(|name| name.answered)
     }
 
     /// Takes an answer over; true if addresses change. A name that could not
     /// be looked up keeps those it had, one of logical DNS also when it has
     /// none any more.
-    pub(super) fn answer(
+    pub(crate) fn answer(
         &mut self,
         key: &NamePort,
         answer: &Answer,
@@ -100,7 +100,7 @@ impl Names {
         changed
     }
 
-    pub(super) fn resolved(&self) -> Resolved {
+    pub(crate) fn resolved(&self) -> Resolved {
         let known = |(key, name): (&NamePort, &Name)| Some((key.clone(), name.addresses.clone()?));
         self.0.iter().filter_map(known).collect()
     }

@@ -9,7 +9,7 @@ use amime_config::FetchTimeout;
 
 /// Something that has to be there first.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Need {
+pub(crate) enum Need {
     /// The first assignment of this name.
     Endpoints(String),
     /// A route configuration.
@@ -21,21 +21,21 @@ pub(super) enum Need {
 
 /// Needs not yet met, each with the time at which it is given up.
 #[derive(Debug, Default)]
-pub(super) struct Awaited(Vec<(Need, Option<Instant>)>);
+pub(crate) struct Awaited(Vec<(Need, Option<Instant>)>);
 
 impl Awaited {
-    pub(super) fn add(&mut self, need: Need, timeout: FetchTimeout, now: Instant) {
+    pub(crate) fn add(&mut self, need: Need, timeout: FetchTimeout, now: Instant) {
         self.0.push((need, timeout.map(|timeout| now + timeout)));
     }
 
     /// Forgets what is there or overdue; true once nothing is left.
-    pub(super) fn settle(&mut self, now: Instant, met: impl Fn(&Need) -> bool) -> bool {
+    pub(crate) fn settle(&mut self, now: Instant, met: impl Fn(&Need) -> bool) -> bool {
         self.0.retain(|(need, until)| !met(need) && until.is_none_or(|until| until > now));
         self.0.is_empty()
     }
 
     /// When the next need is given up.
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         self.0.iter().filter_map(|(_, until)| *until).min()
     }
 }

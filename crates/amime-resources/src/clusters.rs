@@ -11,22 +11,20 @@ use std::time::Instant;
 use amime_telemetry::Telemetry;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 
-use super::awaited::{Awaited, Need};
-use super::gauges;
-use super::names::{Answer, NamePort, Names};
-use super::state::{Refusal, finish};
-use super::{Fault, RuntimeOptions};
-use crate::upstream::{ClusterSpec, SharedLb};
+use crate::awaited::{Awaited, Need};
+use crate::gauges;
+use crate::names::{Answer, NamePort, Names};
+use crate::state::{Refusal, finish};
 use amime_config::cluster::ClusterConfig;
 use amime_config::discovery::{Discovery, Dns};
 use amime_config::endpoint::AssignmentSpec;
 use amime_config::names::ClusterId;
 use amime_config::outlier::Ejector;
-use amime_config::{Faults, Required};
-use amime_upstream::{LocalCluster, health, load_report};
+use amime_config::{Fault, Faults, Required};
+use amime_upstream::{ClusterSpec, LocalCluster, SharedLb, health, load_report};
 
 /// One version of a cluster.
-pub(super) struct ClusterEntry {
+pub(crate) struct ClusterEntry {
     required: Required,
     assignment: AssignmentSpec,
     names: Names,
@@ -35,12 +33,12 @@ pub(super) struct ClusterEntry {
     sweep: Option<Instant>,
     /// When weights that endpoints have reported are next put in force.
     reweigh: Option<Instant>,
-    pub(super) spec: Arc<ClusterSpec>,
+    pub(crate) spec: Arc<ClusterSpec>,
 }
 
 /// All clusters.
-pub(super) struct Clusters {
-    pub(super) active: BTreeMap<ClusterId, ClusterEntry>,
+pub(crate) struct Clusters {
+    pub(crate) active: BTreeMap<ClusterId, ClusterEntry>,
     warming: BTreeMap<ClusterId, ClusterEntry>,
     assignments: HashMap<String, ClusterLoadAssignment>,
     /// Assignments that were held and are no longer.
@@ -51,27 +49,33 @@ pub(super) struct Clusters {
 }
 
 /// A name to look up.
-pub(super) struct DnsJob {
-    pub(super) cluster: ClusterId,
-    pub(super) name: NamePort,
-    pub(super) dns: Dns,
+pub struct DnsJob {
+    pub(crate) cluster: ClusterId,
+    /// The name, and the port that its addresses are for.
+    pub name: NamePort,
+    /// How it is to be looked up.
+    pub dns: Dns,
 }
 
 impl Clusters {
-    pub(super) fn new(workers: usize, options: &RuntimeOptions) -> Self {
+    pub(crate) fn new(
+        workers: usize,
+        telemetry: Arc<Telemetry>,
+        local: Option<Arc<LocalCluster>>,
+    ) -> Self {
         Self {
             active: BTreeMap::new(),
             warming: BTreeMap::new(),
             assignments: HashMap::new(),
             dropped: Vec::new(),
             workers,
-            telemetry: options.telemetry.clone(),
-            local: options.local_cluster.clone(),
+            telemetry,
+            local,
         }
     }
 
     /// Takes a compiled cluster over, to warm until [`Clusters::promote`].
-    pub(super) fn add(
+    pub(crate) fn add(
         &mut self,
         config: ClusterConfig,
         required: Required,
@@ -131,7 +135,7 @@ impl Clusters {
     }
 
     /// Puts clusters in force that have all they need; their names.
-    pub(super) fn promote(
+    pub(crate) fn promote(
         &mut self,
         now: Instant,
         has_secret: impl Fn(&str) -> bool,
@@ -165,7 +169,7 @@ impl Clusters {
 
     /// Takes an assignment over for all clusters that use it; true if one of
     /// those in force does.
-    pub(super) fn add_assignment(
+    pub(crate) fn add_assignment(
         &mut self,
         name: &str,
         message: ClusterLoadAssignment,
@@ -201,13 +205,13 @@ impl Clusters {
 
     /// The control plane has no such assignment: clusters that wait for it
     /// wait no more, others keep the endpoints they have.
-    pub(super) fn no_assignment(&mut self, name: &str) {
+    pub(crate) fn no_assignment(&mut self, name: &str) {
         if self.warming.values().any(|entry| entry.uses(name)) {
             self.assignments.entry(name.to_owned()).or_default();
         }
     }
 
-    pub(super) fn remove(&mut self, id: ClusterId) {
+    pub(crate) fn remove(&mut self, id: ClusterId) {
         self.active.remove(&id);
         self.warming.remove(&id);
         self.forget_unused();
@@ -235,21 +239,21 @@ impl Clusters {
     }
 
     /// Names of assignments dropped since the last call.
-    pub(super) fn take_dropped(&mut self) -> Vec<String> {
+    pub(crate) fn take_dropped(&mut self) -> Vec<String> {
         std::mem::take(&mut self.dropped)
     }
 
     /// True if `name` is the assignment of a cluster.
-    pub(super) fn holds_assignment(&self, name: &str) -> bool {
+    pub(crate) fn holds_assignment(&self, name: &str) -> bool {
         self.assignments.contains_key(name)
     }
 
-    pub(super) fn any_warming(&self) -> bool {
+    pub(crate) fn any_warming(&self) -> bool {
         !self.warming.is_empty()
     }
 
     /// Clusters of which no version is in force yet.
-    pub(super) fn expected(&self) -> impl Iterator<Item = ClusterId> {
+    pub(crate) fn expected(&self) -> impl Iterator<Item = ClusterId> {
         self.warming.keys().filter(|id| !self.active.contains_key(id)).copied()
     }
 
@@ -258,7 +262,7 @@ impl Clusters {
     }
 
     /// Names of assignments in use.
-    pub(super) fn assignment_names(&self) -> BTreeSet<String> {
+    pub(crate) fn assignment_names(&self) -> BTreeSet<String> {
         let name = |entry: &ClusterEntry| match &entry.spec.config.discovery {
             Discovery::Eds(name) => Some(name.clone()),
             _ => None,
@@ -267,12 +271,12 @@ impl Clusters {
     }
 
     /// What the clusters refer to.
-    pub(super) fn required(&self) -> impl Iterator<Item = &Required> {
+    pub(crate) fn required(&self) -> impl Iterator<Item = &Required> {
         self.all().map(|entry| &entry.required)
     }
 
     /// Names of secrets in use.
-    pub(super) fn secret_names(&self) -> impl Iterator<Item = String> {
+    pub(crate) fn secret_names(&self) -> impl Iterator<Item = String> {
         self.all().flat_map(|entry| entry.required.secrets.keys().cloned())
     }
 
@@ -296,7 +300,7 @@ impl Clusters {
     }
 
     /// Names that are due to be looked up.
-    pub(super) fn names_due(&mut self, now: Instant) -> Vec<DnsJob> {
+    pub(crate) fn names_due(&mut self, now: Instant) -> Vec<DnsJob> {
         let mut jobs = Vec::new();
         for (id, entry) in self.active.iter_mut().chain(&mut self.warming) {
             for name in entry.names.take_due(now) {
@@ -309,7 +313,7 @@ impl Clusters {
 
     /// Compares endpoints by how they answered, and weighs them by what they
     /// said, where it is time to.
-    pub(super) fn sweep(&mut self, now: Instant) {
+    pub(crate) fn sweep(&mut self, now: Instant) {
         for entry in self.active.values_mut() {
             let spec = &entry.spec;
             if let Some(reports) = &spec.config.lb.reports
@@ -332,7 +336,7 @@ impl Clusters {
     }
 
     /// Brings gauges up to date that nothing counts by itself.
-    pub(super) fn refresh_gauges(&self) {
+    pub(crate) fn refresh_gauges(&self) {
         for entry in self.active.values() {
             let stats = self.telemetry.shared_cluster(&entry.spec.config.name);
             gauges::refresh(&entry.spec, &stats);
@@ -340,7 +344,7 @@ impl Clusters {
     }
 
     /// Endpoints to be checked actively.
-    pub(super) fn checks(&self, mark: Option<u32>) -> Vec<health::Job> {
+    pub(crate) fn checks(&self, mark: Option<u32>) -> Vec<health::Job> {
         let mut jobs = Vec::new();
         for entry in self.all().filter(|entry| entry.spec.config.check.is_some()) {
             let spec = &entry.spec;
@@ -359,7 +363,7 @@ impl Clusters {
     }
 
     /// When something is next to be done unasked.
-    pub(super) fn next_due(&self) -> Option<Instant> {
+    pub(crate) fn next_due(&self) -> Option<Instant> {
         let due = self.all().filter_map(|entry| entry.names.next_due());
         let deadlines = self.warming.values().filter_map(|entry| entry.awaited.deadline());
         let sweeps = self.active.values().filter_map(|entry| entry.sweep);
@@ -368,7 +372,7 @@ impl Clusters {
     }
 
     /// Takes over what a name resolved to; true if a cluster in force changes.
-    pub(super) fn resolved(&mut self, job: &DnsJob, answer: &Answer, now: Instant) -> bool {
+    pub(crate) fn resolved(&mut self, job: &DnsJob, answer: &Answer, now: Instant) -> bool {
         let workers = self.workers;
         if let Some(entry) = self.warming.get_mut(&job.cluster) {
             entry.take_answer(job, answer, workers, now);

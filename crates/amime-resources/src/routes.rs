@@ -19,15 +19,15 @@ struct Entry {
 
 /// Route tables by name.
 #[derive(Default)]
-pub(super) struct Routes(HashMap<String, Entry>);
+pub(crate) struct Routes(HashMap<String, Entry>);
 
 impl Routes {
-    pub(super) fn set(&mut self, name: &str, id: RouteConfigId, table: Arc<RouteTable>) {
+    pub(crate) fn set(&mut self, name: &str, id: RouteConfigId, table: Arc<RouteTable>) {
         self.0.insert(name.to_owned(), Entry { id, table, unused_since: None });
     }
 
     /// True if there is such a table and it is kept up to date.
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.0.get(name).is_some_and(|entry| entry.unused_since.is_none())
     }
 
@@ -35,7 +35,7 @@ impl Routes {
     /// is no longer asked for: calls `left` for each and drops those that
     /// have been so for long. One that is named again counts only once it has
     /// come anew. True if one went.
-    pub(super) fn sweep(
+    pub(crate) fn sweep(
         &mut self,
         now: Instant,
         used: impl Fn(&str) -> bool,
@@ -55,7 +55,7 @@ impl Routes {
         self.0.len() != before
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (RouteConfigId, &Arc<RouteTable>)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (RouteConfigId, &Arc<RouteTable>)> {
         self.0.values().map(|entry| (entry.id, &entry.table))
     }
 }
