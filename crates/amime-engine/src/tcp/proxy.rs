@@ -242,18 +242,7 @@ async fn dial(
     if !resolved(connection, config).await {
         return Err(failure(ResponseFlags::NONE, None));
     }
-    let (cluster, metadata) = match connection.sni.as_deref() {
-        Some(name) if config.by_server_name => (worker.snapshot().cluster_by_name(name), None),
-        _ => {
-            let chosen = config.cluster();
-            let cluster = match worker.snapshot().cluster(chosen.id) {
-                // Apart, so that connections that need not wait do not carry its state.
-                None => Box::pin(worker.warm_cluster(chosen.id)).await,
-                known => known,
-            };
-            (cluster, chosen.metadata_match.as_ref())
-        }
-    };
+    let (cluster, metadata) = destination(worker, connection, config).await;
     let Some(cluster) = cluster else { return Err(failure(ResponseFlags::NC, None)) };
     let mut last = failure(ResponseFlags::UH, Some(&cluster));
     for attempt in 0..config.connect_attempts {
@@ -304,6 +293,24 @@ async fn dial(
         cluster.stats.upstream_cx_connect_attempts_exceeded.inc();
     }
     Err(last)
+}
+
+/// The cluster that a connection goes to, and what it asks of endpoints.
+async fn destination<'c>(
+    worker: &Rc<Worker>,
+    connection: &Connection,
+    config: &'c TcpConfig,
+) -> (Option<Rc<ClusterRuntime>>, Option<&'c MetadataMatch>) {
+    if let Some(name) = connection.sni.as_deref().filter(|_| config.by_server_name) {
+        return (worker.snapshot().cluster_by_name(name), None);
+    }
+    let chosen = config.cluster();
+    let cluster = match worker.snapshot().cluster(chosen.id) {
+        // Apart, so that connections that need not wait do not carry its state.
+        None => Box::pin(worker.warm_cluster(chosen.id)).await,
+        known => known,
+    };
+    (cluster, chosen.metadata_match.as_ref())
 }
 
 /// Waits until the server name is resolved where that is asked for; false if
