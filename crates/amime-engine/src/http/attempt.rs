@@ -188,13 +188,7 @@ impl Request<'_> {
         let begun = Cell::new(false);
         let interim = |status: StatusCode, headers: &HeaderMap| {
             begun.set(true);
-            // Others are for the next hop alone.
-            if self.exchange.connection.config.proxy_100_continue
-                && let Some(channel) = self.exchange.codec.channel.upgrade()
-                && matches!(status.as_u16(), 100 | 102..=104)
-            {
-                channel.interim(status, headers);
-            }
+            self.pass_on(status, headers);
         };
         loop {
             let lease = match acquire(acquired, key.clone()).await {
@@ -242,6 +236,17 @@ impl Request<'_> {
                     return Err(self.failure(&error, Begun(begun.get())));
                 }
             }
+        }
+    }
+
+    /// Passes a head on that comes before the response's.
+    fn pass_on(&self, status: StatusCode, headers: &HeaderMap) {
+        // Others are for the next hop alone.
+        if self.exchange.connection.config.proxy_100_continue
+            && let Some(channel) = self.exchange.codec.channel.upgrade()
+            && matches!(status.as_u16(), 100 | 102..=104)
+        {
+            channel.interim(status, headers);
         }
     }
 
