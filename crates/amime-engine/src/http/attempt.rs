@@ -84,6 +84,8 @@ pub(super) struct Request<'a> {
     pub(super) endpoint_host: bool,
     /// The request wants to leave HTTP.
     pub(super) upgrade: bool,
+    /// The policy says what follows if a connection closes without an answer.
+    pub(super) once: bool,
     /// Takes the place of the timeout that the upstream is told.
     pub(super) timeout_left: Option<HeaderValue>,
 }
@@ -250,9 +252,11 @@ impl Request<'_> {
         }
     }
 
-    /// True if it does not matter how often the endpoint gets the request.
+    /// True if the request may be sent again unasked: it does not matter how
+    /// often the endpoint gets it, and no policy counts how often.
     fn is_safe(&self, body: &PreparedBody) -> bool {
         !self.upgrade
+            && !self.once
             && matches!(body, PreparedBody::Empty)
             && self.exchange.head.borrow().method.is_safe()
     }

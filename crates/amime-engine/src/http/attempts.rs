@@ -157,6 +157,7 @@ impl Attempts<'_> {
             priority: self.priority(),
             attempt_count: self.plan.route.attempt_count.in_request,
             upgrade: self.plan.upgrade.is_some(),
+            once: self.retry.on_reset(),
             timeout_left: self.timeout_left(),
             endpoint_host: matches!(self.plan.action.host_rewrite, HostRewrite::Endpoint),
         };

@@ -83,6 +83,13 @@ impl RetrySettings {
     pub(super) fn active(&self) -> bool {
         !self.on.is_empty()
     }
+
+    /// True if a connection that closes without an answer leads to a retry.
+    pub(super) fn on_reset(&self) -> bool {
+        [RetryOn::RESET, RetryOn::FIVE_XX, RetryOn::GATEWAY_ERROR]
+            .iter()
+            .any(|one| self.on.contains(*one))
+    }
 }
 
 /// Retries of one request.

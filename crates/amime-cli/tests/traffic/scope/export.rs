@@ -1,5 +1,7 @@
 //! Who sees what: `exportTo`, namespaces and short names.
 
+use std::time::UNIX_EPOCH;
+
 use anyhow::ensure;
 
 use crate::Test;
@@ -154,8 +156,12 @@ fn precedence(mesh: &Mesh) {
             Ok(())
         });
     };
+    // Ages are told in seconds.
+    let second = || UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
+    let before = second();
     route("precedence-b", "other", 290);
     gets(290);
+    mesh.until(|| Ok(ensure!(second() > before + 1)));
     route("precedence-a", "default", 291);
     // A route that comes later, so that the one before has arrived.
     mesh.apply(
