@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 /// Pause between looks. A look reads one small file.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Pause in the first seconds: nothing runs as much code once as a start.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const FIRST_LOOKS: usize = 8;
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const FIRST_LOOKS: usize = 20;
 /// Less than this is not worth the page faults.
 const WORTHWHILE_BYTES: usize = 4 << 20;
 /// Pause between trims of the heap, whose free parts may be wanted again soon.
