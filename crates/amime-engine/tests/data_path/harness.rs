@@ -136,6 +136,7 @@ impl Proxy {
         Self::start(Arc::new(NoSecrets), "", 1, None)
     }
 
+    #[cfg(feature = "oracle")]
     /// A proxy of one worker that is part of a cluster.
     pub(crate) fn part_of(local: Arc<LocalCluster>) -> Self {
         Self::start(Arc::new(NoSecrets), "", 1, Some(local))
