@@ -161,7 +161,10 @@ fn precedence(mesh: &Mesh) {
     let before = second();
     route("precedence-b", "other", 290);
     gets(290);
-    mesh.until(|| Ok(ensure!(second() > before + 1)));
+    mesh.until(|| {
+        ensure!(second() > before + 1, "still the same second");
+        Ok(())
+    });
     route("precedence-a", "default", 291);
     // A route that comes later, so that the one before has arrived.
     mesh.apply(
