@@ -51,13 +51,12 @@ impl<'a> Destined<'a> {
         route: Option<&RouteRef>,
         weighted: Option<&'a WeightedCluster>,
     ) -> Self {
-        let cluster = match route.map(|route| &route.action) {
-            Some(Action::Forward(action)) => match named(action, weighted) {
-                Some(Named::Id(id)) => exchange.connection.worker.snapshot().cluster(id),
-                Some(Named::Header(_)) | None => None,
-            },
+        let named = match route.map(|route| &route.action) {
+            Some(Action::Forward(action)) => named(action, weighted),
             _ => None,
         };
+        let settled = named.filter(|named| matches!(named, Named::Id(_)));
+        let cluster = settled.and_then(|named| named.find(exchange));
         Self { weighted, cluster }
     }
 }
@@ -154,13 +153,26 @@ enum Named<'a> {
     Header(&'a HeaderName),
 }
 
+impl<'a> Named<'a> {
+    fn of(destination: &'a Destination) -> Self {
+        match destination {
+            Destination::Cluster(id) => Self::Id(*id),
+            Destination::Header(name) => Self::Header(name),
+        }
+    }
+
+    fn find(self, exchange: &Exchange) -> Option<Rc<ClusterRuntime>> {
+        match self {
+            Self::Id(id) => exchange.connection.worker.snapshot().cluster(id),
+            Self::Header(name) => by_header(exchange, name),
+        }
+    }
+}
+
 /// What the destination drawn, or else the action, names.
 fn named<'a>(action: &'a Forward, weighted: Option<&'a WeightedCluster>) -> Option<Named<'a>> {
     match (&action.cluster, weighted) {
-        (_, Some(entry)) => Some(match &entry.cluster {
-            Destination::Cluster(id) => Named::Id(*id),
-            Destination::Header(name) => Named::Header(name),
-        }),
+        (_, Some(entry)) => Some(Named::of(&entry.cluster)),
         (ClusterChoice::One(id), None) => Some(Named::Id(*id)),
         (ClusterChoice::Weighted { .. }, None) => None,
         (ClusterChoice::Header(name), None) => Some(Named::Header(name)),
@@ -173,18 +185,12 @@ pub(super) fn cluster_of(
     action: &Forward,
     weighted: Option<&WeightedCluster>,
 ) -> Option<Rc<ClusterRuntime>> {
-    match named(action, weighted)? {
-        Named::Id(id) => exchange.connection.worker.snapshot().cluster(id),
-        Named::Header(name) => by_header(exchange, name),
-    }
+    named(action, weighted)?.find(exchange)
 }
 
 /// The cluster of one destination.
 pub(super) fn find(exchange: &Exchange, destination: &Destination) -> Option<Rc<ClusterRuntime>> {
-    match destination {
-        Destination::Cluster(id) => exchange.connection.worker.snapshot().cluster(*id),
-        Destination::Header(name) => by_header(exchange, name),
-    }
+    Named::of(destination).find(exchange)
 }
 
 fn by_header(exchange: &Exchange, name: &HeaderName) -> Option<Rc<ClusterRuntime>> {
