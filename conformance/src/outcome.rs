@@ -152,8 +152,12 @@ fn stars(line: &str) -> String {
     let is_uuid = value.len() == 36 && value.bytes().filter(|byte| *byte == b'-').count() == 4;
     match bare.as_str() {
         "date" | "x-envoy-upstream-service-time" => format!("{name}: *"),
-        // What the clock left of it; the whole time is a round number.
-        "x-envoy-expected-rq-timeout-ms" if !value.ends_with("00") => format!("{name}: *"),
+        // The whole time is a round number; a first attempt that did not
+        // reach a backend has taken a little of it.
+        "x-envoy-expected-rq-timeout-ms" => match value.parse::<u64>() {
+            Ok(left) => format!("{name}: {}", left.next_multiple_of(100)),
+            Err(_) => line.to_owned(),
+        },
         "x-request-id" if is_uuid => format!("{name}: <uuid>"),
         _ => line.to_owned(),
     }
@@ -169,6 +173,10 @@ mod tests {
         names.port(1234, "<a>");
         assert_eq!(names.apply("127.0.0.1:1234 x1234 12345 1234"), "127.0.0.1:<a> x1234 12345 <a>");
         assert_eq!(names.apply("date: now"), "date: *");
+        assert_eq!(
+            names.apply("x-envoy-expected-rq-timeout-ms: 14998"),
+            "x-envoy-expected-rq-timeout-ms: 15000"
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Runs the written cases: each bootstrap in both proxies at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use crate::backend::{self, Backends};
 use crate::case::{CaseFile, Exchange, read_yaml};
 use crate::certs::Certs;
-use crate::client::{self, Done, PROBE};
+use crate::client::{self, Done, Logged, PROBE};
 use crate::lists::Lists;
 use crate::outcome::{Aspect, Names, Outcome};
 use crate::product::{Product, Running};
@@ -190,8 +190,8 @@ async fn product(world: &Arc<World>, suite: &Suite, product: &Product) -> Result
     };
     let names = names(world, &log, &running);
     let done = all(world, suite, &running).await?;
-    let responses = done.values().flatten().flatten().map(|done| (done.client, done.responses));
-    let mut lines = access_log(&log, responses.collect()).await;
+    let expected = done.values().flatten().flatten().map(|done| (done.client, done.logged));
+    let mut lines = access_log(&log, expected.collect()).await;
     for (case, steps) in done {
         let mut outcome = Outcome::default();
         let exchange = suite.file.cases.iter().find(|one| one.name == case).context("a case")?;
@@ -381,23 +381,30 @@ fn request_lines(lines: &[String], again: bool) -> Vec<String> {
     lines.collect()
 }
 
-/// Lines by the client's address, once there are as many as there were responses.
+/// Lines by the client's address, once all that are expected are there.
 async fn access_log(
     path: &Path,
-    responses: BTreeMap<SocketAddr, usize>,
+    expected: BTreeMap<SocketAddr, Logged>,
 ) -> BTreeMap<SocketAddr, Vec<String>> {
     let deadline = Instant::now() + LOG_PATIENCE;
     loop {
         let text = tokio::fs::read(path).await.unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let mut lines = BTreeMap::<SocketAddr, Vec<String>>::new();
-        for line in text.lines().filter(|line| !line.contains(PROBE)) {
+        let mut probes = BTreeSet::new();
+        for line in text.lines() {
             let Some((address, line)) = line.split_once('|') else { continue };
             let Ok(address) = address.parse() else { continue };
-            lines.entry(address).or_default().push(line.to_owned());
+            if line.contains(PROBE) {
+                probes.insert(address);
+            } else {
+                lines.entry(address).or_default().push(line.to_owned());
+            }
         }
-        let complete =
-            responses.iter().all(|(client, count)| lines.get(client).map_or(0, Vec::len) >= *count);
+        let complete = expected.iter().all(|(client, logged)| {
+            lines.get(client).map_or(0, Vec::len) >= logged.responses
+                && (!logged.probe || probes.contains(client))
+        });
         if complete || Instant::now() > deadline {
             return lines;
         }

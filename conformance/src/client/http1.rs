@@ -67,6 +67,7 @@ pub(super) async fn talk<S: Stream>(exchange: &Exchange, stream: S, done: &mut D
     if exchange.probe {
         let open = written.is_ok() && probe(&mut reader, write).await;
         done.outcome.add(Aspect::Close, if open { "open" } else { "closed" });
+        done.logged.probe = open;
     }
     Ok(())
 }
@@ -107,7 +108,7 @@ async fn one<R: tokio::io::AsyncRead + Unpin>(
         if (100..200).contains(&status) && status != 101 {
             continue;
         }
-        done.responses += 1;
+        done.logged.responses += 1;
         let framing = match status {
             101 | 204 | 304 => Framing::None,
             200 if method == "CONNECT" => Framing::None,

@@ -25,7 +25,7 @@ pub(super) async fn talk<S: Stream>(exchange: &Exchange, stream: S, done: &mut D
         },
         Err(_) => outcome.add(Aspect::Close, "open, without an answer"),
     }
-    done.responses = usize::from(answered);
+    done.logged.responses = usize::from(answered);
     Ok(())
 }
 

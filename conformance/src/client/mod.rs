@@ -27,8 +27,16 @@ pub(crate) struct Done {
     pub(crate) id: String,
     /// Our address, by which access log lines are found.
     pub(crate) client: SocketAddr,
-    /// Responses, each of which has a line in the access log.
+    pub(crate) logged: Logged,
+}
+
+/// What has a line in the access log. Redirects that the proxy follows have
+/// lines of their own, all before that of the probe.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Logged {
     pub(crate) responses: usize,
+    /// Whether the probe was answered.
+    pub(crate) probe: bool,
 }
 
 /// Does one exchange with the listener at `address`.
@@ -41,7 +49,7 @@ pub(crate) async fn exchange(
     let stream = dial(address).await?;
     stream.set_nodelay(true)?;
     let client = stream.local_addr()?;
-    let mut done = Done { outcome: Outcome::default(), id, client, responses: 0 };
+    let mut done = Done { outcome: Outcome::default(), id, client, logged: Logged::default() };
     match &exchange.tls {
         None => talk(exchange, stream, &mut done).await?,
         Some(settings) => match tls::connect(settings, stream, certs).await {

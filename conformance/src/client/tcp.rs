@@ -46,6 +46,6 @@ pub(super) async fn talk<S: Stream>(exchange: &Exchange, stream: S, done: &mut D
         done.outcome.add(Aspect::Close, "closed");
     }
     done.outcome.add(Aspect::Body, summary(&reader.buffer));
-    done.responses = 1;
+    done.logged.responses = 1;
     Ok(())
 }
