@@ -31,6 +31,7 @@ const MAX_ANSWER: usize = 1 << 20;
 pub(crate) async fn wait(cluster: &Cluster, patience: Duration) {
     let Some(control_plane) = control_plane(cluster) else { return };
     let revision = cluster.store.revision();
+    let mut last = None;
     let converged = async {
         // Acknowledging a type may bring a subscription to another, which
         // follows in a message of its own: twice in a row is enough.
@@ -38,12 +39,19 @@ pub(crate) async fn wait(cluster: &Cluster, patience: Duration) {
         while row < 2 && failures < MAX_FAILURES {
             let answer = distribution(&control_plane, revision).await;
             failures = if answer.is_some() { 0 } else { failures + 1 };
-            row = if answer.is_some_and(|answer| answer.complete) { row + 1 } else { 0 };
+            row = if answer.as_ref().is_some_and(|answer| answer.complete) { row + 1 } else { 0 };
+            last = answer.or(last.take());
             tokio::time::sleep(POLL).await;
         }
     };
     if tokio::time::timeout(patience, converged).await.is_err() {
-        tracing::warn!(revision, "not all proxies have answered for their configuration");
+        let (reached, behind) = last.map(|last| (last.revision, last.behind)).unzip();
+        tracing::warn!(
+            revision,
+            ?reached,
+            ?behind,
+            "not all proxies have answered for their configuration"
+        );
     }
 }
 

@@ -10,6 +10,7 @@ use hyper::header::HeaderMap;
 use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
+use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio_rustls::TlsConnector;
@@ -323,6 +324,8 @@ impl<'m> Ask<'m> {
 /// A connection of a client.
 pub(crate) struct Connection {
     sender: Sender,
+    /// Its own and its peer's, as access logs have them.
+    addresses: String,
     server: Option<Vec<u8>>,
 }
 
@@ -333,10 +336,11 @@ enum Sender {
 
 impl Connection {
     async fn open(mesh: &Mesh, way: &Way) -> anyhow::Result<Self> {
-        let (mut stream, _) = mesh.dial(&way.pod, &way.target).await?;
+        let (mut stream, addresses) = mesh.dial(&way.pod, &way.target).await?;
         stream.write_all(&way.preamble).await?;
         let Some(tls) = &way.tls else {
-            return Ok(Self { sender: Self::speak(stream, way.http2).await?, server: None });
+            let sender = Self::speak(stream, way.http2).await?;
+            return Ok(Self { sender, addresses, server: None });
         };
         let name = tls.name.clone().try_into().context("a server name")?;
         let stream = TlsConnector::from(tls.config()).connect(name, stream).await?;
@@ -345,7 +349,7 @@ impl Connection {
         if way.http2 {
             ensure!(session.alpn_protocol() == Some(b"h2"), "h2 was not agreed on");
         }
-        Ok(Self { sender: Self::speak(stream, way.http2).await?, server })
+        Ok(Self { sender: Self::speak(stream, way.http2).await?, addresses, server })
     }
 
     async fn speak(stream: impl Stream + 'static, http2: bool) -> anyhow::Result<Sender> {
@@ -374,6 +378,12 @@ impl Connection {
     }
 
     async fn ask(&mut self, ask: Ask<'_>) -> anyhow::Result<Answer> {
+        let asked = OffsetDateTime::now_utc();
+        let answer = self.answer(ask).await;
+        answer.with_context(|| format!("asked at {asked} from and to {}", self.addresses))
+    }
+
+    async fn answer(&mut self, ask: Ask<'_>) -> anyhow::Result<Answer> {
         let response = self.send(&ask).await?;
         let (parts, body) = response.into_parts();
         let body = body.collect().await.context("the body")?;

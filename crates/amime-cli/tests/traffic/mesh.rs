@@ -18,6 +18,10 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Pods and services that are there for all tests.
 const PLACE: &str = include_str!("place.yaml");
 
+/// Names a folder in which the mesh's folder stays after the tests: logs,
+/// configurations and objects, to find out why a test failed.
+const KEEP: &str = "AMIME_KEEP";
+
 pub(crate) struct Mesh {
     dir: tempfile::TempDir,
     up: Child,
@@ -30,7 +34,11 @@ pub(crate) struct Mesh {
 
 impl Mesh {
     pub(crate) fn start() -> Self {
-        let dir = tempfile::tempdir().expect("temporary folder");
+        let dir = match std::env::var_os(KEEP) {
+            Some(keep) => tempfile::Builder::new().disable_cleanup(true).tempdir_in(keep),
+            None => tempfile::tempdir(),
+        };
+        let dir = dir.expect("temporary folder");
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -230,7 +238,9 @@ impl Mesh {
 
 impl Drop for Mesh {
     fn drop(&mut self) {
-        self.amime(&["down"]);
+        if std::env::var_os(KEEP).is_none() {
+            self.amime(&["down"]);
+        }
         self.up.kill().ok();
         self.up.wait().ok();
     }

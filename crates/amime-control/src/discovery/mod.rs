@@ -311,7 +311,9 @@ impl Builder {
         self.publish(snapshot, ChangeScope::Full);
     }
 
-    /// Publishes endpoint changes at once and lets the others wait.
+    /// Publishes endpoint changes at once and lets the others wait. None
+    /// overtakes an earlier one that waits beside other changes: a pod that
+    /// goes would be gone before the one that takes its place is there.
     fn sort(&mut self, batch: BTreeMap<ObjectKey, Change>) {
         if batch.is_empty() {
             return;
@@ -324,6 +326,10 @@ impl Builder {
             self.mesh_changed(mesh::settings_after(resource, &self.mesh, &self.mesh_at_start));
         }
         if batch.keys().all(changes::may_be_endpoints) {
+            if batch.keys().any(|key| self.is_behind_another(key)) {
+                self.pending.extend(batch);
+                return self.publish_pending();
+            }
             let current = self.discovery.snapshot();
             let changes: Vec<_> = batch.values().cloned().collect();
             let next = current.map(|snapshot| snapshot.with(&changes));
@@ -337,6 +343,12 @@ impl Builder {
         }
         self.pending.extend(batch);
         self.touch();
+    }
+
+    /// Whether endpoints that may be of the same service wait.
+    fn is_behind_another(&self, key: &ObjectKey) -> bool {
+        let mut waiting = self.pending.keys().filter(|one| changes::may_be_endpoints(one));
+        waiting.any(|one| one.namespace == key.namespace)
     }
 
     fn mesh_changed(&mut self, mesh: Arc<MeshConfig>) {

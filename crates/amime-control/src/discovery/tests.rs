@@ -159,6 +159,26 @@ async fn a_waiting_change_does_not_undo_a_newer_endpoint() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_does_not_go_before_the_one_that_came_earlier_is_there() {
+    let running = Running::synced().await;
+    // It came beside a service, so it waits.
+    running.service("other", "10.96.0.15").await;
+    running.pod("reviews-v2", "10.244.0.22").await;
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let before = running.version();
+    let gone = running.discovery.snapshot().expect("synced");
+    let gone = gone.resources().find(|(key, _)| key.name == "reviews-v1").expect("there");
+    running.event(Event::Change(Change::Delete(gone.0.clone()))).await;
+    assert_eq!(running.next().await, Duration::ZERO);
+    assert_eq!(running.version(), before.map(|version| version + 1));
+    let snapshot = running.discovery.snapshot().expect("synced");
+    let services = snapshot.services().all();
+    let reviews = services.iter().find(|s| s.hostname.as_str().starts_with("reviews."));
+    let text = format!("{:?}", snapshot.endpoints(reviews.expect("there")).expect("there"));
+    assert!(text.contains("10.244.0.22") && !text.contains("10.244.0.21"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_revision_is_distributed_once_no_change_before_it_waits() {
     let running = Running::synced().await;
     let taken_in = || tokio::time::sleep(Duration::from_millis(1));
