@@ -9,6 +9,7 @@
 //!
 //! Spec: <https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol>
 
+mod progress;
 mod source;
 mod stream;
 #[cfg(test)]

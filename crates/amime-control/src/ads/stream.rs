@@ -12,8 +12,9 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 
+use super::progress::Progress;
 use super::source::ProxyView;
-use crate::discovery::{Discovery, Missed, Published, Registration, is_of};
+use crate::discovery::{Discovery, Missed, Published, Reached, Registration, is_of};
 use crate::metrics::TypeLabel;
 
 /// Time that a client gets to say who it is, and us to have a snapshot.
@@ -118,13 +119,18 @@ impl<T: Send + 'static> Stream<T> {
             return end;
         }
         let mut release: Option<tokio::time::Instant> = None;
+        let mut progress = Progress::default();
         loop {
-            let pushed = self.push(&mut pusher, &current, proxy).await;
+            let pushed = self.push(&mut pusher, &current, proxy, &mut progress).await;
             release = pusher
                 .is_holding()
                 .then(|| release.unwrap_or_else(|| tokio::time::Instant::now() + self.warm_up));
-            let version = Some(current.snapshot.version()).filter(|_| release.is_none());
-            self.discovery.registry().update(self.id, version, pusher.status());
+            let (version, status) = (current.snapshot.version(), pusher.status());
+            let reached = Reached {
+                sent: Some(version).filter(|_| release.is_none()),
+                answered: progress.answered(version, &status, |t| pusher.has_waiting(t)),
+            };
+            self.discovery.registry().update(self.id, reached, status);
             if let Err(end) = pushed {
                 return end;
             }
@@ -194,6 +200,7 @@ impl<T: Send + 'static> Stream<T> {
         pusher: &mut Pusher<S>,
         current: &Published,
         proxy: &Arc<Proxy>,
+        progress: &mut Progress,
     ) -> Result<(), End> {
         let mut view =
             ProxyView::new(Arc::clone(&current.snapshot), Arc::clone(proxy), self.caller.is_some());
@@ -205,6 +212,7 @@ impl<T: Send + 'static> Stream<T> {
             let response = pusher.next(&mut view);
             drop(turn);
             let Some((type_url, response)) = response else { break };
+            progress.sent(type_url, current.snapshot.version());
             self.discovery.metrics().pushes.get_or_create(&label(type_url)).increment();
             self.send(response).await?;
             sent = true;

@@ -30,7 +30,7 @@ use crate::source::{Event, Events};
 
 pub(crate) use changes::{Missed, Published, is_of};
 pub use registry::{ProxySync, SyncState, TypeSync};
-pub(crate) use registry::{Registration, Registry};
+pub(crate) use registry::{Reached, Registration, Registry};
 
 /// How long changes wait for others.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +65,7 @@ pub struct Distribution {
 pub struct Discovery {
     published: watch::Sender<Option<Arc<Published>>>,
     registry: Arc<Registry>,
-    reached: Arc<Mutex<Reached>>,
+    revisions: Arc<Mutex<Revisions>>,
     metrics: XdsMetrics,
     mesh: mpsc::Sender<Arc<MeshConfig>>,
     mesh_changes: Arc<tokio::sync::Mutex<mpsc::Receiver<Arc<MeshConfig>>>>,
@@ -73,18 +73,18 @@ pub struct Discovery {
 }
 
 /// Revisions remembered, the oldest of which stands for all before it.
-const REVISIONS: usize = 64;
+const MAX_REVISIONS: usize = 64;
 
 /// Which snapshot was the first to hold all up to a revision of the source.
 #[derive(Debug, Default)]
-struct Reached(VecDeque<(u64, u64)>);
+struct Revisions(VecDeque<(u64, u64)>);
 
-impl Reached {
+impl Revisions {
     fn note(&mut self, revision: u64, version: u64) {
         if self.latest() == revision && !self.0.is_empty() {
             return;
         }
-        if self.0.len() == REVISIONS {
+        if self.0.len() == MAX_REVISIONS {
             self.0.pop_front();
         }
         self.0.push_back((revision, version));
@@ -108,7 +108,7 @@ impl Discovery {
         Self {
             published: watch::Sender::new(None),
             registry: Arc::default(),
-            reached: Arc::default(),
+            revisions: Arc::default(),
             metrics,
             mesh,
             mesh_changes: Arc::new(tokio::sync::Mutex::new(mesh_changes)),
@@ -146,10 +146,10 @@ impl Discovery {
     /// Whether all that the source held at `revision` has reached every
     /// connected proxy, and was answered.
     pub fn distribution(&self, revision: u64) -> Distribution {
-        let reached = self.reached();
-        let wanted = reached.version_of(revision);
-        let latest = reached.latest();
-        drop(reached);
+        let revisions = self.revisions();
+        let wanted = revisions.version_of(revision);
+        let latest = revisions.latest();
+        drop(revisions);
         let version = wanted.unwrap_or(u64::MAX);
         let proxies = self.registry.list();
         let behind = proxies.iter().filter(|sync| sync.answered_version < version);
@@ -158,8 +158,8 @@ impl Discovery {
         Distribution { complete, revision: latest, behind }
     }
 
-    fn reached(&self) -> MutexGuard<'_, Reached> {
-        self.reached.lock().unwrap_or_else(PoisonError::into_inner)
+    fn revisions(&self) -> MutexGuard<'_, Revisions> {
+        self.revisions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Replaces the mesh-wide settings.
@@ -275,7 +275,7 @@ impl Builder {
             && !self.mesh_pending
             && let Some(snapshot) = self.discovery.snapshot()
         {
-            self.discovery.reached().note(self.revision, snapshot.version());
+            self.discovery.revisions().note(self.revision, snapshot.version());
         }
     }
 

@@ -104,6 +104,15 @@ pub(crate) struct Registration {
     pub(crate) stream: u64,
 }
 
+/// Versions of snapshots that a proxy has come to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reached {
+    /// Of which everything has been sent; none while some is held back.
+    pub(crate) sent: Option<u64>,
+    /// Of which everything has been answered.
+    pub(crate) answered: u64,
+}
+
 impl Registry {
     fn streams(&self) -> std::sync::MutexGuard<'_, Streams> {
         // Entries are replaced as a whole, so a panic leaves none half-written.
@@ -136,24 +145,19 @@ impl Registry {
         self.streams().open.remove(&stream);
     }
 
-    /// `snapshot_version`: of which everything has been sent, if that is so.
     pub(crate) fn update(
         &self,
         stream: u64,
-        snapshot_version: Option<u64>,
+        reached: Reached,
         status: BTreeMap<TypeUrl, TypeStatus>,
     ) {
         let now = SystemTime::now();
         let mut streams = self.streams();
         let Some(sync) = streams.open.get_mut(&stream) else { return };
-        sync.snapshot_version = snapshot_version.unwrap_or(sync.snapshot_version);
+        sync.snapshot_version = reached.sent.unwrap_or(sync.snapshot_version);
+        sync.answered_version = reached.answered;
         for (type_url, status) in status {
             sync.types.entry(type_url).or_default().update(status, now);
-        }
-        if let Some(version) = snapshot_version
-            && sync.types.values().all(|of_type| of_type.status.is_answered())
-        {
-            sync.answered_version = version;
         }
     }
 

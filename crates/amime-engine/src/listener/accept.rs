@@ -495,7 +495,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a client may stay silent before the upstream is dialed to see
 /// whether that one speaks first. Shorter than anybody notices, long enough
 /// that clients on a busy machine do not cause connections for nothing.
-const SERVER_FIRST_GRACE: Duration = Duration::from_millis(5);
+const SERVER_FIRST_GRACE: Duration = Duration::from_millis(50);
 
 async fn dispatch(
     worker: Rc<Worker>,

@@ -59,7 +59,10 @@ impl Backend {
     where
         F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
     {
-        Self::on(TcpListener::bind("127.0.0.1:0").await.expect("a free port"), answer)
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        keep_port(&socket);
+        socket.set_nonblocking(true).expect("a socket");
+        Self::on(TcpListener::from_std(socket).expect("a socket"), answer)
     }
 
     /// Answers what comes to `socket`.
@@ -108,6 +111,14 @@ impl Backend {
     pub(crate) fn count(&self) -> usize {
         self.seen.lock().expect("not poisoned").len()
     }
+}
+
+/// Keeps the port of a backend from others for as long as the process runs:
+/// what a proxy of an earlier test still sends to it must not reach them.
+fn keep_port(socket: &std::net::TcpListener) {
+    static KEPT: Mutex<Vec<std::net::TcpListener>> = Mutex::new(Vec::new());
+    let kept = socket.try_clone().expect("a descriptor");
+    KEPT.lock().expect("not poisoned").push(kept);
 }
 
 /// A running proxy.

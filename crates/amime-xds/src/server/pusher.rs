@@ -107,6 +107,11 @@ impl<S: Session> Pusher<S> {
         !self.warming.is_empty()
     }
 
+    /// Whether there may be news of a type that cannot be sent yet.
+    pub fn has_waiting(&self, type_url: TypeUrl) -> bool {
+        self.dirty.contains_key(&type_url)
+    }
+
     /// The client had its time: listeners and routes wait for no endpoints but
     /// those of clusters that are sent from now on.
     pub fn release_held(&mut self) {

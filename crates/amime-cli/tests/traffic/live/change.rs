@@ -147,15 +147,18 @@ fn changes(mesh: &Mesh) {
             Ok(())
         });
     }
-    let mut tcp = mesh
-        .run(async { mesh.dial("client", "live-target:9000").await })
-        .map(|(stream, _)| stream)
-        .expect("connects");
+    let mut tcp = mesh.until(|| {
+        mesh.run(async {
+            let (mut stream, _) = mesh.dial("client", "live-target:9000").await?;
+            let heard = exchange(&mut stream, b"ping", "live-v1 ping".len()).await?;
+            ensure!(heard == "live-v1 ping", "{heard}");
+            Ok(stream)
+        })
+    });
     let mut goes_on = || {
         let heard = mesh.run(exchange(&mut tcp, b"ping", "live-v1 ping".len()));
         assert_eq!(heard.expect("the connection stays"), "live-v1 ping");
     };
-    goes_on();
     let ready = |deployment: &str, count: usize| {
         mesh.until(|| {
             let pods = mesh.ok(&["get", "pods"]);
