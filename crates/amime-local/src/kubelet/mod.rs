@@ -37,7 +37,7 @@ use crate::sidecar::{self, PROXY_CONTAINER, ProxyFiles, ProxyKind};
 
 /// Time that proxies get to learn that a deleted pod is gone before it is told
 /// to stop; a proxy that does not follow holds nobody up for longer.
-const ENDPOINTS_GO_FIRST: Duration = Duration::from_secs(30);
+const ENDPOINTS_GO_FIRST: Duration = Duration::from_secs(60);
 /// Time for requests that were sent before their proxy learned that a deleted
 /// pod is gone, and for clients without a proxy.
 const LAST_REQUESTS: Duration = Duration::from_millis(500);
