@@ -13,16 +13,16 @@ use envoy_types::pb::google::protobuf as wkt;
 use super::discovery::Discovery;
 use super::dynamic_hosts;
 use super::endpoint::metadata_contains;
-use super::faults::Faults;
-use super::h1::Http1;
-use super::h2::H2Settings;
 use super::health_check::HealthCheck;
 use super::lb_policy::LbSettings;
 use super::names::ClusterId;
 use super::outlier::{ErrorMatcher, Outlier};
 use super::tls::{UpstreamTransport, upstream_transport};
-use super::values::{self, HostAddress, unpack};
 use super::{Compiler, FetchTimeout};
+use amime_rules::Faults;
+use amime_rules::h1::Http1;
+use amime_rules::h2::H2Settings;
+use amime_rules::values::{self, HostAddress, unpack};
 
 /// A compiled `Cluster`.
 #[derive(Debug)]

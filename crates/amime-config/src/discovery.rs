@@ -18,9 +18,9 @@ use envoy_types::pb::google::protobuf as wkt;
 use super::Compiler;
 use super::dynamic_hosts;
 use super::endpoint::Spread;
-use super::faults::Faults;
 use super::host_cache::HostCache;
-use super::values::{self, HostAddress, is, type_name, unpack};
+use amime_rules::Faults;
+use amime_rules::values::{self, HostAddress, is, type_name, unpack};
 
 /// Where endpoints come from.
 #[derive(Clone, Debug)]

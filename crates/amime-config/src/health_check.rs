@@ -12,8 +12,8 @@ use envoy_types::pb::envoy::r#type::v3 as kinds;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use pb::health_check::{HealthChecker, Payload, payload};
 
-use super::faults::Faults;
-use super::values::{self, HostAddress, bool_or, u32_or};
+use amime_rules::Faults;
+use amime_rules::values::{self, HostAddress, bool_or, u32_or};
 
 /// A compiled `HealthCheck`.
 #[derive(Clone, Debug)]

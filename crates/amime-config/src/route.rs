@@ -12,16 +12,16 @@ use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::google::protobuf::Any;
 
 use super::Compiler;
-use super::faults::Faults;
 use super::filters::PerRoute;
-use super::headers::HeaderEdits;
-use super::rate_limit::{LimitPolicy, RouteLimits, policies};
 use super::route_action::Action;
-use super::route_match::RouteMatch;
-use super::route_tree::RouteTree;
-use super::values::metadata_string;
 use super::virtual_cluster::VirtualCluster;
-use crate::head::RequestHead;
+use amime_rules::Faults;
+use amime_rules::head::RequestHead;
+use amime_rules::headers::HeaderEdits;
+use amime_rules::rate_limit::{LimitPolicy, RouteLimits, policies};
+use amime_rules::route_match::RouteMatch;
+use amime_rules::route_tree::RouteTree;
+use amime_rules::values::metadata_string;
 
 /// A compiled `RouteConfiguration`.
 #[derive(Debug)]

@@ -15,12 +15,13 @@ use crate::awaited::{Awaited, Need};
 use crate::gauges;
 use crate::names::{Answer, NamePort, Names};
 use crate::state::{Refusal, finish};
+use amime_config::Required;
 use amime_config::cluster::ClusterConfig;
 use amime_config::discovery::{Discovery, Dns};
 use amime_config::endpoint::AssignmentSpec;
 use amime_config::names::ClusterId;
 use amime_config::outlier::Ejector;
-use amime_config::{Fault, Faults, Required};
+use amime_rules::{Fault, Faults};
 use amime_upstream::{ClusterSpec, LocalCluster, SharedLb, health, load_report};
 
 /// One version of a cluster.

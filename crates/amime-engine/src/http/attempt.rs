@@ -21,9 +21,9 @@ use crate::upstream::pool::{
 };
 use crate::upstream::{ClusterRuntime, Host, Outcome, Resource};
 use amime_config::cluster::UpstreamProtocol;
-use amime_config::head::RequestHead;
 use amime_config::host_cache::HostFailure;
 use amime_config::tls::Alpn;
+use amime_rules::head::RequestHead;
 
 /// An upstream has sent an informational head.
 #[derive(Clone, Copy, Debug)]
@@ -458,8 +458,8 @@ pub(super) fn absolute(head: &RequestHead, headers: &mut HeaderMap) -> Uri {
     headers.remove(header::UPGRADE);
     let mut parts = http::uri::Parts::default();
     parts.scheme = Some(match head.scheme {
-        amime_config::head::Scheme::Http => http::uri::Scheme::HTTP,
-        amime_config::head::Scheme::Https => http::uri::Scheme::HTTPS,
+        amime_rules::head::Scheme::Http => http::uri::Scheme::HTTP,
+        amime_rules::head::Scheme::Https => http::uri::Scheme::HTTPS,
     });
     parts.authority = authority.and_then(|value| value.as_bytes().try_into().ok());
     parts.path_and_query = Some(head.path.clone());

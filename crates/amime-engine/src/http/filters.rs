@@ -28,19 +28,19 @@ use super::{
 };
 use crate::upstream::ClusterRuntime;
 use amime_config::answer_checks::AnswerChecks;
-use amime_config::bandwidth::Pace;
-use amime_config::compression::Decompressor;
-use amime_config::cors::Cors;
-use amime_config::csrf::{Csrf, Verdict};
 use amime_config::filters::{FilterKind, HttpFilter, PerFilter, PerRoute, Settings};
-use amime_config::header_mutation::HeaderMutation;
-use amime_config::ip_tags::IpTags;
-use amime_config::metadata::HeaderToMetadata;
-use amime_config::rbac::{Rbac, Subject};
 use amime_config::route::Route;
 use amime_config::route_action::Action;
 use amime_config::route_cluster::WeightedCluster;
-use amime_config::token_bucket::TokenBucket;
+use amime_rules::bandwidth::Pace;
+use amime_rules::compression::Decompressor;
+use amime_rules::cors::Cors;
+use amime_rules::csrf::{Csrf, Verdict};
+use amime_rules::header_mutation::HeaderMutation;
+use amime_rules::ip_tags::IpTags;
+use amime_rules::metadata::HeaderToMetadata;
+use amime_rules::rbac::{Rbac, Subject};
+use amime_rules::token_bucket::TokenBucket;
 
 /// What a request's filters go by beside the request.
 pub(super) struct Scope<'a> {

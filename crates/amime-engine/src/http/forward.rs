@@ -19,11 +19,11 @@ use super::timeouts::Timeouts;
 use super::upgrade::Upgrade;
 use super::{connect, hash, metadata, mirror, redirect, response, upgrade};
 use crate::upstream::{ClusterRuntime, LbInput};
-use amime_config::headers::HeaderEdits;
 use amime_config::names::ClusterId;
 use amime_config::route::RouteRef;
 use amime_config::route_action::{Action, Forward};
 use amime_config::route_cluster::{ClusterChoice, Destination, WeightedCluster};
+use amime_rules::headers::HeaderEdits;
 
 /// What is to be forwarded and how.
 pub(super) struct Plan<'a> {

@@ -11,10 +11,10 @@ use http::{HeaderValue, Method, Uri, header};
 use super::exchange::{End, Exchange, answered};
 use super::forward::{self, Plan, PreparedBody};
 use super::names;
-use amime_config::head::{RequestHead, Scheme};
-use amime_config::redirect::{InternalRedirect, RedirectPredicate};
 use amime_config::route::RouteRef;
 use amime_config::route_action::Action;
+use amime_rules::head::{RequestHead, Scheme};
+use amime_rules::redirect::{InternalRedirect, RedirectPredicate};
 
 /// Turns the request into the one that the response redirects to; false if
 /// the client is to follow by itself.

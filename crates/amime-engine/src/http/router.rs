@@ -13,10 +13,10 @@ use super::exchange::{Exchange, ExchangeGuard};
 use super::request::Admitted;
 use super::response::{self, Own};
 use super::{filters, forward, hash, names, path, upgrade};
-use amime_config::head::{RequestHead, Scheme};
-use amime_config::redirect::Redirect;
 use amime_config::route::{RequireTls, RouteRef};
 use amime_config::route_action::Action;
+use amime_rules::head::{RequestHead, Scheme};
+use amime_rules::redirect::Redirect;
 
 /// Answers a request.
 pub(super) async fn route(

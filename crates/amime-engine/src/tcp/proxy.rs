@@ -18,14 +18,14 @@ use crate::upstream::open::{OpenGuard, count_failure};
 use crate::upstream::pool::Acquire;
 use crate::upstream::{ClusterRuntime, Host, LbInput, Outcome, Resource};
 use crate::worker::Worker;
-use amime_config::criteria::MetadataMatch;
 use amime_config::discovery::Discovery;
 use amime_config::host_cache::{self, HostFailure};
 use amime_config::listener::FilterChain;
 use amime_config::tcp::TcpConfig;
 use amime_config::tls::Alpn;
-use amime_config::tls_facts::TlsFacts;
-use amime_config::values::jittered;
+use amime_rules::criteria::MetadataMatch;
+use amime_rules::tls_facts::TlsFacts;
+use amime_rules::values::jittered;
 
 /// A connected upstream.
 pub(crate) struct Dialed {

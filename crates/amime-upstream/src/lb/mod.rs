@@ -25,8 +25,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use amime_config::criteria::MetadataMatch;
-use amime_config::retry::Reselect;
+use amime_rules::criteria::MetadataMatch;
+use amime_rules::retry::Reselect;
 use amime_telemetry::ClusterStats;
 
 use crate::cluster::{ClusterSpec, Host};

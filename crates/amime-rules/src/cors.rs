@@ -24,7 +24,7 @@ pub struct Cors {
 }
 
 /// The fields that the two messages for a CORS policy share.
-pub(crate) struct CorsFields<'a> {
+pub struct CorsFields<'a> {
     enabled: Fraction,
     origins: &'a [PbStringMatcher],
     methods: &'a str,
@@ -36,7 +36,7 @@ pub(crate) struct CorsFields<'a> {
 }
 
 impl<'a> CorsFields<'a> {
-    pub(crate) fn of_filter(value: &'a cors::CorsPolicy) -> Self {
+    pub fn of_filter(value: &'a cors::CorsPolicy) -> Self {
         Self {
             enabled: value.filter_enabled.as_ref().map_or(Fraction::ALWAYS, Fraction::from_runtime),
             origins: &value.allow_origin_string_match,
@@ -49,7 +49,7 @@ impl<'a> CorsFields<'a> {
         }
     }
 
-    pub(crate) fn of_route(value: &'a route::CorsPolicy) -> Self {
+    pub fn of_route(value: &'a route::CorsPolicy) -> Self {
         use route::cors_policy::EnabledSpecifier;
         Self {
             enabled: match value.enabled_specifier.as_ref() {
@@ -66,7 +66,7 @@ impl<'a> CorsFields<'a> {
         }
     }
 
-    pub(crate) fn compile(self, faults: &mut Faults) -> Option<Cors> {
+    pub fn compile(self, faults: &mut Faults) -> Option<Cors> {
         let mut header = |text: &str, field: &str| match (text, HeaderValue::from_str(text)) {
             ("", _) => None,
             (_, Ok(value)) => Some(value),

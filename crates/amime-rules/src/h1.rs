@@ -33,7 +33,7 @@ pub enum Spelling {
 }
 
 impl Http1 {
-    pub(crate) fn compile(value: Option<&Http1ProtocolOptions>, faults: &mut Faults) -> Self {
+    pub fn compile(value: Option<&Http1ProtocolOptions>, faults: &mut Faults) -> Self {
         let Some(value) = value else { return Self::default() };
         let absolute = value.allow_absolute_url.as_ref();
         faults.ignore_if(absolute.is_some_and(|it| !it.value), "allow_absolute_url");

@@ -53,7 +53,7 @@ impl HeaderEdits {
     }
 
     /// Edits in the order of a list that mixes them.
-    pub(crate) fn mutations(list: &[HeaderMutation], field: &str, faults: &mut Faults) -> Self {
+    pub fn mutations(list: &[HeaderMutation], field: &str, faults: &mut Faults) -> Self {
         let mut steps = Vec::with_capacity(list.len());
         for (index, mutation) in list.iter().enumerate() {
             let compile = |faults: &mut Faults| mutated(mutation, faults);

@@ -62,7 +62,7 @@ struct Entry {
 }
 
 impl HeaderToMetadata {
-    pub(crate) fn compile(value: &headers::Config, faults: &mut Faults) -> Self {
+    pub fn compile(value: &headers::Config, faults: &mut Faults) -> Self {
         faults.ignore_if(!value.stat_prefix.is_empty(), "stat_prefix");
         let mut rules = |list: &[headers::config::Rule], field: &str| {
             let rules = list.iter().enumerate().filter_map(|(index, rule)| {
@@ -188,7 +188,7 @@ impl Entry {
 pub struct SetMetadata(Vec<(String, wkt::Struct, bool)>);
 
 impl SetMetadata {
-    pub(crate) fn compile(value: &set::Config, faults: &mut Faults) -> Self {
+    pub fn compile(value: &set::Config, faults: &mut Faults) -> Self {
         let older =
             value.value.clone().map(|fields| (value.metadata_namespace.clone(), fields, true));
         let mut all: Vec<_> = older.into_iter().collect();

@@ -128,11 +128,11 @@ impl Format {
 pub struct TextFormat(Vec<Piece>);
 
 impl TextFormat {
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, String> {
         pieces(text).map(Self)
     }
 
-    pub(crate) fn render(&self, headers: &HeaderMap, input: &FormatInput<'_>) -> Vec<u8> {
+    pub fn render(&self, headers: &HeaderMap, input: &FormatInput<'_>) -> Vec<u8> {
         let mut out = Vec::new();
         self.0.iter().for_each(|piece| piece.write(&mut out, headers, input));
         out

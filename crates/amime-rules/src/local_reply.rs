@@ -78,7 +78,7 @@ pub struct Reply<'a> {
 }
 
 impl LocalReplies {
-    pub(crate) fn compile(value: &pb::LocalReplyConfig, faults: &mut Faults) -> Self {
+    pub fn compile(value: &pb::LocalReplyConfig, faults: &mut Faults) -> Self {
         let mut mappers = Vec::with_capacity(value.mappers.len());
         for (index, mapper) in value.mappers.iter().enumerate() {
             let compile = |faults: &mut Faults| Mapper::compile(mapper, faults);

@@ -65,7 +65,7 @@ struct CookieValue {
 
 impl StatefulSession {
     /// `None` if it keeps no state, or cannot be used.
-    pub(crate) fn compile(value: &pb::StatefulSession, faults: &mut Faults) -> Option<Self> {
+    pub fn compile(value: &pb::StatefulSession, faults: &mut Faults) -> Option<Self> {
         faults.ignore_if(!value.stat_prefix.is_empty(), "stat_prefix");
         let any = value.session_state.as_ref()?.typed_config.as_ref();
         let state = faults.within("session_state", |faults| match any {

@@ -44,7 +44,7 @@ impl Pace {
 }
 
 impl Bandwidth {
-    pub(crate) fn compile(value: &pb::BandwidthLimit, faults: &mut Faults) -> Option<Self> {
+    pub fn compile(value: &pb::BandwidthLimit, faults: &mut Faults) -> Option<Self> {
         use pb::bandwidth_limit::EnableMode;
         faults.ignore_if(value.enable_response_trailers, "enable_response_trailers");
         let enabled = value.runtime_enabled.as_ref().and_then(|flag| flag.default_value.as_ref());

@@ -180,7 +180,7 @@ pub struct Compressor {
 }
 
 impl Compressor {
-    pub(crate) fn compile(value: &pb::Compressor, faults: &mut Faults) -> Option<Self> {
+    pub fn compile(value: &pb::Compressor, faults: &mut Faults) -> Option<Self> {
         let coding = Coding::encoder(value.compressor_library.as_ref(), faults);
         let request = value.request_direction_config.as_ref().and_then(|request| {
             let common = request.common_config.clone().unwrap_or_default();
@@ -234,7 +234,7 @@ pub struct CompressorRoute {
 }
 
 impl CompressorRoute {
-    pub(crate) fn compile(value: &pb::CompressorPerRoute, faults: &mut Faults) -> Self {
+    pub fn compile(value: &pb::CompressorPerRoute, faults: &mut Faults) -> Self {
         use pb::compressor_per_route::Override;
         match &value.r#override {
             Some(Override::Disabled(_)) => Self { off: true, ..Self::default() },
@@ -271,7 +271,7 @@ pub struct Decompressor {
 }
 
 impl Decompressor {
-    pub(crate) fn compile(value: &de::Decompressor, faults: &mut Faults) -> Option<Self> {
+    pub fn compile(value: &de::Decompressor, faults: &mut Faults) -> Option<Self> {
         let library = value.decompressor_library.as_ref();
         let coding = Coding::decoder(library, faults)?;
         let name = library.map_or("", |library| &library.name).to_ascii_lowercase();

@@ -20,7 +20,7 @@ pub struct HeaderMutation {
 }
 
 impl HeaderMutation {
-    pub(crate) fn compile(value: &pb::Mutations, specific_wins: bool, faults: &mut Faults) -> Self {
+    pub fn compile(value: &pb::Mutations, specific_wins: bool, faults: &mut Faults) -> Self {
         let query = QueryEdits::compile(&value.query_parameter_mutations, faults);
         let mut edits = |list: &[_], field: &str| HeaderEdits::mutations(list, field, &mut *faults);
         Self {

@@ -76,7 +76,7 @@ impl RedirectPredicate {
 }
 
 impl InternalRedirect {
-    pub(crate) fn compile(value: &pb::InternalRedirectPolicy, faults: &mut Faults) -> Option<Self> {
+    pub fn compile(value: &pb::InternalRedirectPolicy, faults: &mut Faults) -> Option<Self> {
         let predicate = |(index, value): (usize, &TypedExtensionConfig)| {
             let field = format!("predicates[{index}]");
             faults.within(field, |faults| RedirectPredicate::compile(value, faults))
@@ -109,7 +109,7 @@ impl InternalRedirect {
 }
 
 impl Redirect {
-    pub(crate) fn compile(value: &pb::RedirectAction, faults: &mut Faults) -> Option<Self> {
+    pub fn compile(value: &pb::RedirectAction, faults: &mut Faults) -> Option<Self> {
         use pb::redirect_action::{
             PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
         };
@@ -155,7 +155,7 @@ impl Redirect {
 }
 
 /// A pattern and RE2 substitution, `\1` turned into `${1}`.
-pub(crate) fn substitution(
+pub fn substitution(
     value: &RegexMatchAndSubstitute,
     faults: &mut Faults,
 ) -> Option<(Regex, String)> {

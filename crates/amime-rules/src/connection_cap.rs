@@ -24,7 +24,7 @@ pub struct ConnectionCap {
 pub struct CountedIn(Arc<ConnectionCap>);
 
 impl ConnectionCap {
-    pub(crate) fn compile(value: &pb::ConnectionLimit, faults: &mut Faults) -> Option<Arc<Self>> {
+    pub fn compile(value: &pb::ConnectionLimit, faults: &mut Faults) -> Option<Arc<Self>> {
         let on = value.runtime_enabled.as_ref().and_then(|flag| flag.default_value.as_ref());
         if on.is_some_and(|on| !on.value) {
             return None;

@@ -32,7 +32,7 @@ pub struct PeerExchange {
 
 impl PeerExchange {
     /// Reads the filter's settings, as the message itself or in a `TypedStruct`.
-    pub(crate) fn compile(any: &Any, faults: &mut Faults) -> Self {
+    pub fn compile(any: &Any, faults: &mut Faults) -> Self {
         let read = if type_name(any).ends_with(".TypedStruct") {
             TypedStruct::decode(any.value.as_slice())
                 .map(|outer| Self::of_struct(&outer.value.unwrap_or_default(), faults))

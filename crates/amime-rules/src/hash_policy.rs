@@ -34,7 +34,7 @@ pub enum HashSource {
 }
 
 impl HashPolicy {
-    pub(crate) fn compile_all(list: &[pb::HashPolicy], faults: &mut Faults) -> Vec<Self> {
+    pub fn compile_all(list: &[pb::HashPolicy], faults: &mut Faults) -> Vec<Self> {
         let compile = |(index, value)| {
             faults.within(format!("hash_policy[{index}]"), |faults| Self::compile(value, faults))
         };

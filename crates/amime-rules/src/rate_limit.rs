@@ -134,7 +134,7 @@ impl Value {
 }
 
 /// Compiles the policies in `field`.
-pub(crate) fn policies(list: &[RateLimit], field: &str, faults: &mut Faults) -> Vec<LimitPolicy> {
+pub fn policies(list: &[RateLimit], field: &str, faults: &mut Faults) -> Vec<LimitPolicy> {
     let compile = |(index, value)| {
         let field = format!("{field}[{index}]");
         faults.within(field, |faults| LimitPolicy::compile(value, faults))

@@ -61,7 +61,7 @@ enum Predicate<I> {
 
 /// What the user of a tree makes of its inputs and actions; `None` after it
 /// has said what is wrong.
-pub(crate) trait Meaning {
+pub trait Meaning {
     type Input;
     type Action;
 
@@ -71,7 +71,7 @@ pub(crate) trait Meaning {
 }
 
 impl<I, A> Tree<I, A> {
-    pub(crate) fn compile<M: Meaning<Input = I, Action = A>>(
+    pub fn compile<M: Meaning<Input = I, Action = A>>(
         value: &pb::Matcher,
         meaning: &mut M,
         faults: &mut Faults,

@@ -30,7 +30,7 @@ struct Parameter<'a> {
 }
 
 impl QueryEdits {
-    pub(crate) fn compile(list: &[KeyValueMutation], faults: &mut Faults) -> Self {
+    pub fn compile(list: &[KeyValueMutation], faults: &mut Faults) -> Self {
         let mut edits = Vec::with_capacity(list.len());
         for (index, value) in list.iter().enumerate() {
             let field = format!("mutations.query_parameter_mutations[{index}]");

@@ -34,7 +34,7 @@ pub enum Verdict {
 }
 
 impl Csrf {
-    pub(crate) fn compile(value: &pb::CsrfPolicy, faults: &mut Faults) -> Self {
+    pub fn compile(value: &pb::CsrfPolicy, faults: &mut Faults) -> Self {
         let origins = value.additional_origins.iter();
         let fraction = |value: Option<&_>| value.map_or(Fraction::NEVER, Fraction::from_runtime);
         Self {

@@ -40,16 +40,16 @@ pub fn timeout(value: Option<&pb::Duration>, default: Option<Duration>) -> Optio
 }
 
 /// How long to wait for a resource from `source` before going on without it.
-pub(crate) fn fetch_timeout(source: Option<&core::ConfigSource>) -> Option<Duration> {
+pub fn fetch_timeout(source: Option<&core::ConfigSource>) -> Option<Duration> {
     let timeout = source.and_then(|source| source.initial_fetch_timeout.as_ref());
     self::timeout(timeout, Some(Duration::from_secs(15)))
 }
 
-pub(crate) fn u32_or(value: Option<&pb::UInt32Value>, default: u32) -> u32 {
+pub fn u32_or(value: Option<&pb::UInt32Value>, default: u32) -> u32 {
     value.map_or(default, |value| value.value)
 }
 
-pub(crate) fn bool_or(value: Option<&pb::BoolValue>, default: bool) -> bool {
+pub fn bool_or(value: Option<&pb::BoolValue>, default: bool) -> bool {
     value.map_or(default, |value| value.value)
 }
 
@@ -83,8 +83,8 @@ pub fn type_name(any: &pb::Any) -> &str {
 pub struct Fraction(u32);
 
 impl Fraction {
-    pub(crate) const ALWAYS: Self = Self(1_000_000);
-    pub(crate) const NEVER: Self = Self(0);
+    pub const ALWAYS: Self = Self(1_000_000);
+    pub const NEVER: Self = Self(0);
 
     pub fn new(percent: &FractionalPercent) -> Self {
         let scale = match percent.denominator() {
@@ -95,11 +95,11 @@ impl Fraction {
         Self(percent.numerator.saturating_mul(scale).min(1_000_000))
     }
 
-    pub(crate) fn all_or_none(all: bool) -> Self {
+    pub fn all_or_none(all: bool) -> Self {
         if all { Self::ALWAYS } else { Self::NEVER }
     }
 
-    pub(crate) fn from_runtime(value: &core::RuntimeFractionalPercent) -> Self {
+    pub fn from_runtime(value: &core::RuntimeFractionalPercent) -> Self {
         value.default_value.as_ref().map_or(Self::ALWAYS, Self::new)
     }
 
@@ -155,12 +155,12 @@ fn pipe_address(path: &str, faults: &mut Faults) -> Option<HostAddress> {
 }
 
 /// True if `ip` is in `net`; Unix sockets are in none.
-pub(crate) fn within(net: &IpNet, ip: IpAddr) -> bool {
+pub fn within(net: &IpNet, ip: IpAddr) -> bool {
     net.contains(&ip) && !unix::is_stand_in(ip)
 }
 
 /// Reads an address that may be one for UDP.
-pub(crate) fn datagram_address(value: &core::Address, faults: &mut Faults) -> Option<HostAddress> {
+pub fn datagram_address(value: &core::Address, faults: &mut Faults) -> Option<HostAddress> {
     let mut value = value.clone();
     if let Some(core::address::Address::SocketAddress(socket)) = &mut value.address {
         socket.protocol = core::socket_address::Protocol::Tcp as i32;
@@ -169,7 +169,7 @@ pub(crate) fn datagram_address(value: &core::Address, faults: &mut Faults) -> Op
 }
 
 /// The port of an address, unless it is none.
-pub(crate) fn port(socket: &core::SocketAddress) -> Option<u16> {
+pub fn port(socket: &core::SocketAddress) -> Option<u16> {
     match &socket.port_specifier {
         Some(core::socket_address::PortSpecifier::PortValue(port)) => u16::try_from(*port).ok(),
         None => Some(0),

@@ -26,7 +26,7 @@ pub struct IpTags {
 }
 
 impl IpTags {
-    pub(crate) fn compile(value: &pb::IpTagging, faults: &mut Faults) -> Option<Self> {
+    pub fn compile(value: &pb::IpTagging, faults: &mut Faults) -> Option<Self> {
         faults.reject_if(value.ip_tags_datasource.is_some(), "ip_tags_datasource");
         if value.ip_tags.is_empty() {
             faults.reject("ip_tags", "missing");

@@ -19,7 +19,7 @@ use super::values::{is, type_name, unpack};
 
 /// The tree of a virtual host.
 #[derive(Debug)]
-pub(crate) struct RouteTree(Tree<HeaderSource, Range<usize>>);
+pub struct RouteTree(Tree<HeaderSource, Range<usize>>);
 
 /// The routes that actions have, in the order in which they were met.
 #[derive(Default)]
@@ -27,7 +27,7 @@ struct Routes(Vec<Route>);
 
 impl RouteTree {
     /// The tree, and the routes whose positions it knows.
-    pub(crate) fn compile(value: &Matcher, faults: &mut Faults) -> Option<(Self, Vec<Route>)> {
+    pub fn compile(value: &Matcher, faults: &mut Faults) -> Option<(Self, Vec<Route>)> {
         let mut routes = Routes::default();
         let compile = |faults: &mut Faults| Tree::compile(value, &mut routes, faults);
         let tree = faults.within("matcher", compile)?;
@@ -36,7 +36,7 @@ impl RouteTree {
 
     /// Positions of the routes for a request, the first of which that matches
     /// is meant.
-    pub(crate) fn find(&self, head: &RequestHead) -> Option<Range<usize>> {
+    pub fn find(&self, head: &RequestHead) -> Option<Range<usize>> {
         self.0.find(&|header: &HeaderSource| text(header, head)).cloned()
     }
 }

@@ -172,7 +172,7 @@ pub fn cookie<'a>(head: &'a RequestHead, name: &str) -> Option<&'a str> {
     cookie_of(&head.headers, name)
 }
 
-pub(crate) fn cookie_of<'a>(headers: &'a http::HeaderMap, name: &str) -> Option<&'a str> {
+pub fn cookie_of<'a>(headers: &'a http::HeaderMap, name: &str) -> Option<&'a str> {
     headers.get_all(http::header::COOKIE).iter().find_map(|header| {
         header.to_str().ok()?.split(';').find_map(|pair| {
             let (key, value) = pair.trim().split_once('=')?;

@@ -142,7 +142,7 @@ pub struct HeaderMatcher {
 
 /// What a `HeaderMatcher` says of the value.
 #[derive(Debug)]
-pub(crate) struct ValueMatcher {
+pub struct ValueMatcher {
     test: HeaderTest,
     invert: bool,
     missing_is_empty: bool,
@@ -182,7 +182,7 @@ impl HeaderMatcher {
 }
 
 impl ValueMatcher {
-    pub(crate) fn compile(value: &route::HeaderMatcher, faults: &mut Faults) -> Option<Self> {
+    pub fn compile(value: &route::HeaderMatcher, faults: &mut Faults) -> Option<Self> {
         use route::header_matcher::HeaderMatchSpecifier as Test;
         let bytes = |text: &str| -> Box<[u8]> { text.as_bytes().into() };
         let test = match value.header_match_specifier.as_ref() {
@@ -216,7 +216,7 @@ impl ValueMatcher {
     }
 
     /// True if the value, or there being none, is as wanted.
-    pub(crate) fn matches(&self, value: Option<&[u8]>) -> bool {
+    pub fn matches(&self, value: Option<&[u8]>) -> bool {
         match (value, &self.test) {
             (Some(value), _) => self.test(value) != self.invert,
             (None, HeaderTest::Present(present)) => {

@@ -34,7 +34,7 @@ pub fn now() -> f64 {
 }
 
 impl TokenBucket {
-    pub(crate) fn compile(value: &PbTokenBucket, faults: &mut Faults) -> Option<Self> {
+    pub fn compile(value: &PbTokenBucket, faults: &mut Faults) -> Option<Self> {
         let interval = value.fill_interval.as_ref().map_or(Duration::ZERO, values::duration);
         if value.max_tokens == 0 {
             faults.reject("max_tokens", "must be more than 0");
@@ -80,7 +80,7 @@ impl TokenBucket {
         Self::new(self.max, self.rate)
     }
 
-    pub(crate) fn rate(&self) -> f64 {
+    pub fn rate(&self) -> f64 {
         self.rate
     }
 
