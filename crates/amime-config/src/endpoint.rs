@@ -314,7 +314,7 @@ impl EndpointSet {
     /// one, or forget earlier ones.
     pub fn begin_checks(&self, cluster: &ClusterConfig) {
         for endpoint in self.endpoints() {
-            match cluster.check.is_some() && !endpoint.checked_as.disabled {
+            match !cluster.checks.is_empty() && !endpoint.checked_as.disabled {
                 true => endpoint.state.await_check(cluster.ignore_unchecked),
                 false => endpoint.state.end_checks(),
             }

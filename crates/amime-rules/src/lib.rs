@@ -52,6 +52,7 @@ pub mod local_reply;
 pub mod matcher;
 pub mod matcher_tree;
 pub mod metadata;
+pub mod metadata_match;
 pub mod network_rbac;
 pub mod peer_metadata;
 pub mod query_edits;

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use amime_core::unix::is_stand_in;
 use amime_telemetry::DynamicMetadata;
 use envoy_types::pb::envoy::config::core::v3::CidrRange;
+use envoy_types::pb::envoy::config::route::v3::rate_limit::action::meta_data::Source;
 use envoy_types::pb::envoy::config::route::v3::rate_limit::r#override::OverrideSpecifier;
 use envoy_types::pb::envoy::config::route::v3::{RateLimit, rate_limit as pb};
 use envoy_types::pb::envoy::r#type::metadata::v3::MetadataKey;
@@ -46,6 +47,8 @@ pub struct LimitInput<'a> {
     pub remote: IpAddr,
     pub source_cluster: &'a str,
     pub destination_cluster: &'a str,
+    /// What the route's configuration says of it.
+    pub route_metadata: Option<&'a DynamicMetadata>,
     pub format: FormatInput<'a>,
 }
 
@@ -108,7 +111,7 @@ enum Action {
     HeaderMatch { key: String, value: Value, expect: bool, headers: Vec<HeaderMatcher> },
     QueryMatch { key: String, value: Value, expect: bool, query: Vec<QueryMatcher> },
     RemoteMatch { key: String, value: Value, invert: bool, nets: Vec<IpNet> },
-    Metadata { key: String, path: Box<[Box<str>]>, default: String, skip: bool },
+    Metadata { source: Source, key: String, path: Box<[Box<str>]>, default: String, skip: bool },
 }
 
 /// A value with operators, and what takes its place when it is empty.
@@ -278,6 +281,7 @@ impl Action {
                 value: Value::compile(&value.descriptor_value, &value.default_value, faults)?,
             },
             Some(A::DynamicMetadata(value)) => Self::Metadata {
+                source: Source::Dynamic,
                 key: value.descriptor_key.clone(),
                 path: metadata_path(value.metadata_key.as_ref(), faults)?,
                 default: value.default_value.clone(),
@@ -330,11 +334,12 @@ impl Action {
     }
 
     fn metadata(value: &pb::action::MetaData, faults: &mut Faults) -> Option<Self> {
-        if value.source() != pb::action::meta_data::Source::Dynamic {
-            faults.reject("metadata.source", "only dynamic metadata is supported");
+        if !matches!(value.source(), Source::Dynamic | Source::RouteEntry) {
+            faults.reject("metadata.source", "only metadata of requests and routes is supported");
             return None;
         }
         Some(Self::Metadata {
+            source: value.source(),
             key: value.descriptor_key.clone(),
             path: metadata_path(value.metadata_key.as_ref(), faults)?,
             default: value.default_value.clone(),
@@ -391,8 +396,12 @@ impl Action {
                 let hit = query.iter().all(|query| query.matches(text));
                 valued(key, value, hit == *expect)
             }
-            Self::Metadata { key, path, default, skip } => {
-                let found = input.format.metadata.and_then(|metadata| metadata.text(path));
+            Self::Metadata { source, key, path, default, skip } => {
+                let metadata = match source {
+                    Source::RouteEntry => input.route_metadata,
+                    _ => input.format.metadata,
+                };
+                let found = metadata.and_then(|metadata| metadata.text(path));
                 let found = found.filter(|text| !text.is_empty()).unwrap_or(default);
                 let found = Some(found.to_owned()).filter(|text| !text.is_empty());
                 optional(key, found, *skip)

@@ -6,12 +6,14 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use amime_telemetry::DynamicMetadata;
 use envoy_types::pb::envoy::config::rbac::v3 as pb;
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use ipnet::IpNet;
 
 use super::faults::Faults;
 use super::matcher::{HeaderMatcher, StringMatcher};
+use super::metadata_match::MetadataCondition;
 use super::values;
 use crate::connection::Connection;
 use crate::head::RequestHead;
@@ -46,6 +48,10 @@ pub struct Subject<'a> {
     pub request: Option<&'a RequestHead>,
     /// The client's address after `x-forwarded-for`.
     pub remote: IpAddr,
+    /// What filters before this one have noted.
+    pub metadata: Option<&'a DynamicMetadata>,
+    /// What the route's configuration says of it.
+    pub route_metadata: Option<&'a DynamicMetadata>,
 }
 
 #[derive(Debug)]
@@ -63,6 +69,8 @@ enum Condition {
     Authenticated(Option<StringMatcher>),
     DirectRemoteIp(IpNet),
     RemoteIp(IpNet),
+    Metadata(MetadataCondition),
+    RouteMetadata(MetadataCondition),
 }
 
 impl Rules {
@@ -120,10 +128,8 @@ fn permission(value: &pb::Permission, faults: &mut Faults) -> Condition {
             Condition::DestinationPorts(start, end)
         }
         Some(Rule::RequestedServerName(name)) => text(name, faults, Condition::ServerName),
-        Some(Rule::Metadata(metadata)) => absent_metadata(metadata),
-        Some(Rule::SourcedMetadata(sourced)) => {
-            sourced.metadata_matcher.as_ref().map_or(Condition::Constant(false), absent_metadata)
-        }
+        Some(Rule::Metadata(value)) => metadata(value, faults, Condition::Metadata),
+        Some(Rule::SourcedMetadata(sourced)) => sourced_metadata(sourced, faults),
         Some(Rule::Matcher(_) | Rule::UriTemplate(_)) | None => unsupported("permission", faults),
     }
 }
@@ -148,10 +154,8 @@ fn principal(value: &pb::Principal, faults: &mut Faults) -> Condition {
         Some(Identifier::RemoteIp(range)) => net(range, faults, Condition::RemoteIp),
         Some(Identifier::Header(header)) => header_condition(header, faults),
         Some(Identifier::UrlPath(path)) => path_condition(path, faults),
-        Some(Identifier::Metadata(metadata)) => absent_metadata(metadata),
-        Some(Identifier::SourcedMetadata(sourced)) => {
-            sourced.metadata_matcher.as_ref().map_or(Condition::Constant(false), absent_metadata)
-        }
+        Some(Identifier::Metadata(value)) => metadata(value, faults, Condition::Metadata),
+        Some(Identifier::SourcedMetadata(sourced)) => sourced_metadata(sourced, faults),
         Some(Identifier::FilterState(state)) => filter_state(state, faults),
         Some(Identifier::Custom(_)) | None => unsupported("principal", faults),
     }
@@ -171,9 +175,23 @@ fn filter_state(state: &matcher::FilterStateMatcher, faults: &mut Faults) -> Con
     }
 }
 
-/// No filter here writes dynamic metadata, so a matcher sees none.
-fn absent_metadata(metadata: &matcher::MetadataMatcher) -> Condition {
-    Condition::Constant(metadata.invert)
+fn metadata(
+    value: &matcher::MetadataMatcher,
+    faults: &mut Faults,
+    wrap: impl FnOnce(MetadataCondition) -> Condition,
+) -> Condition {
+    let condition = faults.within("metadata", |faults| MetadataCondition::compile(value, faults));
+    condition.map_or(Condition::Constant(false), wrap)
+}
+
+fn sourced_metadata(value: &pb::SourcedMetadata, faults: &mut Faults) -> Condition {
+    let Some(matcher) = &value.metadata_matcher else {
+        return unsupported("sourced_metadata", faults);
+    };
+    match value.metadata_source() {
+        pb::MetadataSource::Dynamic => metadata(matcher, faults, Condition::Metadata),
+        pb::MetadataSource::Route => metadata(matcher, faults, Condition::RouteMetadata),
+    }
 }
 
 fn unsupported(field: &str, faults: &mut Faults) -> Condition {
@@ -239,6 +257,8 @@ impl Condition {
             }
             Self::DirectRemoteIp(net) => values::within(net, connection.direct_remote.ip()),
             Self::RemoteIp(net) => values::within(net, subject.remote),
+            Self::Metadata(condition) => condition.holds(subject.metadata),
+            Self::RouteMetadata(condition) => condition.holds(subject.route_metadata),
         }
     }
 }

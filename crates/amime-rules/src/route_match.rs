@@ -1,10 +1,12 @@
 //! Which route of a virtual host a request takes.
 
+use amime_telemetry::DynamicMetadata;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use regex::bytes::Regex;
 
 use super::faults::Faults;
 use super::matcher::{HeaderMatcher, QueryMatcher, StringMatcher, header_matchers, regex};
+use super::metadata_match::MetadataCondition;
 use super::values::{Fraction, bool_or};
 use crate::head::RequestHead;
 
@@ -67,6 +69,16 @@ impl PathMatch {
     }
 }
 
+/// What routes are matched against.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    pub head: &'a RequestHead,
+    /// The client has shown a certificate that is valid.
+    pub certificate: bool,
+    /// What filters have noted, where the route is chosen anew.
+    pub metadata: Option<&'a DynamicMetadata>,
+}
+
 /// A compiled `RouteMatch`.
 #[derive(Debug)]
 pub struct RouteMatch {
@@ -78,6 +90,7 @@ pub struct RouteMatch {
     grpc_only: bool,
     /// Whether the client must have shown a certificate, or must not have.
     certificate: Option<bool>,
+    metadata: Vec<MetadataCondition>,
 }
 
 #[derive(Debug)]
@@ -90,13 +103,17 @@ struct CookieMatch {
 impl RouteMatch {
     pub fn compile(value: &pb::RouteMatch, faults: &mut Faults) -> Option<Self> {
         let path = path_match(value, faults);
-        faults.reject_if(!value.dynamic_metadata.is_empty(), "dynamic_metadata");
         faults.reject_if(!value.filter_state.is_empty(), "filter_state");
         let query = |(index, value)| {
             let field = format!("query_parameters[{index}]");
             faults.within(field, |faults| QueryMatcher::compile(value, faults))
         };
         let query = value.query_parameters.iter().enumerate().filter_map(query).collect();
+        let metadata = |(index, value)| {
+            let field = format!("dynamic_metadata[{index}]");
+            faults.within(field, |faults| MetadataCondition::compile(value, faults))
+        };
+        let metadata = value.dynamic_metadata.iter().enumerate().filter_map(metadata).collect();
         Some(Self {
             path: path?,
             headers: header_matchers(&value.headers, "headers", faults),
@@ -111,18 +128,20 @@ impl RouteMatch {
             certificate: value.tls_context.as_ref().and_then(|tls| {
                 tls.presented.as_ref().or(tls.validated.as_ref()).map(|wanted| wanted.value)
             }),
+            metadata,
         })
     }
 
-    /// `certificate`: the client has shown one that is valid.
-    pub fn matches(&self, head: &RequestHead, certificate: bool) -> bool {
+    pub fn matches(&self, asked: Asked<'_>) -> bool {
+        let head = asked.head;
         // The path first: it tells most routes apart and costs least.
         self.path.matches(head)
             && self.headers.iter().all(|header| header.matches(head))
             && self.query.iter().all(|query| query.matches(head.path.query().unwrap_or_default()))
             && self.cookies.iter().all(|cookie| cookie.matches(head))
             && (!self.grpc_only || head.is_grpc())
-            && self.certificate.is_none_or(|wanted| wanted == certificate)
+            && self.certificate.is_none_or(|wanted| wanted == asked.certificate)
+            && self.metadata.iter().all(|condition| condition.holds(asked.metadata))
             && self.fraction.is_none_or(Fraction::draw)
     }
 }

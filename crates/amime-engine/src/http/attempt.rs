@@ -355,7 +355,8 @@ impl Request<'_> {
         let outcome = grpc.flatten().and_then(grpc_to_http).unwrap_or(status);
         let errors = self.cluster.config().http.errors.as_deref();
         let outcome = errors.map_or(outcome, |errors| errors.judged(parts, outcome));
-        if self.cluster.config().check.is_some() && parts.headers.contains_key(names::CHECK_FAIL) {
+        let checked = !self.cluster.config().checks.is_empty();
+        if checked && parts.headers.contains_key(names::CHECK_FAIL) {
             self.host.endpoint.state.exclude();
             self.cluster.stats.health_check_passive_failure.inc();
             self.cluster.spec.state.health_changed();

@@ -4,7 +4,6 @@
 //! and may leave something to be done to the response, which passes them the
 //! other way round.
 
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -171,7 +170,7 @@ async fn run_one(
         }
         (FilterKind::Rbac(_), Some(Settings::Rbac(None))) => {}
         (FilterKind::Rbac(_), Some(Settings::Rbac(Some(rbac)))) | (FilterKind::Rbac(rbac), _) => {
-            authorize(exchange, rbac, scope.admitted.remote)?;
+            authorize(exchange, rbac, scope)?;
         }
         (FilterKind::LocalLimit(_), Some(Settings::LocalLimit(limit)))
         | (FilterKind::LocalLimit(limit), _) => rate_limit::local(exchange, scope, limit)?,
@@ -407,10 +406,17 @@ fn check_origin<'a>(
     Err(Stop::Preflight(own.collect()))
 }
 
-fn authorize(exchange: &Exchange, rbac: &Rbac, remote: IpAddr) -> Result<(), ProxyError> {
+fn authorize(exchange: &Exchange, rbac: &Rbac, scope: &Scope<'_>) -> Result<(), ProxyError> {
     let head = exchange.head.borrow();
-    let subject =
-        Subject { connection: &exchange.connection.downstream, request: Some(&head), remote };
+    let metadata = exchange.metadata.borrow();
+    let connection = &exchange.connection.downstream;
+    let subject = Subject {
+        connection,
+        request: Some(&head),
+        remote: scope.admitted.remote,
+        metadata: metadata.as_deref(),
+        route_metadata: scope.route.and_then(|route| route.metadata.as_deref()),
+    };
     let stats = &exchange.connection.stats;
     if let Some(shadow) = &rbac.shadow {
         if shadow.check(subject).allowed {

@@ -71,7 +71,9 @@ pub(super) async fn forward(
     let exchange = plan.exchange;
     let weighted = plan.destination.weighted;
     let cluster = arrive(&plan).await?;
+    // Logs name the cluster of the route, also where a member of it serves.
     begin(&plan, &cluster, &mut body)?;
+    let cluster = exchange.connection.worker.snapshot().member(&cluster);
     let timeouts = Timeouts::of(&plan);
     let retry = RetrySettings::of(&plan);
     prepare(&plan, &timeouts);

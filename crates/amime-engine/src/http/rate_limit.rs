@@ -144,6 +144,7 @@ fn descriptors(
         remote: scope.admitted.remote,
         source_cluster: &exchange.connection.worker.service_cluster,
         destination_cluster: &destination,
+        route_metadata: scope.route.and_then(|route| route.metadata.as_deref()),
         format: FormatInput {
             request: Some(&head),
             downstream_remote: Some(downstream.remote),

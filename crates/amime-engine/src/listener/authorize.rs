@@ -34,7 +34,13 @@ pub(super) async fn denied(
 }
 
 fn check(worker: &Worker, facts: &Connection, counted: &CountedRules) -> Verdict {
-    let subject = Subject { connection: facts, request: None, remote: facts.remote.ip() };
+    let subject = Subject {
+        connection: facts,
+        request: None,
+        remote: facts.remote.ip(),
+        metadata: None,
+        route_metadata: None,
+    };
     let verdict = counted.rules.check(subject);
     let stats = worker.telemetry.verdicts(&counted.prefix);
     if verdict.allowed {

@@ -18,7 +18,8 @@ use tokio::sync::Notify;
 use super::connect::{ConnectError, ConnectionFacts, Target, UpstreamIo, connect};
 use super::h1::{H1, H1Error, Interim};
 use super::h2::breaks_protocol;
-use super::open::{OpenGuard, count_failure};
+use super::open::{OpenGuard, count_failure, pending};
+use super::preconnect::keep_ahead;
 use super::{ClusterRuntime, Host, idled_out, outlived};
 use crate::http::body::{RequestBody, UpstreamBody};
 use crate::http::pipe::Duplex;
@@ -264,6 +265,7 @@ pub(crate) async fn acquire(request: Acquire<'_>, key: ConnKey) -> Result<Lease,
     if !key.http2 {
         if !fresh && let Some(lease) = pool.pop_idle(&key, cluster) {
             lease.conn.requests.set(lease.conn.requests.get() + 1);
+            keep_ahead(request, &key);
             return Ok(lease);
         }
         return pending(request, open_h1(request, key)).await;
@@ -272,39 +274,6 @@ pub(crate) async fn acquire(request: Acquire<'_>, key: ConnKey) -> Result<Lease,
         return Ok(lease);
     }
     pending(request, open_h2(request, key)).await
-}
-
-/// Counts a request as pending while `work` runs.
-async fn pending(
-    request: Acquire<'_>,
-    work: impl Future<Output = Result<Lease, ConnectError>>,
-) -> Result<Lease, ConnectError> {
-    let Acquire { cluster, priority, .. } = request;
-    if !cluster.take(priority, Resource::Pending) {
-        cluster.stats.upstream_rq_pending_overflow.inc();
-        return Err(ConnectError::Overflow);
-    }
-    cluster.stats.upstream_rq_pending_total.inc();
-    cluster.stats.upstream_rq_pending_active.inc();
-    let _given = Give { cluster, priority };
-    let lease = work.await;
-    if lease.is_err() {
-        cluster.stats.upstream_rq_pending_failure_eject.inc();
-    }
-    lease
-}
-
-/// Gives a pending slot back, also when the request is given up.
-struct Give<'a> {
-    cluster: &'a ClusterRuntime,
-    priority: usize,
-}
-
-impl Drop for Give<'_> {
-    fn drop(&mut self) {
-        self.cluster.stats.upstream_rq_pending_active.dec();
-        self.cluster.give(self.priority, Resource::Pending);
-    }
 }
 
 async fn open_h1(request: Acquire<'_>, key: ConnKey) -> Result<Lease, ConnectError> {
@@ -329,12 +298,13 @@ async fn open_h1(request: Acquire<'_>, key: ConnKey) -> Result<Lease, ConnectErr
         }
     }
     let guard = OpenGuard::new(request);
+    keep_ahead(request, &key);
     let (io, facts) = dial(request, &key).await?;
     Ok(start_h1(cluster, io, facts, key, guard))
 }
 
 /// Speaks HTTP/1 on a connection that stands.
-fn start_h1(
+pub(super) fn start_h1(
     cluster: &ClusterRuntime,
     io: UpstreamIo,
     facts: ConnectionFacts,
@@ -435,7 +405,7 @@ async fn open_h2_now(request: Acquire<'_>, key: ConnKey) -> Result<Lease, Connec
     Ok(shared.lease(false))
 }
 
-async fn dial(
+pub(super) async fn dial(
     request: Acquire<'_>,
     key: &ConnKey,
 ) -> Result<(UpstreamIo, ConnectionFacts), ConnectError> {
@@ -460,6 +430,11 @@ async fn dial(
 }
 
 impl UpstreamConn {
+    /// The same before its first request.
+    pub(super) fn unused(self: &Rc<Self>) {
+        self.requests.set(0);
+    }
+
     fn new(facts: ConnectionFacts, key: ConnKey) -> Rc<Self> {
         Rc::new(Self {
             facts,
@@ -590,7 +565,7 @@ impl Sender {
 }
 
 impl HostPool {
-    fn put(&self, sender: Rc<H1>, conn: Rc<UpstreamConn>) {
+    pub(super) fn put(&self, sender: Rc<H1>, conn: Rc<UpstreamConn>) {
         self.idle.borrow_mut().push(Idle { sender, conn, since_ms: now_ms() });
         self.freed.notify_one();
     }
