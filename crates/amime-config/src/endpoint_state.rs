@@ -55,6 +55,8 @@ pub struct EndpointState {
     pub reported: ReportedWeight,
     /// Told when checks of either kind take the endpoint out.
     pub failed: Notify,
+    /// When they last did, by [`now_ms`]; 0: never.
+    failed_ms: AtomicU64,
     /// Sums of the shards at the last sweep: answers, connections.
     swept: [[AtomicU64; 2]; 2],
     /// Success rates of the last interval as bits of an `f64`; 0: none known.
@@ -106,6 +108,7 @@ impl EndpointState {
             consecutive_local: AtomicU32::new(0),
             reported: ReportedWeight::default(),
             failed: Notify::new(),
+            failed_ms: AtomicU64::new(0),
             swept: Default::default(),
             rates: Default::default(),
         }
@@ -120,9 +123,19 @@ impl EndpointState {
     pub(crate) fn set_ejected(&self) -> bool {
         let first = self.flags.fetch_or(flag::EJECTED, Ordering::Relaxed) & flag::EJECTED == 0;
         if first {
-            self.failed.notify_waiters();
+            self.note_failure();
         }
         first
+    }
+
+    fn note_failure(&self) {
+        self.failed_ms.store(now_ms(), Ordering::Relaxed);
+        self.failed.notify_waiters();
+    }
+
+    /// True if checks have taken the endpoint out since then, by [`now_ms`].
+    pub fn failed_since(&self, opened_ms: u64) -> bool {
+        self.failed_ms.load(Ordering::Relaxed) >= opened_ms
     }
 
     /// Marks it as in service; false if it was.
@@ -196,13 +209,13 @@ impl EndpointState {
     pub fn fail_check(&self, timeout: bool) {
         let flags = flag::CHECK_FAILED | if timeout { flag::CHECK_TIMEOUT } else { 0 };
         self.flags.fetch_or(flags, Ordering::Relaxed);
-        self.failed.notify_waiters();
+        self.note_failure();
     }
 
     /// Takes the endpoint out because it asks for it; a good check ends it.
     pub fn exclude(&self) {
         self.flags.fetch_or(flag::CHECK_FAILED | flag::EXCLUDED, Ordering::Relaxed);
-        self.failed.notify_waiters();
+        self.note_failure();
     }
 
     /// Puts the endpoint into service by active checks.

@@ -43,7 +43,7 @@ pub(super) fn keep_ahead(request: Acquire<'_>, key: &ConnKey) {
 /// Opens a connection for whoever comes next.
 async fn open_ahead(request: Acquire<'_>, key: ConnKey, guard: OpenGuard) {
     let Ok((io, facts)) = dial(request, &key).await else { return };
-    let Lease { sender, conn, .. } = start_h1(request.cluster, io, facts, key, guard);
+    let Lease { sender, conn, .. } = start_h1(request, io, facts, key, guard);
     conn.unused();
     if let Sender::H1(sender) = sender
         && !request.host.retired()

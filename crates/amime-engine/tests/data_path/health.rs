@@ -103,6 +103,28 @@ async fn expected_and_retriable_statuses_are_told_apart() {
     assert_eq!(*a.connections.lock().expect("not poisoned"), 1, "checks keep their connection");
 }
 
+#[tokio::test]
+async fn connections_from_before_a_failure_take_no_more_requests() {
+    let (a, health) = checked("a", 200).await;
+    // Each check has a connection of its own, which is closed at once.
+    let fields = checks("http_health_check: {path: /health}")
+        .replace("timeout: 1s", "timeout: 1s, reuse_connection: false");
+    let proxy = proxy(&fields, &[a.address]).await;
+    assert_eq!(proxy.get("h", "/").await.status, 200);
+    assert_eq!(proxy.get("h", "/").await.status, 200);
+    let opened = || {
+        let all = proxy.stats("cluster.c.upstream_cx_total");
+        all.first().cloned().unwrap_or_default()
+    };
+    assert_eq!(opened(), "cluster.c.upstream_cx_total: 1");
+    health.store(500, Ordering::Relaxed);
+    until_flags(&proxy, &[&["failed_active_hc"]]).await;
+    health.store(200, Ordering::Relaxed);
+    until_flags(&proxy, &[&[]]).await;
+    assert_eq!(proxy.get("h", "/").await.status, 200);
+    assert_eq!(opened(), "cluster.c.upstream_cx_total: 2");
+}
+
 /// Two checks; the second one is of this path.
 fn two_checks(path: &str) -> String {
     let one = "timeout: 1s, interval: 0.01s, no_traffic_interval: 0.01s, unhealthy_threshold: 2, healthy_threshold: 2";
