@@ -88,11 +88,9 @@ const UNHONOURED_MESH: &[(&str, &str)] = &[
     ("enableEnvoyAccessLogService", "access logs go to files only"),
     ("ca", "the control plane signs with its own key only"),
     ("configSources", "configuration comes from files and the local API only"),
-    ("discoverySelectors", "all namespaces are read"),
     ("serviceSettings", "there is one cluster only"),
     ("serviceScopeConfigs", AMBIENT),
     ("hboneIdleTimeout", AMBIENT),
-    ("outboundTrafficPolicy.tls", "our own proxy does not resolve unknown hosts itself yet"),
     ("certificates", "certificates are for workloads only"),
     ("authPolicy", "PeerAuthentication decides about mutual TLS"),
     ("rdsRefreshDelay", POLLED),
@@ -130,7 +128,9 @@ const UNHONOURED_MESH: &[(&str, &str)] = &[
     ("defaultConfig.statsCompression", STATISTICS),
     ("defaultConfig.privateKeyProvider", "keys are used in software only"),
     ("defaultConfig.image", "there is one image only"),
-    ("defaultConfig.connectionSettings", "limits are fixed yet"),
+    ("defaultConfig.connectionSettings.clusterPerConnectionBufferLimitBytes", NOT_READ),
+    ("defaultConfig.connectionSettings.listenerConnectionLimit", NOT_READ),
+    ("defaultConfig.connectionSettings.globalDownstreamConnectionLimit", NOT_READ),
     ("defaultConfig.proxyBootstrapTemplatePath", "the bootstrap cannot be replaced"),
     ("defaultConfig.customConfigFile", "the bootstrap cannot be replaced"),
     ("defaultConfig.envoyAccessLogService", "access logs go to files only"),
@@ -315,7 +315,9 @@ spec: {}
             );
         }
         assert_eq!(missing, Vec::<String>::new());
-        let config = serde_json::to_value(MeshConfig::default()).expect("plain data");
+        let mut config = MeshConfig::default();
+        config.default_config.connection_settings = Some(Default::default());
+        let config = serde_json::to_value(config).expect("plain data");
         for (path, _) in UNHONOURED_MESH {
             let found = path.split('.').try_fold(&config, |value, key| value.get(key));
             assert!(found.is_some(), "{path}");

@@ -261,6 +261,25 @@ fn a_mesh_configuration_starts_from_the_defaults() {
 }
 
 #[test]
+fn limits_of_connections_are_those_that_proxies_accept() {
+    let decode = |field: &str| {
+        let text = format!("defaultConfig: {{connectionSettings: {{{field}}}}}");
+        let decoded = amime_api::mesh::decode_mesh_config("m", &text);
+        decoded.map_err(|errors| errors[0].to_string())
+    };
+    assert!(decode("http2InitialStreamWindowSize: 65535, httpIdleTimeout: 1h").is_ok());
+    for (field, fault) in [
+        ("http2InitialStreamWindowSize: 65534", "65534 is less than 65535"),
+        ("httpMaxConcurrentStreams: 0", "0 is less than 1"),
+        ("listenerPerConnectionBufferLimitBytes: -1", "-1"),
+        ("httpIdleTime: 1s", "unknown field"),
+    ] {
+        let error = decode(field).expect_err(field);
+        assert!(error.contains(fault), "{field}: {error}");
+    }
+}
+
+#[test]
 fn words_that_yaml_takes_for_booleans_are_explained() {
     check_errors(
         "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, data: {answer: yes}}",

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 const DOCUMENT: &str = include_str!("../../../docs/fields.md");
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 9] = [
     include_str!("../src/networking/virtual_service.rs"),
     include_str!("../src/networking/destination_rule.rs"),
     include_str!("../src/networking/gateway.rs"),
@@ -11,6 +11,7 @@ const SOURCES: [&str; 8] = [
     include_str!("../src/networking/sidecar.rs"),
     include_str!("../src/networking/envoy_filter.rs"),
     include_str!("../src/mesh/config.rs"),
+    include_str!("../src/mesh/connection_settings.rs"),
     include_str!("../src/mesh/proxy.rs"),
 ];
 /// Kinds of other tables: what workloads register with, and how proxies start.

@@ -6,9 +6,9 @@ use envoy_types::pb::envoy::extensions::filters::http::health_check::v3 as pb;
 use http::HeaderValue;
 
 use super::Compiler;
-use super::head::RequestHead;
-use super::matcher::{HeaderMatcher, header_matchers};
-use super::values::bool_or;
+use amime_rules::head::RequestHead;
+use amime_rules::matcher::{HeaderMatcher, header_matchers};
+use amime_rules::values::bool_or;
 
 /// A compiled `HealthCheck` filter.
 #[derive(Debug)]

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 
-use super::faults::Faults;
-use super::values::{self, HostAddress, bool_or};
+use amime_rules::Faults;
+use amime_rules::values::{self, HostAddress, bool_or};
 
 /// One address that a listener accepts on, or the stand-in of a Unix socket.
 /// Equal ones can share a socket.

@@ -14,9 +14,9 @@ use envoy_types::pb::envoy::config::listener::v3 as pb;
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
-use super::faults::Faults;
 use super::listener::FilterChain;
-use super::values::{cidr, within};
+use amime_rules::Faults;
+use amime_rules::values::{cidr, within};
 
 /// The criteria of one chain; empty ones match anything.
 #[derive(Debug, Default)]

@@ -11,9 +11,9 @@ use envoy_types::pb::google::protobuf::{Any, StringValue};
 use prost::Message;
 
 use super::chain_match::{ChainInput, is_local};
-use super::faults::Faults;
-use super::matcher_tree::{Meaning, Tree};
-use super::values::{is, type_name};
+use amime_rules::Faults;
+use amime_rules::matcher_tree::{Meaning, Tree};
+use amime_rules::values::{is, type_name};
 
 /// What is looked at of a connection.
 #[derive(Clone, Copy, Debug)]

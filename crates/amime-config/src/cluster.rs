@@ -13,16 +13,16 @@ use envoy_types::pb::google::protobuf as wkt;
 use super::discovery::Discovery;
 use super::dynamic_hosts;
 use super::endpoint::metadata_contains;
-use super::faults::Faults;
-use super::h1::Http1;
-use super::h2::H2Settings;
 use super::health_check::HealthCheck;
 use super::lb_policy::LbSettings;
 use super::names::ClusterId;
 use super::outlier::{ErrorMatcher, Outlier};
 use super::tls::{UpstreamTransport, upstream_transport};
-use super::values::{self, HostAddress, unpack};
 use super::{Compiler, FetchTimeout};
+use amime_rules::Faults;
+use amime_rules::h1::Http1;
+use amime_rules::h2::H2Settings;
+use amime_rules::values::{self, HostAddress, unpack};
 
 /// A compiled `Cluster`.
 #[derive(Debug)]
@@ -41,7 +41,8 @@ pub struct ClusterConfig {
     /// Limits of default and of high priority.
     pub limits: [Limits; 2],
     pub outlier: Option<Outlier>,
-    pub check: Option<HealthCheck>,
+    /// Endpoints have to pass all of them.
+    pub checks: Vec<HealthCheck>,
     /// Endpoints count as none before their first check.
     pub ignore_unchecked: bool,
     pub eyeballs: HappyEyeballs,
@@ -50,6 +51,10 @@ pub struct ClusterConfig {
     pub keepalive: Option<Keepalive>,
     /// Each client's connection has upstream connections of its own.
     pub pool_per_client: bool,
+    /// TCP connections to endpoints that fail end.
+    pub close_on_failure: bool,
+    /// How many connections there are for each request, if more than one.
+    pub preconnect: Option<f64>,
     transports: Vec<TransportChoice>,
 }
 
@@ -170,7 +175,7 @@ impl ClusterConfig {
         let id = compiler.names.cluster(&value.name);
         let discovery = Discovery::compile(value, compiler);
         let faults = &mut compiler.faults;
-        let check = HealthCheck::compile(&value.health_checks, faults);
+        let checks = HealthCheck::compile(&value.health_checks, faults);
         without_effect(value, faults);
         faults.ignore_if(!value.filters.is_empty(), "filters");
         faults.reject_if(value.transport_socket_matcher.is_some(), "transport_socket_matcher");
@@ -192,7 +197,7 @@ impl ClusterConfig {
                 .map_or(CONNECT_TIMEOUT, values::duration),
             http: HttpUpstream::compile(value, faults)?,
             limits: limits(value.circuit_breakers.as_ref(), faults),
-            check,
+            checks,
             ignore_unchecked: value
                 .common_lb_config
                 .as_ref()
@@ -207,6 +212,8 @@ impl ClusterConfig {
                 value.upstream_connection_options.as_ref().and_then(|o| o.tcp_keepalive.as_ref()),
             ),
             pool_per_client: value.connection_pool_per_downstream_connection,
+            close_on_failure: value.close_connections_on_host_health_failure,
+            preconnect: preconnect(value.preconnect_policy.as_ref(), faults),
             transports: transports?,
         })
     }
@@ -299,17 +306,24 @@ fn priority_slot(threshold: &pb::circuit_breakers::Thresholds) -> Option<usize> 
 
 /// Names fields that have no effect here.
 fn without_effect(value: &pb::Cluster, faults: &mut Faults) {
-    faults.ignore_if(value.preconnect_policy.is_some(), "preconnect_policy");
     faults.ignore_if(value.upstream_config.is_some(), "upstream_config");
-    faults.ignore_if(
-        value.close_connections_on_host_health_failure,
-        "close_connections_on_host_health_failure",
-    );
     let common = value.common_lb_config.as_ref();
     faults.ignore_if(
         common.is_some_and(|common| common.close_connections_on_host_set_change),
         "common_lb_config.close_connections_on_host_set_change",
     );
+}
+
+/// Connections for each request to an endpoint, if more than one.
+fn preconnect(value: Option<&pb::cluster::PreconnectPolicy>, faults: &mut Faults) -> Option<f64> {
+    let value = value?;
+    let predicts = value.predictive_preconnect_ratio.is_some();
+    faults.ignore_if(predicts, "preconnect_policy.predictive_preconnect_ratio");
+    let ratio = value.per_upstream_preconnect_ratio.as_ref()?.value;
+    if !(1.0..=3.0).contains(&ratio) {
+        faults.reject("preconnect_policy.per_upstream_preconnect_ratio", "not between 1 and 3");
+    }
+    Some(ratio).filter(|ratio| *ratio > 1.0)
 }
 
 fn bind(value: Option<&core::BindConfig>, faults: &mut Faults) -> Option<SocketAddr> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::clusters::aggregate::v3::ClusterConfig as AggregateCluster;
 use envoy_types::pb::envoy::extensions::clusters::common::dns::v3 as common_dns;
 use envoy_types::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
 use envoy_types::pb::envoy::extensions::clusters::dynamic_forward_proxy::v3::ClusterConfig as DynamicCluster;
@@ -18,9 +19,10 @@ use envoy_types::pb::google::protobuf as wkt;
 use super::Compiler;
 use super::dynamic_hosts;
 use super::endpoint::Spread;
-use super::faults::Faults;
 use super::host_cache::HostCache;
-use super::values::{self, HostAddress, is, type_name, unpack};
+use super::names::ClusterId;
+use amime_rules::Faults;
+use amime_rules::values::{self, HostAddress, is, type_name, unpack};
 
 /// Where endpoints come from.
 #[derive(Clone, Debug)]
@@ -40,6 +42,8 @@ pub enum Discovery {
     },
     /// The host that a request is for, as the cache resolves it.
     Dynamic(Arc<HostCache>),
+    /// Other clusters, each for what those before it cannot take.
+    Aggregate(Vec<ClusterId>),
 }
 
 /// How names are resolved, and how often.
@@ -311,6 +315,17 @@ impl Discovery {
             Some(any) if is::<DynamicCluster>(any) => {
                 let config: DynamicCluster = unpack(any, faults)?;
                 dynamic_hosts::of_cluster(cluster, &config, compiler).map(Self::Dynamic)
+            }
+            Some(any) if is::<AggregateCluster>(any) => {
+                let config: AggregateCluster = unpack(any, faults)?;
+                if config.clusters.is_empty() {
+                    faults.reject("clusters", "missing");
+                }
+                if cluster.lb_policy() != pb::cluster::LbPolicy::ClusterProvided {
+                    faults.reject("", "the lb_policy of an aggregate is CLUSTER_PROVIDED");
+                }
+                let members = config.clusters.iter().map(|name| compiler.names.cluster(name));
+                Some(Self::Aggregate(members.collect()))
             }
             Some(any) if is::<DnsCluster>(any) => {
                 let config: DnsCluster = unpack(any, faults)?;

@@ -23,9 +23,9 @@ use http::{HeaderName, HeaderValue};
 use super::Compiler;
 use super::cluster::upstream_options;
 use super::discovery::Dns;
-use super::faults::Faults;
 use super::host_cache::HostCache;
-use super::values::{self, is};
+use amime_rules::Faults;
+use amime_rules::values::{self, is};
 
 /// A compiled `DnsCacheConfig`.
 #[derive(Clone, Debug, PartialEq, Eq)]

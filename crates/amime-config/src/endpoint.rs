@@ -14,12 +14,12 @@ use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 use envoy_types::pb::google::protobuf as wkt;
 
 use super::cluster::ClusterConfig;
-use super::criteria::NAMESPACE;
-use super::faults::Faults;
 use super::health_check::CheckedAs;
 use super::tls::UpstreamTransport;
-use super::values::{self, HostAddress};
 use crate::endpoint_state::EndpointState;
+use amime_rules::Faults;
+use amime_rules::criteria::NAMESPACE;
+use amime_rules::values::{self, HostAddress};
 
 /// An endpoint as configured, its address perhaps still a name.
 #[derive(Clone, Debug)]
@@ -314,7 +314,7 @@ impl EndpointSet {
     /// one, or forget earlier ones.
     pub fn begin_checks(&self, cluster: &ClusterConfig) {
         for endpoint in self.endpoints() {
-            match cluster.check.is_some() && !endpoint.checked_as.disabled {
+            match !cluster.checks.is_empty() && !endpoint.checked_as.disabled {
                 true => endpoint.state.await_check(cluster.ignore_unchecked),
                 false => endpoint.state.end_checks(),
             }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use amime_telemetry::{Counter, Gauge};
+use tokio::sync::Notify;
 
 use crate::cluster::Limits;
 use crate::load_reports::ReportedWeight;
@@ -52,6 +53,10 @@ pub struct EndpointState {
     pub(crate) consecutive_local: AtomicU32,
     /// What the endpoint says of its load.
     pub reported: ReportedWeight,
+    /// Told when checks of either kind take the endpoint out.
+    pub failed: Notify,
+    /// When they last did, by [`now_ms`]; 0: never.
+    failed_ms: AtomicU64,
     /// Sums of the shards at the last sweep: answers, connections.
     swept: [[AtomicU64; 2]; 2],
     /// Success rates of the last interval as bits of an `f64`; 0: none known.
@@ -102,6 +107,8 @@ impl EndpointState {
             consecutive_gateway: AtomicU32::new(0),
             consecutive_local: AtomicU32::new(0),
             reported: ReportedWeight::default(),
+            failed: Notify::new(),
+            failed_ms: AtomicU64::new(0),
             swept: Default::default(),
             rates: Default::default(),
         }
@@ -114,7 +121,21 @@ impl EndpointState {
 
     /// Marks it as taken out; false if it was.
     pub(crate) fn set_ejected(&self) -> bool {
-        self.flags.fetch_or(flag::EJECTED, Ordering::Relaxed) & flag::EJECTED == 0
+        let first = self.flags.fetch_or(flag::EJECTED, Ordering::Relaxed) & flag::EJECTED == 0;
+        if first {
+            self.note_failure();
+        }
+        first
+    }
+
+    fn note_failure(&self) {
+        self.failed_ms.store(now_ms(), Ordering::Relaxed);
+        self.failed.notify_waiters();
+    }
+
+    /// True if checks have taken the endpoint out since then, by [`now_ms`].
+    pub fn failed_since(&self, opened_ms: u64) -> bool {
+        self.failed_ms.load(Ordering::Relaxed) >= opened_ms
     }
 
     /// Marks it as in service; false if it was.
@@ -188,11 +209,13 @@ impl EndpointState {
     pub fn fail_check(&self, timeout: bool) {
         let flags = flag::CHECK_FAILED | if timeout { flag::CHECK_TIMEOUT } else { 0 };
         self.flags.fetch_or(flags, Ordering::Relaxed);
+        self.note_failure();
     }
 
     /// Takes the endpoint out because it asks for it; a good check ends it.
     pub fn exclude(&self) {
         self.flags.fetch_or(flag::CHECK_FAILED | flag::EXCLUDED, Ordering::Relaxed);
+        self.note_failure();
     }
 
     /// Puts the endpoint into service by active checks.

@@ -24,23 +24,23 @@ use prost::Message;
 
 use super::Compiler;
 use super::answer_checks::AnswerChecks;
-use super::bandwidth::Bandwidth;
-use super::compression::{Compressor, CompressorRoute, Decompressor};
-use super::cors::{Cors, CorsFields};
-use super::csrf::Csrf;
 use super::dynamic_hosts::{self, NewHost};
-use super::fault_injection::Fault;
-use super::faults::Faults;
 use super::global_limit::{GlobalLimit, GlobalLimitRoute};
-use super::header_mutation::HeaderMutation;
 use super::host_cache::HostCache;
-use super::ip_tags::IpTags;
 use super::local_limit::LocalLimit;
-use super::metadata::{HeaderToMetadata, SetMetadata};
-use super::peer_metadata::PeerExchange;
-use super::rbac::{Rbac, Rules};
-use super::stateful_session::StatefulSession;
-use super::values::{is, type_name, unpack};
+use amime_rules::Faults;
+use amime_rules::bandwidth::Bandwidth;
+use amime_rules::compression::{Compressor, CompressorRoute, Decompressor};
+use amime_rules::cors::{Cors, CorsFields};
+use amime_rules::csrf::Csrf;
+use amime_rules::fault_injection::Fault;
+use amime_rules::header_mutation::HeaderMutation;
+use amime_rules::ip_tags::IpTags;
+use amime_rules::metadata::{HeaderToMetadata, SetMetadata};
+use amime_rules::peer_metadata::PeerExchange;
+use amime_rules::rbac::{Rbac, Rules};
+use amime_rules::stateful_session::StatefulSession;
+use amime_rules::values::{is, type_name, unpack};
 
 /// A filter that acts on requests.
 #[derive(Debug)]

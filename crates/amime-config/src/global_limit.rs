@@ -12,11 +12,11 @@ use http::uri::Authority;
 use http::{HeaderValue, StatusCode};
 
 use super::Compiler;
-use super::faults::Faults;
-use super::headers::HeaderEdits;
 use super::names::ClusterId;
-use super::rate_limit::{Descriptor, LimitPolicy, OwnLimit, VhostLimits, policies};
-use super::values::{self, Fraction};
+use amime_rules::Faults;
+use amime_rules::headers::HeaderEdits;
+use amime_rules::rate_limit::{Descriptor, LimitPolicy, OwnLimit, VhostLimits, policies};
+use amime_rules::values::{self, Fraction};
 
 /// Where the service is and what it is asked with.
 #[derive(Debug)]

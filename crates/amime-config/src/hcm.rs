@@ -9,17 +9,17 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use http::HeaderValue;
 use ipnet::IpNet;
 
-use super::faults::Faults;
 use super::filters::{FilterChain, HttpFilter};
-use super::h1::Http1;
-use super::h2::H2Settings;
-use super::local_reply::LocalReplies;
 use super::names::RouteConfigId;
-use super::peer_metadata::PeerExchange;
 use super::route::RouteTable;
 use super::unheeded;
-use super::values::{self, bool_or, u32_or};
 use super::{Compiler, Node};
+use amime_rules::Faults;
+use amime_rules::h1::Http1;
+use amime_rules::h2::H2Settings;
+use amime_rules::local_reply::LocalReplies;
+use amime_rules::peer_metadata::PeerExchange;
+use amime_rules::values::{self, bool_or, u32_or};
 
 /// A compiled `HttpConnectionManager`.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ pub struct HttpConfig {
     pub strip_trailing_dot: bool,
     pub suppress_envoy_headers: bool,
     pub append_forwarded_port: bool,
-    pub scheme: Option<crate::head::Scheme>,
+    pub scheme: Option<amime_rules::head::Scheme>,
     /// Exchange of workload metadata with peers in headers.
     pub peer_exchange: PeerExchange,
     /// Tell Istio peers the HTTP version by ALPN.
@@ -439,13 +439,13 @@ fn forgiving(value: &pb::HttpConnectionManager) -> bool {
 
 fn scheme_override(
     value: Option<&core::SchemeHeaderTransformation>,
-) -> Option<crate::head::Scheme> {
+) -> Option<amime_rules::head::Scheme> {
     use core::scheme_header_transformation::Transformation;
     let Some(Transformation::SchemeToOverwrite(scheme)) = value?.transformation.as_ref() else {
         return None;
     };
     match scheme.as_str() {
-        "https" => Some(crate::head::Scheme::Https),
-        _ => Some(crate::head::Scheme::Http),
+        "https" => Some(amime_rules::head::Scheme::Https),
+        _ => Some(amime_rules::head::Scheme::Http),
     }
 }

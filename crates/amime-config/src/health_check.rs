@@ -12,8 +12,8 @@ use envoy_types::pb::envoy::r#type::v3 as kinds;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use pb::health_check::{HealthChecker, Payload, payload};
 
-use super::faults::Faults;
-use super::values::{self, HostAddress, bool_or, u32_or};
+use amime_rules::Faults;
+use amime_rules::values::{self, HostAddress, bool_or, u32_or};
 
 /// A compiled `HealthCheck`.
 #[derive(Clone, Debug)]
@@ -65,6 +65,9 @@ pub struct HttpProbe {
     retriable: Vec<Range<u16>>,
 }
 
+/// What fits the bits in which failed checks are kept.
+const MAX_CHECKS: usize = 64;
+
 /// How an endpoint is checked differently from others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckedAs {
@@ -75,14 +78,16 @@ pub struct CheckedAs {
 }
 
 impl HealthCheck {
-    /// The check of a cluster, which has one at most.
-    pub(crate) fn compile(list: &[pb::HealthCheck], faults: &mut Faults) -> Option<Self> {
-        let value = list.first()?;
-        if list.len() > 1 {
-            faults.reject("health_checks", "more than one");
-            return None;
+    /// The checks of a cluster, all of which its endpoints have to pass.
+    pub(crate) fn compile(list: &[pb::HealthCheck], faults: &mut Faults) -> Vec<Self> {
+        if list.len() > MAX_CHECKS {
+            faults.reject("health_checks", format!("more than {MAX_CHECKS}"));
+            return Vec::new();
         }
-        faults.within("health_checks[0]", |faults| Self::one(value, faults))
+        let check = |(index, value)| {
+            faults.within(format!("health_checks[{index}]"), |faults| Self::one(value, faults))
+        };
+        list.iter().enumerate().filter_map(check).collect()
     }
 
     fn one(value: &pb::HealthCheck, faults: &mut Faults) -> Option<Self> {

@@ -14,12 +14,12 @@ use http::HeaderName;
 use typed::common::v3 as common;
 
 use super::endpoint::Endpoint;
-use super::faults::Faults;
-use super::hash_policy::HashPolicy;
 use super::lb_subset::SubsetSettings;
 use super::load_reports::LoadReports;
-use super::values::{self, is, unpack};
 pub use super::zone_aware::ZoneAware;
+use amime_rules::Faults;
+use amime_rules::hash_policy::HashPolicy;
+use amime_rules::values::{self, is, unpack};
 
 /// All that decides which endpoint takes a request.
 #[derive(Debug)]

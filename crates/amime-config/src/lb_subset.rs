@@ -5,7 +5,7 @@ use envoy_types::pb::envoy::config::cluster::v3::cluster as fields;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::subset::v3 as typed;
 use fields::lb_subset_config::lb_subset_selector::LbSubsetSelectorFallbackPolicy as SelectorPolicy;
 
-use super::criteria::Criteria;
+use amime_rules::criteria::Criteria;
 
 /// A compiled `LbSubsetConfig`.
 #[derive(Debug)]

@@ -1,8 +1,10 @@
 //! Envoy v3 configuration compiled to immutable runtime tables.
 //!
 //! Owns decoding and checking of listeners, route configurations, clusters,
-//! endpoints and TLS contexts. It reads files that the configuration names
-//! and opens access-log sinks; it binds no socket and connects nowhere.
+//! endpoints and TLS contexts: what names other resources, secrets or files.
+//! Parts that stand alone are compiled in `amime-rules`. It reads files that
+//! the configuration names and opens access-log sinks; it binds no socket and
+//! connects nowhere.
 //!
 //! Invariant: what compiles can be served. A field that would change what a
 //! request may do or where it goes and is not understood refuses the whole
@@ -21,82 +23,48 @@
 )]
 
 pub mod answer_checks;
-pub mod bandwidth;
 pub mod binding;
 pub mod chain_match;
 pub mod chain_tree;
 pub mod cluster;
-pub mod compression;
-pub mod connection;
-pub mod connection_cap;
-pub mod cors;
-pub mod criteria;
-pub mod csrf;
 pub mod discovery;
 pub mod dynamic_hosts;
 pub mod endpoint;
 pub mod endpoint_state;
-pub mod fault_injection;
-mod faults;
 pub mod filters;
-pub mod format;
 pub mod global_limit;
-pub mod h1;
-pub mod h2;
-pub mod hash_policy;
 pub mod hcm;
-pub mod head;
-pub mod header_mutation;
-pub mod headers;
 pub mod health_check;
 pub mod host_cache;
-pub mod ip_tags;
 pub mod lb_policy;
 pub mod lb_subset;
 pub mod listener;
 pub mod load_reports;
 pub mod local_limit;
-pub mod local_reply;
-pub mod matcher;
-pub mod matcher_tree;
-pub mod metadata;
 pub mod names;
-pub mod network_rbac;
 pub mod outlier;
-pub mod peer_metadata;
-pub mod query_edits;
 pub mod quic;
-pub mod rate_limit;
-pub mod rbac;
-pub mod redirect;
-pub mod retry;
 pub mod route;
 pub mod route_action;
 pub mod route_cluster;
-pub mod route_match;
-mod route_tree;
 pub mod secrets;
-pub mod stateful_session;
 pub mod tcp;
 pub mod tls;
 mod tls_common;
-pub mod tls_facts;
 mod tls_validation;
-pub mod token_bucket;
 mod unheeded;
-pub mod values;
 pub mod virtual_cluster;
 mod zone_aware;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use amime_rules::Faults;
+use amime_rules::values;
 use amime_telemetry::{AccessLogger, Telemetry};
 use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
 use envoy_types::pb::envoy::config::core::v3::config_source;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::SdsSecretConfig;
-
-pub use faults::{Fault, Faults};
 
 use crate::secrets::SecretStore;
 use dynamic_hosts::ServerNameHosts;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use amime_rules::Faults;
 use amime_telemetry::{AccessLogger, Direction, ListenerTelemetry};
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
@@ -27,19 +28,19 @@ use super::binding::{Binding, bindings};
 use super::chain_match::{ChainInput, ChainMatch, choose, distinct};
 use super::chain_tree::ChainTree;
 use super::cluster::{Keepalive, keepalive};
-use super::connection_cap::ConnectionCap;
 use super::dynamic_hosts;
 use super::filters::config_type;
 use super::global_limit::GlobalConnectionLimit;
 use super::hcm::HttpConfig;
 use super::local_limit::ConnectionLimit;
-use super::network_rbac::NetworkRbac;
 use super::quic::{self, Quic};
 use super::tcp::TcpConfig;
 use super::tls::{DownstreamTls, downstream_transport};
 use super::unheeded;
-use super::values::{self, bool_or, is, metadata_string, type_name, unpack};
 use super::{BUFFER_LIMIT, Compiler};
+use amime_rules::connection_cap::ConnectionCap;
+use amime_rules::network_rbac::NetworkRbac;
+use amime_rules::values::{self, bool_or, is, metadata_string, type_name, unpack};
 
 /// A compiled `Listener`.
 #[derive(Debug)]
@@ -500,7 +501,7 @@ fn listener_filters(list: &[pb::ListenerFilter], compiler: &mut Compiler<'_>) ->
 fn disabled_ports(
     value: &pb::ListenerFilterChainMatchPredicate,
     ports: &mut PortSet,
-    faults: &mut super::Faults,
+    faults: &mut Faults,
 ) {
     use pb::listener_filter_chain_match_predicate::Rule;
     match value.rule.as_ref() {

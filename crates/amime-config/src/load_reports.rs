@@ -13,8 +13,8 @@ use envoy_types::pb::envoy::extensions::load_balancing_policies::client_side_wei
 use envoy_types::pb::google::protobuf as wkt;
 
 use super::endpoint_state::now_ms;
-use super::faults::Faults;
-use super::values;
+use amime_rules::Faults;
+use amime_rules::values;
 
 /// How weights follow from reports.
 #[derive(Clone, Debug, PartialEq)]

@@ -11,11 +11,11 @@ use envoy_types::pb::envoy::extensions::filters::network::local_ratelimit::v3 as
 use http::StatusCode;
 
 use super::Compiler;
-use super::faults::Faults;
-use super::headers::HeaderEdits;
-use super::rate_limit::{Descriptor, LimitPolicy, VhostLimits, policies};
-use super::token_bucket::TokenBucket;
-use super::values::{Fraction, bool_or, u32_or};
+use amime_rules::Faults;
+use amime_rules::headers::HeaderEdits;
+use amime_rules::rate_limit::{Descriptor, LimitPolicy, VhostLimits, policies};
+use amime_rules::token_bucket::TokenBucket;
+use amime_rules::values::{Fraction, bool_or, u32_or};
 
 /// A compiled `LocalRateLimit` of HTTP.
 #[derive(Debug)]

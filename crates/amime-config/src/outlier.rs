@@ -19,8 +19,8 @@ use envoy_types::pb::google::protobuf::UInt32Value;
 
 use crate::endpoint::Endpoint;
 use crate::endpoint_state::{ClusterState, EndpointShard, EndpointState, Outcome, now_ms};
-use crate::faults::Faults;
-use crate::values::{self, bool_or, u32_or};
+use amime_rules::Faults;
+use amime_rules::values::{self, bool_or, u32_or};
 pub use error_matcher::ErrorMatcher;
 
 /// A compiled `OutlierDetection`.

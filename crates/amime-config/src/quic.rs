@@ -17,10 +17,10 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use super::chain_match::{ChainInput, choose};
-use super::faults::Faults;
 use super::hcm::Codec;
 use super::listener::{FilterChain, Terminal};
-use super::values::{self, u32_or};
+use amime_rules::Faults;
+use amime_rules::values::{self, u32_or};
 
 /// What filter chains know QUIC by.
 pub const TRANSPORT: &str = "quic";

@@ -7,21 +7,22 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use amime_telemetry::DynamicMetadata;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::google::protobuf::Any;
 
 use super::Compiler;
-use super::faults::Faults;
 use super::filters::PerRoute;
-use super::headers::HeaderEdits;
-use super::rate_limit::{LimitPolicy, RouteLimits, policies};
 use super::route_action::Action;
-use super::route_match::RouteMatch;
-use super::route_tree::RouteTree;
-use super::values::metadata_string;
 use super::virtual_cluster::VirtualCluster;
-use crate::head::RequestHead;
+use amime_rules::Faults;
+use amime_rules::head::RequestHead;
+use amime_rules::headers::HeaderEdits;
+use amime_rules::rate_limit::{LimitPolicy, RouteLimits, policies};
+use amime_rules::route_match::{Asked, RouteMatch};
+use amime_rules::route_tree::RouteTree;
+use amime_rules::values::metadata_string;
 
 /// A compiled `RouteConfiguration`.
 #[derive(Debug)]
@@ -79,24 +80,22 @@ impl std::ops::Deref for RouteRef {
 }
 
 impl VirtualHost {
-    fn find(&self, head: &RequestHead, certificate: bool) -> Option<usize> {
-        let matches = |route: &Route| route.matcher.matches(head, certificate);
+    fn find(&self, asked: Asked<'_>) -> Option<usize> {
+        let matches = |route: &Route| route.matcher.matches(asked);
         match &self.tree {
             None => self.routes.iter().position(matches),
-            Some(tree) => tree.find(head)?.find(|at| self.routes.get(*at).is_some_and(matches)),
+            Some(tree) => {
+                tree.find(asked.head)?.find(|at| self.routes.get(*at).is_some_and(matches))
+            }
         }
     }
 }
 
 impl RouteRef {
     /// The virtual host of a request and its route there, if it has them.
-    pub fn find(
-        table: &Rc<LocalTable>,
-        head: &RequestHead,
-        certificate: bool,
-    ) -> Option<(RequireTls, Option<Self>)> {
-        let (vhost, host) = table.vhost(head.authority())?;
-        let route = host.find(head, certificate);
+    pub fn find(table: &Rc<LocalTable>, asked: Asked<'_>) -> Option<(RequireTls, Option<Self>)> {
+        let (vhost, host) = table.vhost(asked.head.authority())?;
+        let route = host.find(asked);
         let found = route.map(|route| Self { table: table.clone(), vhost, route });
         Some((host.require_tls, found))
     }
@@ -127,6 +126,8 @@ pub struct Route {
     pub name: Arc<str>,
     /// `filter_metadata.istio.config`: the object that it came from.
     pub origin: Option<Arc<str>>,
+    /// What else its metadata says.
+    pub metadata: Option<Box<DynamicMetadata>>,
     pub matcher: RouteMatch,
     pub action: Action,
     pub request_edits: HeaderEdits,
@@ -315,6 +316,17 @@ pub fn without_port(authority: &str) -> &str {
     }
 }
 
+/// A route's metadata, without what control planes say of its origin: every
+/// route has that, and nobody asks for it.
+fn metadata_of(value: Option<&core::Metadata>) -> Option<Box<DynamicMetadata>> {
+    let mut found = None::<Box<DynamicMetadata>>;
+    let namespaces = value?.filter_metadata.iter().filter(|(name, _)| *name != "istio");
+    for (name, fields) in namespaces {
+        found.get_or_insert_default().put(name, fields);
+    }
+    found
+}
+
 /// What one level adds to its routes.
 struct Layer {
     request: HeaderEdits,
@@ -466,6 +478,7 @@ impl Route {
         Some(Self {
             name: value.name.as_str().into(),
             origin: metadata_string(value.metadata.as_ref(), "istio", "config").map(Into::into),
+            metadata: metadata_of(value.metadata.as_ref()),
             matcher: matcher?,
             action: action?,
             request_edits: layers.merge(&own.request, |layer| &layer.request),

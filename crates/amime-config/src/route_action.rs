@@ -9,14 +9,14 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use regex::bytes::Regex;
 
 use super::Compiler;
-use super::criteria::MetadataMatch;
-use super::faults::Faults;
-use super::hash_policy::HashPolicy;
-use super::redirect::{InternalRedirect, Redirect, substitution};
-use super::retry::RetryPolicy;
 use super::route::Layers;
 use super::route_cluster::{ClusterChoice, Mirror};
-use super::values::{self, bool_or};
+use amime_rules::Faults;
+use amime_rules::criteria::MetadataMatch;
+use amime_rules::hash_policy::HashPolicy;
+use amime_rules::redirect::{InternalRedirect, Redirect, substitution};
+use amime_rules::retry::RetryPolicy;
+use amime_rules::values::{self, bool_or};
 
 /// A compiled route action.
 #[derive(Debug)]

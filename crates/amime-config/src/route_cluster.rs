@@ -4,12 +4,12 @@ use envoy_types::pb::envoy::config::route::v3 as pb;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::Compiler;
-use super::criteria::MetadataMatch;
-use super::faults::Faults;
 use super::filters::PerRoute;
-use super::headers::HeaderEdits;
 use super::names::ClusterId;
-use super::values::{self, Fraction};
+use amime_rules::Faults;
+use amime_rules::criteria::MetadataMatch;
+use amime_rules::headers::HeaderEdits;
+use amime_rules::values::{self, Fraction};
 
 /// How the cluster is chosen.
 #[derive(Debug)]

@@ -9,9 +9,9 @@ use amime_identity::{LiveBundle, LiveCert, PrivateKey, TrustBundle, WorkloadCert
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 
-use super::Faults;
 use super::tls_validation::Validation;
-use super::values::data_source;
+use amime_rules::Faults;
+use amime_rules::values::data_source;
 
 /// Gives the certificate and roots behind an SDS name.
 ///

@@ -11,14 +11,14 @@ use envoy_types::pb::envoy::r#type::v3::{HashPolicy, hash_policy};
 use http::uri::PathAndQuery;
 
 use super::Compiler;
-use super::criteria::MetadataMatch;
 use super::dynamic_hosts::ServerNameHosts;
-use super::faults::Faults;
-use super::format::Format;
-use super::headers::HeaderEdits;
 use super::names::ClusterId;
 use super::unheeded;
-use super::values;
+use amime_rules::Faults;
+use amime_rules::criteria::MetadataMatch;
+use amime_rules::format::Format;
+use amime_rules::headers::HeaderEdits;
+use amime_rules::values;
 
 /// A compiled `TcpProxy`.
 #[derive(Debug)]

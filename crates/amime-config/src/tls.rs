@@ -10,6 +10,7 @@ use amime_identity::{
     CertSet, LiveCert, PeerChecks, ServerNameCheck, SessionResumption, TlsVersion, WorkloadCert,
     downstream_config, upstream_config,
 };
+use amime_rules::Faults;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::transport_sockets::http_11_proxy::v3::Http11ProxyUpstreamTransport;
 use envoy_types::pb::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
@@ -22,7 +23,7 @@ use rustls::{ClientConfig, ServerConfig};
 
 use super::Compiler;
 use super::tls_common::common;
-use super::values::{bool_or, is, type_name, u32_or, unpack};
+use amime_rules::values::{bool_or, is, type_name, u32_or, unpack};
 
 /// How bytes travel to an upstream.
 #[derive(Clone, Debug)]
@@ -387,7 +388,7 @@ const OWN_KEYS: &str = "tickets have keys of this process only";
 fn resumption(
     value: &pb::DownstreamTlsContext,
     checked: bool,
-    faults: &mut super::Faults,
+    faults: &mut Faults,
 ) -> SessionResumption {
     use pb::downstream_tls_context::SessionTicketKeysType as Keys;
     let tickets = match &value.session_ticket_keys_type {

@@ -10,9 +10,9 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 use rustls::crypto::CryptoProvider;
 
 use super::Compiler;
-use super::Faults;
 use super::tls_validation::Validation;
 use crate::secrets::compile_certificate;
+use amime_rules::Faults;
 
 /// What a common context says, resolved to live values.
 pub(crate) struct Common {

@@ -7,9 +7,9 @@ use amime_identity::{
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 
-use super::Faults;
 use super::secrets::with_cause;
-use super::values::{bool_or, data_source};
+use amime_rules::Faults;
+use amime_rules::values::{bool_or, data_source};
 
 /// A compiled `CertificateValidationContext`.
 #[derive(Debug, Default)]

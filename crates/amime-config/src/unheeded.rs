@@ -15,8 +15,8 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 
-use super::faults::Faults;
-use super::values::{bool_or, is};
+use amime_rules::Faults;
+use amime_rules::values::{bool_or, is};
 
 pub(crate) fn of_listener(value: &Listener, faults: &mut Faults) {
     let wait = value.per_connection_buffer_high_watermark_timeout.is_some();

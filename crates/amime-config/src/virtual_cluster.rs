@@ -6,8 +6,8 @@ use amime_telemetry::SharedCounter;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 
 use super::Compiler;
-use super::head::RequestHead;
-use super::matcher::{HeaderMatcher, header_matchers};
+use amime_rules::head::RequestHead;
+use amime_rules::matcher::{HeaderMatcher, header_matchers};
 
 /// Name of what is none of the named ones.
 const OTHER: &str = "other";

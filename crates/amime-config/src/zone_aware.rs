@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::r#type::v3::Percent;
 use typed::locality_lb_config::zone_aware_lb_config::LocalityBasis;
 
 use super::endpoint::Endpoint;
-use super::values;
+use amime_rules::values;
 
 /// A compiled `ZoneAwareLbConfig`; it holds without being asked for, where the
 /// proxy knows the cluster that it is part of.

@@ -19,6 +19,7 @@ mod authn;
 mod config;
 mod delegate;
 mod destination_rule;
+mod discovery;
 mod endpoints;
 mod envoy_filter;
 mod http_route;

@@ -27,7 +27,7 @@ use crate::registry::ServiceIndex;
 use crate::scope::{ScopeInputs, SidecarScope};
 use crate::service::{Endpoint, Labels, Resolution, Service, ServiceKey, selects};
 use crate::virtual_service::{RoutedService, VirtualServiceIndex};
-use crate::{http_route, ingress, kube, service_entry, visibility};
+use crate::{discovery, http_route, ingress, kube, service_entry, visibility};
 
 /// One change to the resources.
 #[derive(Clone, Debug)]
@@ -72,7 +72,10 @@ struct Indexes {
 pub struct Snapshot {
     version: u64,
     mesh: Arc<MeshConfig>,
+    /// All there are.
     resources: Resources,
+    /// Those that count, if some do not.
+    discovered: Option<Resources>,
     indexes: Arc<Indexes>,
     endpoints: EndpointIndex,
 }
@@ -98,9 +101,11 @@ impl Snapshot {
     }
 
     fn from_resources(resources: Resources, mesh: Arc<MeshConfig>, version: u64) -> Self {
-        let indexes = Arc::new(Indexes::build(&resources, &mesh));
-        let endpoints = EndpointIndex::build(&resources, &mesh.trust_domain);
-        Self { version, mesh, resources, indexes, endpoints }
+        let discovered = discovery::select(&resources, &mesh);
+        let counting = discovered.as_ref().unwrap_or(&resources);
+        let indexes = Arc::new(Indexes::build(counting, &mesh));
+        let endpoints = EndpointIndex::build(counting, &mesh.trust_domain);
+        Self { version, mesh, resources, discovered, indexes, endpoints }
     }
 
     /// The next snapshot, and what may differ from this one.
@@ -127,11 +132,14 @@ impl Snapshot {
         }
         let mut endpoints = self.endpoints.clone();
         let touched = namespaces.iter().map(String::as_str);
-        endpoints.rebuild(&resources, &self.mesh.trust_domain, touched);
+        let discovered = discovery::select(&resources, &self.mesh);
+        let counting = discovered.as_ref().unwrap_or(&resources);
+        endpoints.rebuild(counting, &self.mesh.trust_domain, touched);
         let next = Self {
             version,
             mesh: self.mesh.clone(),
             resources,
+            discovered,
             indexes: self.indexes.clone(),
             endpoints,
         };
@@ -178,7 +186,7 @@ impl Snapshot {
         &self.mesh
     }
 
-    /// Every resource, by key.
+    /// Every resource, by key, whether the mesh takes notice of it or not.
     pub fn resources(&self) -> impl Iterator<Item = (&ObjectKey, &Arc<Resource>)> {
         self.resources.iter()
     }
@@ -206,7 +214,7 @@ impl Snapshot {
 
     /// True if gateways of `from` may refer to a secret of another namespace.
     pub fn grants_secret(&self, from: &str, namespace: &str, name: &str) -> bool {
-        let mut grants = in_namespace(&self.resources, Kind::ReferenceGrant, namespace);
+        let mut grants = in_namespace(self.raw_resources(), Kind::ReferenceGrant, namespace);
         grants.any(|resource| {
             let Resource::ReferenceGrant(object) = resource else { return false };
             let mut sources = object.spec.from.iter();
@@ -222,7 +230,7 @@ impl Snapshot {
 
     fn named(&self, kind: Kind, namespace: &str, name: &str) -> Option<&Resource> {
         let key = ObjectKey { kind, namespace: namespace.to_owned(), name: name.to_owned() };
-        self.resources.get(&key).map(AsRef::as_ref)
+        self.raw_resources().get(&key).map(AsRef::as_ref)
     }
 
     /// All services.
@@ -360,8 +368,9 @@ impl Snapshot {
         own.next().or_else(|| root.into_iter().find(mesh_wide)).cloned()
     }
 
+    /// The resources that count.
     pub(crate) fn raw_resources(&self) -> &Resources {
-        &self.resources
+        self.discovered.as_ref().unwrap_or(&self.resources)
     }
 
     pub(crate) fn endpoint_index(&self) -> &EndpointIndex {

@@ -15,12 +15,13 @@ use crate::awaited::{Awaited, Need};
 use crate::gauges;
 use crate::names::{Answer, NamePort, Names};
 use crate::state::{Refusal, finish};
+use amime_config::Required;
 use amime_config::cluster::ClusterConfig;
 use amime_config::discovery::{Discovery, Dns};
 use amime_config::endpoint::AssignmentSpec;
 use amime_config::names::ClusterId;
 use amime_config::outlier::Ejector;
-use amime_config::{Fault, Faults, Required};
+use amime_rules::{Fault, Faults};
 use amime_upstream::{ClusterSpec, LocalCluster, SharedLb, health, load_report};
 
 /// One version of a cluster.
@@ -346,7 +347,7 @@ impl Clusters {
     /// Endpoints to be checked actively.
     pub(crate) fn checks(&self, mark: Option<u32>) -> Vec<health::Job> {
         let mut jobs = Vec::new();
-        for entry in self.all().filter(|entry| entry.spec.config.check.is_some()) {
+        for entry in self.all().filter(|entry| !entry.spec.config.checks.is_empty()) {
             let spec = &entry.spec;
             let stats = self.telemetry.shared_cluster(&spec.config.name);
             for endpoint in spec.endpoints.endpoints().filter(|one| !one.checked_as.disabled) {
@@ -398,7 +399,7 @@ impl ClusterEntry {
     /// True if every endpoint was checked that is to be.
     fn all_checked(&self) -> bool {
         let mut endpoints = self.spec.endpoints.endpoints();
-        self.spec.config.check.is_none()
+        self.spec.config.checks.is_empty()
             || endpoints.all(|one| one.checked_as.disabled || one.state.checked())
     }
 

@@ -15,7 +15,7 @@ pub(crate) fn refresh(spec: &ClusterSpec, stats: &ClusterStats) {
     stats.membership_healthy.set(count(Health::Healthy));
     stats.membership_degraded.set(count(Health::Degraded));
     stats.membership_excluded.set(count(Health::Excluded));
-    if spec.config.check.is_some() {
+    if !spec.config.checks.is_empty() {
         let good = spec.endpoints.endpoints().filter(|one| !one.state.check_failed());
         stats.health_check_healthy.set(i64::try_from(good.count()).unwrap_or(i64::MAX));
         let degraded = spec.endpoints.endpoints().filter(|one| one.state.check_degraded());

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use amime_xds::{Resource, TypeUrl};
 
 use crate::dump::{RejectedDump, ResourceDump};
-use amime_config::Fault;
+use amime_rules::Fault;
 
 /// A resource as received.
 pub(crate) struct Held {

@@ -36,7 +36,8 @@ use amime_config::listener::ListenerConfig;
 use amime_config::names::Names;
 use amime_config::route::RouteTable;
 use amime_config::secrets::SecretStore;
-use amime_config::{Compiler, Fault, Faults, Node, Required};
+use amime_config::{Compiler, Node, Required};
+use amime_rules::{Fault, Faults};
 use amime_upstream::LocalCluster;
 use secret_files::SecretFiles;
 

@@ -55,6 +55,12 @@ impl DynamicMetadata {
         }
     }
 
+    /// What the value at such a path is; `None` for a whole namespace as well.
+    pub fn kind(&self, path: &[Box<str>]) -> Option<&Kind> {
+        let (key, outer) = path.split_last()?;
+        self.fields(outer)?.fields.get(&**key)?.kind.as_ref()
+    }
+
     /// The value at a path, of which the first part is the namespace.
     fn at<'a>(&'a self, path: &[Box<str>]) -> Option<Found<'a>> {
         let (namespace, keys) = path.split_first()?;

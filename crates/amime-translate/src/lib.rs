@@ -21,6 +21,7 @@
 //! ```
 
 mod cluster;
+mod connection_settings;
 mod context;
 mod credential;
 mod dynamic_dns;

@@ -2,7 +2,7 @@
 //! with: of the mesh, with what the proxy says over it.
 
 use amime_api::mesh::{
-    ForwardClientCertDetails as Forwarding, GatewayTopology, MeshConfig, MetadataExchangeMode,
+    ConnectionSettings, ForwardClientCertDetails as Forwarding, GatewayTopology, MeshConfig, MetadataExchangeMode,
     ProxyConfig, ProxyHeaders, SetCurrentClientCertDetails as Parts,
 };
 use envoy_types::pb::envoy::config::core::v3::http1_protocol_options::HeaderKeyFormat;
@@ -10,6 +10,7 @@ use envoy_types::pb::envoy::config::core::v3::http1_protocol_options::header_key
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::ForwardClientCertDetails;
 use envoy_types::pb::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 
+use crate::connection_settings;
 use crate::proto::extension;
 use crate::proxy::Proxy;
 
@@ -18,6 +19,8 @@ use crate::proxy::Proxy;
 pub(crate) struct ProxySettings {
     headers: ProxyHeaders,
     topology: GatewayTopology,
+    /// Limits of connections, if any are set.
+    pub(crate) connections: Option<ConnectionSettings>,
 }
 
 /// What a proxy calls itself in answers.
@@ -37,6 +40,9 @@ impl ProxySettings {
         Self {
             headers: config.proxy_headers.unwrap_or_default(),
             topology: config.gateway_topology.unwrap_or_default(),
+            connections: config
+                .connection_settings
+                .map(|settings| connection_settings::with_profile(settings, proxy.kind)),
         }
     }
 

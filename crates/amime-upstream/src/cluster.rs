@@ -97,7 +97,7 @@ pub struct ClusterRuntime<P> {
     pub stats: Arc<ClusterStats>,
     /// In the order of the spec's endpoints.
     hosts: Vec<Rc<Host<P>>>,
-    lb: WorkerLb,
+    pub(super) lb: WorkerLb,
     /// Endpoints of an original-destination cluster, made as they are asked for.
     dynamic: RefCell<HashMap<SocketAddr, Rc<Host<P>>>>,
     /// Endpoints of a dynamic forward proxy.

@@ -22,7 +22,7 @@ use super::proxy_header::{self, Ends};
 use crate::tls::{Counted, MaybeTls, NOT_READY, TlsFailure};
 use amime_config::cluster::{ClusterConfig, HappyEyeballs, Keepalive};
 use amime_config::tls::{Alpn, UpstreamTls, UpstreamTransport};
-use amime_config::tls_facts::TlsFacts;
+use amime_rules::tls_facts::TlsFacts;
 
 /// A connected upstream.
 pub type UpstreamIo = MaybeTls<TlsStream<TcpStream>>;

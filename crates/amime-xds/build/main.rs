@@ -42,6 +42,7 @@ fn main() {
     let set = FileDescriptorSet::decode(bytes.as_slice())
         .unwrap_or_else(|e| panic!("{source:?} is not a descriptor set: {e}"));
     let mut set = strip(set);
+    own::add_newer_fields(&mut set.file);
     set.file.extend(own::files());
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     write(out.join("canonical.rs"), table::generate(&set).as_bytes());

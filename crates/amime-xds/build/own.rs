@@ -12,6 +12,19 @@ use prost_types::{
 const STRUCT: &str = ".google.protobuf.Struct";
 const DURATION: &str = ".google.protobuf.Duration";
 
+/// Adds fields that Envoy's messages have by now and `envoy-types` does not
+/// know, so that configuration may name them. Decoded, they are dropped.
+pub(crate) fn add_newer_fields(files: &mut [FileDescriptorProto]) {
+    let file =
+        files.iter_mut().find(|file| file.name() == "envoy/config/core/v3/health_check.proto");
+    let messages = file.map(|file| &mut file.message_type).expect("Envoy has health checks");
+    let check = messages.iter_mut().find(|message| message.name() == "HealthCheck");
+    let check = check.expect("the file is named after it");
+    // A newer `envoy-types` has the field: then this goes.
+    assert!(check.field.iter().all(|field| field.number() != 27), "HealthCheck.name is known");
+    check.field.push(string("name", 27));
+}
+
 /// One file a package.
 pub(crate) fn files() -> Vec<FileDescriptorProto> {
     let typed_struct =

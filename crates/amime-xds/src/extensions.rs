@@ -5,7 +5,7 @@
 
 /// Category and name of each extension that the proxy implements, as it names
 /// them in its node.
-pub const OWN: [(&str, &str); 46] = [
+pub const OWN: [(&str, &str); 47] = [
     ("envoy.filters.http", "envoy.filters.http.router"),
     ("envoy.filters.http", "envoy.filters.http.fault"),
     ("envoy.filters.http", "envoy.filters.http.cors"),
@@ -46,6 +46,7 @@ pub const OWN: [(&str, &str); 46] = [
     ("envoy.filters.listener", "envoy.filters.listener.original_dst"),
     ("envoy.filters.listener", "envoy.filters.listener.tls_inspector"),
     ("envoy.filters.listener", "envoy.filters.listener.http_inspector"),
+    ("envoy.clusters", "envoy.clusters.aggregate"),
     ("envoy.clusters", "envoy.clusters.dynamic_forward_proxy"),
     ("envoy.filters.listener", "envoy.filters.listener.proxy_protocol"),
     ("envoy.transport_sockets.upstream", "envoy.transport_sockets.tls"),

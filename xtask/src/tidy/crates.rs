@@ -41,12 +41,12 @@ const CRATES: &[Crate] = &[
         may_use: &["amime-core", "amime-api", "amime-model", "amime-xds"],
     },
     Crate {
-        name: "amime-config",
+        name: "amime-rules",
         layer: 3,
-        may_use: &["amime-core", "amime-net", "amime-identity", "amime-xds", "amime-telemetry"],
+        may_use: &["amime-core", "amime-identity", "amime-xds", "amime-telemetry"],
     },
     Crate {
-        name: "amime-upstream",
+        name: "amime-config",
         layer: 4,
         may_use: &[
             "amime-core",
@@ -54,24 +54,38 @@ const CRATES: &[Crate] = &[
             "amime-identity",
             "amime-xds",
             "amime-telemetry",
+            "amime-rules",
+        ],
+    },
+    Crate {
+        name: "amime-upstream",
+        layer: 5,
+        may_use: &[
+            "amime-core",
+            "amime-net",
+            "amime-identity",
+            "amime-xds",
+            "amime-telemetry",
+            "amime-rules",
             "amime-config",
         ],
     },
     Crate {
         name: "amime-resources",
-        layer: 5,
+        layer: 6,
         may_use: &[
             "amime-core",
             "amime-net",
             "amime-xds",
             "amime-telemetry",
+            "amime-rules",
             "amime-config",
             "amime-upstream",
         ],
     },
     Crate {
         name: "amime-engine",
-        layer: 6,
+        layer: 7,
         may_use: &[
             "amime-core",
             "amime-net",
@@ -79,6 +93,7 @@ const CRATES: &[Crate] = &[
             "amime-identity",
             "amime-xds",
             "amime-telemetry",
+            "amime-rules",
             "amime-config",
             "amime-upstream",
             "amime-resources",
@@ -104,13 +119,14 @@ const CRATES: &[Crate] = &[
     // proxy read xDS and must not see the model behind it.
     Crate {
         name: "amime-proxy",
-        layer: 7,
+        layer: 8,
         may_use: &[
             "amime-core",
             "amime-net",
             "amime-identity",
             "amime-xds",
             "amime-telemetry",
+            "amime-rules",
             "amime-config",
             "amime-engine",
         ],
@@ -154,7 +170,7 @@ const CRATES: &[Crate] = &[
         layer: 8,
         may_use: &["amime-core", "amime-identity", "amime-xds"],
     },
-    Crate { name: "amime-conformance", layer: 8, may_use: &["amime-identity", "amime-proxy"] },
+    Crate { name: "amime-conformance", layer: 9, may_use: &["amime-identity", "amime-proxy"] },
 ];
 
 /// Crates that take values and return values.
@@ -328,6 +344,7 @@ mod tests {
             "amime-resources",
             "amime-upstream",
             "amime-config",
+            "amime-rules",
             "amime-telemetry",
         ] {
             assert!(judged(part, "amime-model", normal).is_some());

@@ -6,6 +6,7 @@
 //! Spec: <https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/>
 
 mod config;
+mod connection_settings;
 mod networks;
 mod providers;
 mod proxy;
@@ -18,6 +19,9 @@ pub use config::{
     ServiceEntryVisibility, ServiceEntryVisibilityPolicy, ServiceEntryVisibilityRule, ServiceScope,
     ServiceScopeConfig, ServiceSettings, ServiceSettingsSettings, TlsConfigProtocol, Visibility,
 };
+pub use connection_settings::{
+    ConnectionProfile, ConnectionSettings, EscapedSlashesAction, UnderscoresAction,
+};
 pub use networks::{IstioNetworkGateway, MeshNetworks, Network, NetworkEndpoints};
 pub use providers::{
     DatadogProvider, EnvoyFileAccessLogProvider, EnvoyHttpGrpcV3LogProvider,
@@ -28,11 +32,11 @@ pub use providers::{
     StackdriverLogging, StackdriverProvider, ZipkinProvider,
 };
 pub use proxy::{
-    ConnectionProfile, ConnectionSettings, Datadog, ForwardClientCertDetails, GatewayTopology,
-    InterceptionMode, MetadataExchangeHeaders, MetadataExchangeMode, OpenCensusAgent,
-    PrivateKeyProvider, PrivateKeyProviderDetails, ProxyConfig, ProxyHeaderSwitch,
-    ProxyHeaderValue, ProxyHeaders, ProxyImage, ProxyStatsMatcher, RemoteService, ServerAddress,
-    SetCurrentClientCertDetails, StackdriverTracer, TracingCustomTag, TracingSettings,
+    Datadog, ForwardClientCertDetails, GatewayTopology, InterceptionMode, MetadataExchangeHeaders,
+    MetadataExchangeMode, OpenCensusAgent, PrivateKeyProvider, PrivateKeyProviderDetails,
+    ProxyConfig, ProxyHeaderSwitch, ProxyHeaderValue, ProxyHeaders, ProxyImage, ProxyStatsMatcher,
+    RemoteService, ServerAddress, SetCurrentClientCertDetails, StackdriverTracer, TracingCustomTag,
+    TracingSettings,
 };
 
 use crate::decode::{DecodeError, decode_message};

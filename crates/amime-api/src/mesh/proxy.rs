@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use amime_core::Duration;
 
+use super::connection_settings::ConnectionSettings;
 use crate::meta::StringMap;
 use crate::networking::{ClientTlsSettings, ReadinessProbe, TcpKeepalive};
 
@@ -318,15 +319,6 @@ messages! {
         /// URIs.
         pub uri: Option<bool>,
     }
-
-    /// Limits of connections.
-    pub struct ConnectionSettings {
-        /// Set of defaults.
-        pub profile: ConnectionProfile,
-        /// Further limits, carried as they are.
-        #[serde(flatten)]
-        pub limits: BTreeMap<String, serde_json::Value>,
-    }
 }
 
 values! {
@@ -365,16 +357,5 @@ values! {
         Undefined,
         /// Workloads of the mesh.
         InMesh,
-    }
-
-    /// Set of connection defaults.
-    pub enum ConnectionProfile {
-        /// By the proxy's role.
-        #[default]
-        Unspecified,
-        /// Of a sidecar.
-        Sidecar,
-        /// Of a gateway.
-        Edge,
     }
 }

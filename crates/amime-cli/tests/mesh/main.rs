@@ -3,6 +3,7 @@
 //! Needs root or user namespaces; everything stays in namespaces of its own
 //! and on loopback.
 
+mod dynamic;
 mod harness;
 mod life;
 mod outage;

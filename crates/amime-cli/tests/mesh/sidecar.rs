@@ -88,7 +88,7 @@ spec:
 fn a_sidecar_listens_at_sockets_forwards_to_them_and_ends_tls() {
     let mesh = Mesh::start();
     let dir = tempfile::tempdir().expect("a folder");
-    certificates(dir.path());
+    certificates(dir.path(), "ratings.test");
     serve(&dir.path().join("app"));
     mesh.apply_text(&OBJECTS.replace("DIR", &dir.path().display().to_string()));
     let egress = dir.path().join("egress");
@@ -117,14 +117,14 @@ fn a_sidecar_listens_at_sockets_forwards_to_them_and_ends_tls() {
     assert!(!own.contains("x-forwarded-client-cert"), "no client certificate is asked for: {own}");
 }
 
-/// Files of a server certificate for `ratings.test` and of its CA.
-fn certificates(dir: &Path) {
+/// Files of a server certificate for `name` and of its CA.
+pub(crate) fn certificates(dir: &Path, name: &str) {
     let mut params = CertificateParams::new(vec![]).expect("no names");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key"));
     let ca = ca.expect("signs itself");
     let key = KeyPair::generate().expect("a key");
-    let leaf = CertificateParams::new(vec!["ratings.test".to_owned()]).expect("a name");
+    let leaf = CertificateParams::new(vec![name.to_owned()]).expect("a name");
     let leaf = leaf.signed_by(&key, &ca).expect("signs");
     for (name, text) in
         [("ca.pem", ca.pem()), ("chain.pem", leaf.pem()), ("key.pem", key.serialize_pem())]

@@ -10,8 +10,8 @@ use envoy_types::pb::envoy::config::common::matcher::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use http::{HeaderMap, StatusCode};
 
-use crate::faults::Faults;
-use crate::matcher::{HeaderMatcher, ValueMatcher};
+use amime_rules::Faults;
+use amime_rules::matcher::{HeaderMatcher, ValueMatcher};
 
 /// A compiled `MatchPredicate` over answers.
 #[derive(Debug)]

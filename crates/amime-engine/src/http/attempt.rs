@@ -21,9 +21,9 @@ use crate::upstream::pool::{
 };
 use crate::upstream::{ClusterRuntime, Host, Outcome, Resource};
 use amime_config::cluster::UpstreamProtocol;
-use amime_config::head::RequestHead;
 use amime_config::host_cache::HostFailure;
 use amime_config::tls::Alpn;
+use amime_rules::head::RequestHead;
 
 /// An upstream has sent an informational head.
 #[derive(Clone, Copy, Debug)]
@@ -355,7 +355,8 @@ impl Request<'_> {
         let outcome = grpc.flatten().and_then(grpc_to_http).unwrap_or(status);
         let errors = self.cluster.config().http.errors.as_deref();
         let outcome = errors.map_or(outcome, |errors| errors.judged(parts, outcome));
-        if self.cluster.config().check.is_some() && parts.headers.contains_key(names::CHECK_FAIL) {
+        let checked = !self.cluster.config().checks.is_empty();
+        if checked && parts.headers.contains_key(names::CHECK_FAIL) {
             self.host.endpoint.state.exclude();
             self.cluster.stats.health_check_passive_failure.inc();
             self.cluster.spec.state.health_changed();
@@ -458,8 +459,8 @@ pub(super) fn absolute(head: &RequestHead, headers: &mut HeaderMap) -> Uri {
     headers.remove(header::UPGRADE);
     let mut parts = http::uri::Parts::default();
     parts.scheme = Some(match head.scheme {
-        amime_config::head::Scheme::Http => http::uri::Scheme::HTTP,
-        amime_config::head::Scheme::Https => http::uri::Scheme::HTTPS,
+        amime_rules::head::Scheme::Http => http::uri::Scheme::HTTP,
+        amime_rules::head::Scheme::Https => http::uri::Scheme::HTTPS,
     });
     parts.authority = authority.and_then(|value| value.as_bytes().try_into().ok());
     parts.path_and_query = Some(head.path.clone());

@@ -11,8 +11,8 @@ use http::HeaderValue;
 use super::names;
 use super::serve::HttpConnection;
 use amime_config::hcm::{ClientCert, ForwardClientCert};
-use amime_config::head::RequestHead;
-use amime_config::tls_facts::TlsFacts;
+use amime_rules::head::RequestHead;
+use amime_rules::tls_facts::TlsFacts;
 
 /// Edits the field; `present` says whether the client sent one.
 pub(super) fn edit(connection: &HttpConnection, head: &mut RequestHead, present: bool) {

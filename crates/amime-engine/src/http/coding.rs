@@ -7,7 +7,7 @@
 
 use std::io::{self, Write};
 
-use amime_config::compression::{Coding, Decompressor};
+use amime_rules::compression::{Coding, Decompressor};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 

@@ -13,11 +13,11 @@ use super::coding::{Decoder, Encoder};
 use super::exchange::Exchange;
 use super::filters::{OnResponse, Payload};
 use super::held::HeldBody;
-use amime_config::compression::{
+use amime_config::filters::FilterKind;
+use amime_rules::compression::{
     Coding, Compressor, CompressorRoute, Decompressor, no_transform, take_coding,
 };
-use amime_config::filters::FilterKind;
-use amime_config::matcher::joined;
+use amime_rules::matcher::joined;
 
 /// What a compressor does to the response.
 pub(crate) struct Compression {

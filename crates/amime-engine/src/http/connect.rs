@@ -17,7 +17,7 @@ use crate::tcp::open;
 use crate::upstream::connect::UpstreamIo;
 use crate::upstream::open::OpenGuard;
 use crate::upstream::{Host, Outcome, Resource};
-use amime_config::retry::RetryOn;
+use amime_rules::retry::RetryOn;
 
 /// A connection to an upstream with what counts it.
 pub(super) struct Open {

@@ -15,7 +15,7 @@ use super::filters::{self, Payload};
 use super::pipe::Pipe;
 use super::stage::Stage;
 use super::{names, response, upgrade};
-use amime_config::headers::HeaderEdits;
+use amime_rules::headers::HeaderEdits;
 
 /// An upstream's response on its way down.
 pub(super) struct Forwarded {

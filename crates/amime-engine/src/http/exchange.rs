@@ -24,10 +24,10 @@ use super::parsed::logged_path;
 use super::serve::HttpConnection;
 use crate::upstream::pool::UpstreamConn;
 use crate::upstream::{ClusterRuntime, Host};
-use amime_config::head::RequestHead;
 use amime_config::route::RouteRef;
-use amime_config::tls_facts::TlsFacts;
 use amime_config::virtual_cluster::VirtualCluster;
+use amime_rules::head::RequestHead;
+use amime_rules::tls_facts::TlsFacts;
 
 /// How a response ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,9 +13,9 @@ use super::error::ProxyError;
 use super::exchange::Exchange;
 use super::filters::{OnResponse, Scope};
 use super::{names, rate_limit};
-use amime_config::bandwidth::Pace;
-use amime_config::fault_injection::{Abort, Fault};
-use amime_config::values::Fraction;
+use amime_rules::bandwidth::Pace;
+use amime_rules::fault_injection::{Abort, Fault};
+use amime_rules::values::Fraction;
 
 /// Delays a request, ends it, or has its response slowed down.
 pub(super) async fn inject(

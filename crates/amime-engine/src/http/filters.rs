@@ -4,7 +4,6 @@
 //! and may leave something to be done to the response, which passes them the
 //! other way round.
 
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -28,19 +27,19 @@ use super::{
 };
 use crate::upstream::ClusterRuntime;
 use amime_config::answer_checks::AnswerChecks;
-use amime_config::bandwidth::Pace;
-use amime_config::compression::Decompressor;
-use amime_config::cors::Cors;
-use amime_config::csrf::{Csrf, Verdict};
 use amime_config::filters::{FilterKind, HttpFilter, PerFilter, PerRoute, Settings};
-use amime_config::header_mutation::HeaderMutation;
-use amime_config::ip_tags::IpTags;
-use amime_config::metadata::HeaderToMetadata;
-use amime_config::rbac::{Rbac, Subject};
 use amime_config::route::Route;
 use amime_config::route_action::Action;
 use amime_config::route_cluster::WeightedCluster;
-use amime_config::token_bucket::TokenBucket;
+use amime_rules::bandwidth::Pace;
+use amime_rules::compression::Decompressor;
+use amime_rules::cors::Cors;
+use amime_rules::csrf::{Csrf, Verdict};
+use amime_rules::header_mutation::HeaderMutation;
+use amime_rules::ip_tags::IpTags;
+use amime_rules::metadata::HeaderToMetadata;
+use amime_rules::rbac::{Rbac, Subject};
+use amime_rules::token_bucket::TokenBucket;
 
 /// What a request's filters go by beside the request.
 pub(super) struct Scope<'a> {
@@ -171,7 +170,7 @@ async fn run_one(
         }
         (FilterKind::Rbac(_), Some(Settings::Rbac(None))) => {}
         (FilterKind::Rbac(_), Some(Settings::Rbac(Some(rbac)))) | (FilterKind::Rbac(rbac), _) => {
-            authorize(exchange, rbac, scope.admitted.remote)?;
+            authorize(exchange, rbac, scope)?;
         }
         (FilterKind::LocalLimit(_), Some(Settings::LocalLimit(limit)))
         | (FilterKind::LocalLimit(limit), _) => rate_limit::local(exchange, scope, limit)?,
@@ -407,10 +406,17 @@ fn check_origin<'a>(
     Err(Stop::Preflight(own.collect()))
 }
 
-fn authorize(exchange: &Exchange, rbac: &Rbac, remote: IpAddr) -> Result<(), ProxyError> {
+fn authorize(exchange: &Exchange, rbac: &Rbac, scope: &Scope<'_>) -> Result<(), ProxyError> {
     let head = exchange.head.borrow();
-    let subject =
-        Subject { connection: &exchange.connection.downstream, request: Some(&head), remote };
+    let metadata = exchange.metadata.borrow();
+    let connection = &exchange.connection.downstream;
+    let subject = Subject {
+        connection,
+        request: Some(&head),
+        remote: scope.admitted.remote,
+        metadata: metadata.as_deref(),
+        route_metadata: scope.route.and_then(|route| route.metadata.as_deref()),
+    };
     let stats = &exchange.connection.stats;
     if let Some(shadow) = &rbac.shadow {
         if shadow.check(subject).allowed {

@@ -19,11 +19,11 @@ use super::timeouts::Timeouts;
 use super::upgrade::Upgrade;
 use super::{connect, hash, metadata, mirror, redirect, response, upgrade};
 use crate::upstream::{ClusterRuntime, LbInput};
-use amime_config::headers::HeaderEdits;
 use amime_config::names::ClusterId;
 use amime_config::route::RouteRef;
 use amime_config::route_action::{Action, Forward};
 use amime_config::route_cluster::{ClusterChoice, Destination, WeightedCluster};
+use amime_rules::headers::HeaderEdits;
 
 /// What is to be forwarded and how.
 pub(super) struct Plan<'a> {
@@ -71,7 +71,9 @@ pub(super) async fn forward(
     let exchange = plan.exchange;
     let weighted = plan.destination.weighted;
     let cluster = arrive(&plan).await?;
+    // Logs name the cluster of the route, also where a member of it serves.
     begin(&plan, &cluster, &mut body)?;
+    let cluster = exchange.connection.worker.snapshot().member(&cluster);
     let timeouts = Timeouts::of(&plan);
     let retry = RetrySettings::of(&plan);
     prepare(&plan, &timeouts);

@@ -25,8 +25,8 @@ use super::parsed::Parsed;
 use super::serve::{HttpConnection, close_requested, handle, refuse};
 use super::upgrade::OnUpgrade;
 use crate::listener::{DownstreamIo, Prefixed};
-use amime_config::h1::Spelling;
 use amime_config::hcm::HttpConfig;
+use amime_rules::h1::Spelling;
 
 /// A connection as its task and the body of its request share it.
 pub(crate) struct Channel {

@@ -13,10 +13,10 @@ use super::exchange::Exchange;
 use super::forward::Plan;
 use crate::upstream::{ClusterRuntime, Host, LbInput};
 use amime_config::discovery::Discovery;
-use amime_config::hash_policy::{HashPolicy, HashSource};
-use amime_config::head::RequestHead;
-use amime_config::matcher::{HeaderSource, query_value};
-use amime_config::route_match::cookie;
+use amime_rules::hash_policy::{HashPolicy, HashSource};
+use amime_rules::head::RequestHead;
+use amime_rules::matcher::{HeaderSource, query_value};
+use amime_rules::route_match::cookie;
 
 /// A request's hash, and the cookies to set so that it stays.
 #[derive(Default)]

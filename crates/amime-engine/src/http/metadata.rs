@@ -8,8 +8,8 @@ use http::HeaderMap;
 
 use super::exchange::Exchange;
 use super::filters::OnResponse;
-use amime_config::criteria::{MetadataMatch, NAMESPACE};
-use amime_config::metadata::{HeaderToMetadata, Rule, SetMetadata};
+use amime_rules::criteria::{MetadataMatch, NAMESPACE};
+use amime_rules::metadata::{HeaderToMetadata, Rule, SetMetadata};
 
 /// Notes what the request's headers say, and that the response's are to be
 /// looked at.

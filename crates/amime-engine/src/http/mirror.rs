@@ -22,6 +22,7 @@ pub(super) fn send_all(plan: &Plan<'_>, body: &PreparedBody) {
             continue;
         }
         if let Some(cluster) = forward::find(plan.exchange, &mirror.cluster) {
+            let cluster = plan.exchange.connection.worker.snapshot().member(&cluster);
             start(plan.exchange, mirror, cluster, body);
         }
     }

@@ -1,6 +1,6 @@
 //! HTTP: from a downstream connection to an upstream and back.
 //!
-//! HTTP/1 is `amime_http1`'s, HTTP/2 is hyper's; `amime_config::head` and [`body`]
+//! HTTP/1 is `amime_http1`'s, HTTP/2 is hyper's; `amime_rules::head` and [`body`]
 //! are the boundary that hides which it is. A request passes [`request`] (what the
 //! connection manager does), [`router`] (route, [`filters`], action), [`forward`]
 //! (attempts), [`deliver`] and [`response`]; [`exchange`] accompanies it and

@@ -20,8 +20,8 @@ use super::fault::ActiveFault;
 use super::filters::{OnResponse, Payload};
 use super::held::HeldBody;
 use super::stage::{Output, Stage, StageError};
-use amime_config::bandwidth::{Bandwidth, Pace};
-use amime_config::token_bucket::now;
+use amime_rules::bandwidth::{Bandwidth, Pace};
+use amime_rules::token_bucket::now;
 
 /// The wait for leave to pass.
 pub(super) struct Paced {

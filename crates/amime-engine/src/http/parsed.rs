@@ -4,8 +4,8 @@ use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Version, header};
 
-use amime_config::head::{RequestHead, Scheme};
 use amime_http1::{HeaderCase, Target};
+use amime_rules::head::{RequestHead, Scheme};
 
 use super::error::ProxyError;
 

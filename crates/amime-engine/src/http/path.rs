@@ -5,10 +5,10 @@ use regex::bytes::Regex;
 
 use super::error::ProxyError;
 use amime_config::hcm::{EscapedSlashes, PathNormalization};
-use amime_config::head::RequestHead;
-use amime_config::redirect::RedirectPath;
 use amime_config::route_action::PathRewrite;
-use amime_config::route_match::PathMatch;
+use amime_rules::head::RequestHead;
+use amime_rules::redirect::RedirectPath;
+use amime_rules::route_match::PathMatch;
 
 /// Normalises the request's path as configured.
 pub(super) fn normalize(

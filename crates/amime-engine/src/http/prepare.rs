@@ -6,12 +6,12 @@ use super::exchange::{Exchange, protocol};
 use super::forward::Plan;
 use super::timeouts::Timeouts;
 use super::{names, path, response};
-use amime_config::format::FormatInput;
-use amime_config::head::RequestHead;
-use amime_config::headers::HeaderEdits;
-use amime_config::query_edits::QueryEdits;
 use amime_config::route_action::HostRewrite;
 use amime_config::route_cluster::WeightedCluster;
+use amime_rules::format::FormatInput;
+use amime_rules::head::RequestHead;
+use amime_rules::headers::HeaderEdits;
+use amime_rules::query_edits::QueryEdits;
 
 /// Edits the request for the upstream, in the order of Envoy's router.
 pub(super) fn prepare(plan: &Plan<'_>, timeouts: &Timeouts) {

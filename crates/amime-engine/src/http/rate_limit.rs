@@ -22,15 +22,15 @@ use super::filters::{OnResponse, Scope};
 use super::{names, prepare, response};
 use crate::upstream::grpc::{self, Call};
 use crate::worker::Worker;
-use amime_config::format::FormatInput;
 use amime_config::global_limit::{
     GlobalConnectionLimit, GlobalLimit, GlobalLimitRoute, LimitService,
 };
 use amime_config::local_limit::{Buckets, LocalLimit};
-use amime_config::rate_limit::{
+use amime_rules::format::FormatInput;
+use amime_rules::rate_limit::{
     Descriptor, LimitInput, LimitPolicy, OwnLimit, RouteLimits, VhostLimits,
 };
-use amime_config::token_bucket::{TokenBucket, now};
+use amime_rules::token_bucket::{TokenBucket, now};
 
 /// The gRPC status that a client may be told instead of "unavailable".
 const RESOURCE_EXHAUSTED: u32 = 8;
@@ -144,6 +144,7 @@ fn descriptors(
         remote: scope.admitted.remote,
         source_cluster: &exchange.connection.worker.service_cluster,
         destination_cluster: &destination,
+        route_metadata: scope.route.and_then(|route| route.metadata.as_deref()),
         format: FormatInput {
             request: Some(&head),
             downstream_remote: Some(downstream.remote),

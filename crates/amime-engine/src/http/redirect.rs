@@ -11,10 +11,11 @@ use http::{HeaderValue, Method, Uri, header};
 use super::exchange::{End, Exchange, answered};
 use super::forward::{self, Plan, PreparedBody};
 use super::names;
-use amime_config::head::{RequestHead, Scheme};
-use amime_config::redirect::{InternalRedirect, RedirectPredicate};
 use amime_config::route::RouteRef;
 use amime_config::route_action::Action;
+use amime_rules::head::{RequestHead, Scheme};
+use amime_rules::redirect::{InternalRedirect, RedirectPredicate};
+use amime_rules::route_match::Asked;
 
 /// Turns the request into the one that the response redirects to; false if
 /// the client is to follow by itself.
@@ -70,7 +71,9 @@ fn note(exchange: &Exchange, route: RouteRef, parts: &Parts) {
 /// The route that the request would take.
 fn routed(exchange: &Exchange, head: &RequestHead) -> Option<RouteRef> {
     let table = exchange.connection.routes()?;
-    RouteRef::find(&table, head, exchange.connection.certificate())?.1
+    // It would begin as a request of its own, of which nothing is noted.
+    let asked = Asked { head, certificate: exchange.connection.certificate(), metadata: None };
+    RouteRef::find(&table, asked)?.1
 }
 
 fn agrees(

@@ -15,9 +15,9 @@ use super::path;
 use super::serve::HttpConnection;
 use super::{client_cert, names};
 use amime_config::hcm::{HttpConfig, StripPort, Underscores, UserAgent};
-use amime_config::head::{RequestHead, Scheme};
-use amime_config::matcher::joined;
 use amime_core::unix::{is_stand_in, port_of};
+use amime_rules::head::{RequestHead, Scheme};
+use amime_rules::matcher::joined;
 
 /// What one pass over the header names has seen.
 #[derive(Default)]

@@ -13,11 +13,11 @@ use super::error::{LocalReply, ProxyError, grpc_status, percent_encode};
 use super::exchange::{End, Exchange, ExchangeGuard, answered, protocol};
 use super::filters::{self, Payload};
 use super::names;
-use amime_config::format::FormatInput;
 use amime_config::hcm::ServerHeader;
-use amime_config::headers::HeaderEdits;
-use amime_config::local_reply::Reply;
 use amime_config::route_action::Action;
+use amime_rules::format::FormatInput;
+use amime_rules::headers::HeaderEdits;
+use amime_rules::local_reply::Reply;
 
 thread_local! {
     /// Ready-made values for short service times.

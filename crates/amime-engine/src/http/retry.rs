@@ -15,7 +15,7 @@ use super::forward::Plan;
 use super::names;
 use crate::upstream::connect::ConnectError;
 use crate::upstream::{ClusterRuntime, Resource};
-use amime_config::retry::{RetryOn, RetryPolicy};
+use amime_rules::retry::{RetryOn, RetryPolicy};
 
 /// What to do with an attempt's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

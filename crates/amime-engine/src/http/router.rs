@@ -13,10 +13,11 @@ use super::exchange::{Exchange, ExchangeGuard};
 use super::request::Admitted;
 use super::response::{self, Own};
 use super::{filters, forward, hash, names, path, upgrade};
-use amime_config::head::{RequestHead, Scheme};
-use amime_config::redirect::Redirect;
 use amime_config::route::{RequireTls, RouteRef};
 use amime_config::route_action::Action;
+use amime_rules::head::{RequestHead, Scheme};
+use amime_rules::redirect::Redirect;
+use amime_rules::route_match::Asked;
 
 /// Answers a request.
 pub(super) async fn route(
@@ -172,11 +173,10 @@ fn find(exchange: &Exchange, internal: bool) -> Result<Option<RouteRef>, Box<Own
             head.headers.remove(name);
         }
     }
-    let Some((require_tls, route)) =
-        RouteRef::find(&table, &head, exchange.connection.certificate())
-    else {
-        return Ok(None);
-    };
+    let metadata = exchange.metadata.borrow();
+    let certificate = exchange.connection.certificate();
+    let asked = Asked { head: &head, certificate, metadata: metadata.as_deref() };
+    let Some((require_tls, route)) = RouteRef::find(&table, asked) else { return Ok(None) };
     let secure = head.headers.get(names::X_FORWARDED_PROTO).is_some_and(|proto| proto == "https");
     let demanded = match require_tls {
         RequireTls::No => false,

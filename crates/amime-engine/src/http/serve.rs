@@ -26,8 +26,8 @@ use crate::listener::{ChainLife, Connection, DownstreamIo};
 use crate::worker::Worker;
 use amime_config::hcm::{Codec, HttpConfig, RouteSource};
 use amime_config::route::LocalTable;
-use amime_config::tls_facts::TlsFacts;
-use amime_config::values::jittered;
+use amime_rules::tls_facts::TlsFacts;
+use amime_rules::values::jittered;
 use amime_upstream::LocalExecutor;
 
 /// A downstream connection that speaks HTTP.

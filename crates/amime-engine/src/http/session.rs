@@ -11,7 +11,7 @@ use super::attempt::Failure;
 use super::exchange::Exchange;
 use super::filters::OnResponse;
 use crate::upstream::{ClusterRuntime, Host};
-use amime_config::stateful_session::{StatefulSession, Wanted};
+use amime_rules::stateful_session::{StatefulSession, Wanted};
 
 /// The session of one request.
 pub(crate) struct Session {

@@ -16,7 +16,7 @@ use http::HeaderMap;
 use http_body::Frame;
 
 use super::pace::Paced;
-use amime_config::bandwidth::Pace;
+use amime_rules::bandwidth::Pace;
 
 /// A change of a body.
 pub(crate) trait Stage {

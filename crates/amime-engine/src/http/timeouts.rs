@@ -12,8 +12,8 @@ use super::exchange::Exchange;
 use super::forward::Plan;
 use super::names;
 use super::upgrade::is_websocket;
-use amime_config::head::RequestHead;
 use amime_config::route_action::{Forward, millis_value};
+use amime_rules::head::RequestHead;
 
 /// Limits of one request, `None` for none.
 #[derive(Clone, Copy, Debug)]

@@ -12,7 +12,7 @@ use super::filters::Payload;
 use super::held::HeldBody;
 use super::stage::{Output, Stage, StageError};
 use super::{prepare, response};
-use amime_config::header_mutation::HeaderMutation;
+use amime_rules::header_mutation::HeaderMutation;
 
 /// Edits the trailers of a body, if it has some.
 struct TrailerEdits {

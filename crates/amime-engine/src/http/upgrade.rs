@@ -20,9 +20,9 @@ use super::h1;
 use super::pipe::{BodyReader, Duplex};
 use super::request::Admitted;
 use crate::tcp::copy::{Copied, CopyEnd, copy_both};
-use amime_config::head::RequestHead;
 use amime_config::route::RouteRef;
 use amime_config::route_action::{Action, RouteUpgrade};
+use amime_rules::head::RequestHead;
 
 /// What becomes of a request that wants to leave HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -24,15 +24,15 @@ use crate::http::{HttpConnection, admitted_by_service, serve};
 use crate::tcp::{self, Dialed};
 use crate::worker::Worker;
 use amime_config::chain_match::ChainInput;
-use amime_config::connection::Connection;
-use amime_config::connection_cap::CountedIn;
 use amime_config::listener::{
     FilterChain, ListenerConfig, NetworkLimit, ProxyProtocolMode, Terminal,
 };
 use amime_config::tls::DownstreamTls;
-use amime_config::tls_facts::TlsFacts;
-use amime_config::token_bucket;
 use amime_core::unix;
+use amime_rules::connection::Connection;
+use amime_rules::connection_cap::CountedIn;
+use amime_rules::tls_facts::TlsFacts;
+use amime_rules::token_bucket;
 use amime_upstream::connect::keepalive_options;
 use amime_upstream::tls::{self, Counted, NOT_READY, TlsFailure};
 

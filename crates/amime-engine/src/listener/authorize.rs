@@ -7,8 +7,8 @@ use std::sync::Arc;
 use crate::listener::Connection;
 use crate::worker::Worker;
 use amime_config::listener::FilterChain;
-use amime_config::network_rbac::CountedRules;
-use amime_config::rbac::{Subject, Verdict};
+use amime_rules::network_rbac::CountedRules;
+use amime_rules::rbac::{Subject, Verdict};
 
 /// The policy by which the chain's filters refuse the connection, `none` if
 /// none lets it in.
@@ -34,7 +34,13 @@ pub(super) async fn denied(
 }
 
 fn check(worker: &Worker, facts: &Connection, counted: &CountedRules) -> Verdict {
-    let subject = Subject { connection: facts, request: None, remote: facts.remote.ip() };
+    let subject = Subject {
+        connection: facts,
+        request: None,
+        remote: facts.remote.ip(),
+        metadata: None,
+        route_metadata: None,
+    };
     let verdict = counted.rules.check(subject);
     let stats = worker.telemetry.verdicts(&counted.prefix);
     if verdict.allowed {

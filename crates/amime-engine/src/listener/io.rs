@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use amime_config::connection::Connection;
+use amime_rules::connection::Connection;
 use amime_upstream::tls::MaybeTls;
 
 /// A stream whose first bytes have been read already.

@@ -13,7 +13,7 @@ mod sniff;
 
 pub(crate) use accept::{LiveListener, accept_loop};
 pub(crate) use acceptor::Acceptor;
-pub(crate) use amime_config::connection::Connection;
+pub(crate) use amime_rules::connection::Connection;
 pub(crate) use io::{DownstreamIo, Prefixed};
 pub(crate) use life::ChainLife;
 #[cfg(feature = "http3")]

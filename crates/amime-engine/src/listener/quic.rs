@@ -10,10 +10,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use amime_config::connection::Connection;
 use amime_config::listener::Terminal;
 use amime_config::quic::{ALPN, Quic, TRANSPORT};
-use amime_config::tls_facts::TlsFacts;
+use amime_rules::connection::Connection;
+use amime_rules::tls_facts::TlsFacts;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
 

@@ -19,10 +19,10 @@ use amime_xds::{Resource, TypeUrl};
 use http::HeaderValue;
 use tokio::sync::{Notify, watch};
 
-pub use amime_config::Fault;
 pub use amime_resources::{
     ClusterDump, EndpointDump, ListenerDump, RejectedDump, ResourceDump, RuntimeDump,
 };
+pub use amime_rules::Fault;
 pub use amime_upstream::{LocalCluster, Place};
 
 use crate::worker::{self, Shared, WorkerOptions};

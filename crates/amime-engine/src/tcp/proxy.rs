@@ -18,19 +18,22 @@ use crate::upstream::open::{OpenGuard, count_failure};
 use crate::upstream::pool::Acquire;
 use crate::upstream::{ClusterRuntime, Host, LbInput, Outcome, Resource};
 use crate::worker::Worker;
-use amime_config::criteria::MetadataMatch;
 use amime_config::discovery::Discovery;
 use amime_config::host_cache::{self, HostFailure};
 use amime_config::listener::FilterChain;
 use amime_config::tcp::TcpConfig;
 use amime_config::tls::Alpn;
-use amime_config::tls_facts::TlsFacts;
-use amime_config::values::jittered;
+use amime_rules::criteria::MetadataMatch;
+use amime_rules::tls_facts::TlsFacts;
+use amime_rules::values::jittered;
 
 /// A connected upstream.
 pub(crate) struct Dialed {
     io: Io,
     facts: ConnectionFacts,
+    /// What configuration names, for the log: an aggregate, where the other one
+    /// is a member of it.
+    named: Rc<ClusterRuntime>,
     cluster: Rc<ClusterRuntime>,
     host: Rc<Host>,
     /// What the upstream has said already.
@@ -84,8 +87,8 @@ pub(crate) async fn proxy(
             return;
         }
     };
-    let Dialed { io: upstream, facts, cluster, host, first, attempts, _open } = dialed;
-    record.upstream = reached(&host, &facts, &cluster);
+    let Dialed { io: upstream, facts, named, cluster, host, first, attempts, _open } = dialed;
+    record.upstream = reached(&host, &facts, &named);
     record.upstream.attempts = attempts;
     worker.telemetry.tcp(&record);
     if config.log_connected {
@@ -93,6 +96,7 @@ pub(crate) async fn proxy(
     }
     let progress = Progress::default();
     let copy = join(io, upstream, &first, &config, &progress);
+    let copy = while_it_stands(copy, &cluster, &host, &progress);
     let copied = match config.log_interval {
         None => copy.await,
         Some(interval) => {
@@ -186,6 +190,28 @@ async fn reporting(
     }
 }
 
+/// Waits for `copy`; it ends with its endpoint's health where that is asked for.
+async fn while_it_stands(
+    copy: impl Future<Output = Copied>,
+    cluster: &ClusterRuntime,
+    host: &Host,
+    progress: &Progress,
+) -> Copied {
+    if !cluster.config().close_on_failure {
+        return copy.await;
+    }
+    tokio::select! {
+        biased;
+        () = host.endpoint.state.failed.notified() => Copied {
+            up: progress.up.get(),
+            down: progress.down.get(),
+            end: CopyEnd::UpstreamFailed,
+            ..Copied::default()
+        },
+        copied = copy => copied,
+    }
+}
+
 async fn join(
     mut io: DownstreamIo,
     upstream: Io,
@@ -244,7 +270,9 @@ async fn dial(
     }
     let (cluster, metadata) = destination(worker, connection, config).await;
     let Some(cluster) = cluster else { return Err(failure(ResponseFlags::NC, None)) };
-    let mut last = failure(ResponseFlags::UH, Some(&cluster));
+    let named = cluster;
+    let cluster = worker.snapshot().member(&named);
+    let mut last = failure(ResponseFlags::UH, Some(&named));
     for attempt in 0..config.connect_attempts {
         if attempt > 0 {
             back_off(config, attempt).await;
@@ -253,37 +281,29 @@ async fn dial(
             cluster.stats.upstream_cx_none_healthy.inc();
             break;
         };
-        let opened = match &config.tunneling {
-            None => {
-                let opened = open(worker, &cluster, &host, Some(connection.ends())).await;
-                opened.map(|(io, facts, open)| (Io::Direct(io), facts, Some(open)))
-            }
-            Some(tunneling) => {
-                let acquired = Acquire {
-                    cluster: &cluster,
-                    host: &host,
-                    priority: 0,
-                    mark: worker.mark,
-                    fresh: false,
-                };
-                let tunnel = Tunnel::open(acquired, connection, tunneling).await;
-                tunnel.map(|(tunnel, local)| {
-                    (Io::Tunnel(tunnel), ConnectionFacts { local, tls: None }, None)
-                })
-            }
-        };
+        let opened = reach(worker, (&cluster, &host), connection, config).await;
         match opened {
             Ok((io, facts, open)) => {
                 cluster.observe(&host, Outcome::Served);
                 let first = Vec::new();
                 let attempts = attempt + 1;
-                return Ok(Dialed { io, facts, cluster, host, first, attempts, _open: open });
+                return Ok(Dialed {
+                    io,
+                    facts,
+                    named,
+                    cluster,
+                    host,
+                    first,
+                    attempts,
+                    _open: open,
+                });
             }
             Err(ConnectError::Overflow) => {
-                return Err(failure(ResponseFlags::UO, Some(&cluster)));
+                return Err(failure(ResponseFlags::UO, Some(&named)));
             }
             Err(error) => {
-                last = refused(&cluster, host, &error);
+                last =
+                    DialFailure { cluster: Some(named.clone()), ..refused(&cluster, host, &error) };
                 last.attempts = attempt + 1;
             }
         }
@@ -293,6 +313,22 @@ async fn dial(
         cluster.stats.upstream_cx_connect_attempts_exceeded.inc();
     }
     Err(last)
+}
+
+/// Connects to an endpoint, or to what is behind it.
+async fn reach(
+    worker: &Rc<Worker>,
+    (cluster, host): (&Rc<ClusterRuntime>, &Rc<Host>),
+    connection: &Connection,
+    config: &TcpConfig,
+) -> Result<(Io, ConnectionFacts, Option<OpenGuard>), ConnectError> {
+    let Some(tunneling) = &config.tunneling else {
+        let (io, facts, open) = open(worker, cluster, host, Some(connection.ends())).await?;
+        return Ok((Io::Direct(io), facts, Some(open)));
+    };
+    let acquired = Acquire { cluster, host, priority: 0, mark: worker.mark, fresh: false };
+    let (tunnel, local) = Tunnel::open(acquired, connection, tunneling).await?;
+    Ok((Io::Tunnel(tunnel), ConnectionFacts { local, tls: None }, None))
 }
 
 /// The cluster that a connection goes to, and what it asks of endpoints.

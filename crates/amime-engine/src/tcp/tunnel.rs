@@ -11,8 +11,8 @@ use crate::listener::Connection;
 use crate::upstream::connect::ConnectError;
 use crate::upstream::pool::{Acquire, ConnKey, Held, Lease, acquire};
 use amime_config::cluster::UpstreamProtocol;
-use amime_config::format::FormatInput;
 use amime_config::tcp::Tunneling;
+use amime_rules::format::FormatInput;
 
 /// A tunnel that stands.
 pub(super) struct Tunnel {

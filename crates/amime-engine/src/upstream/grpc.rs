@@ -66,6 +66,7 @@ async fn answer(
     cluster: &Rc<ClusterRuntime>,
     call: Call<'_>,
 ) -> Result<Bytes, GrpcError> {
+    let cluster = &worker.snapshot().member(cluster);
     if cluster.config().http.protocol != UpstreamProtocol::Http2 {
         return Err(GrpcError::NotHttp2);
     }

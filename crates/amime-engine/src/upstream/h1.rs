@@ -19,7 +19,7 @@ use super::open::OpenGuard;
 use crate::http::body::RequestBody;
 use crate::listener::Prefixed;
 use amime_config::cluster::HttpUpstream;
-use amime_config::h1::Spelling;
+use amime_rules::h1::Spelling;
 
 /// An open connection.
 pub(crate) struct H1 {

@@ -9,6 +9,7 @@ pub(crate) mod h1;
 pub(crate) mod h2;
 pub(crate) mod open;
 pub(crate) mod pool;
+mod preconnect;
 
 use amime_config::endpoint_state::now_ms;
 pub(crate) use amime_upstream::{Outcome, Resource, RetryInput, connect};

@@ -1,5 +1,5 @@
-//! Counting upstream connections: those that are open, and those that never
-//! came about.
+//! Counting upstream connections: those that are open, those that never came
+//! about, and requests that wait for one.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -7,7 +7,7 @@ use std::rc::Rc;
 use tokio::sync::Notify;
 
 use super::connect::ConnectError;
-use super::pool::Acquire;
+use super::pool::{Acquire, Lease};
 use super::{ClusterRuntime, Host};
 use amime_config::endpoint_state::Resource;
 use amime_upstream::tls::Counted;
@@ -28,6 +28,39 @@ pub(crate) fn count_failure(cluster: &ClusterRuntime, host: &Host, error: &Conne
         }
     }
     host.counters().cx_connect_fail.inc();
+}
+
+/// Counts a request as pending while `work` runs.
+pub(super) async fn pending(
+    request: Acquire<'_>,
+    work: impl Future<Output = Result<Lease, ConnectError>>,
+) -> Result<Lease, ConnectError> {
+    let Acquire { cluster, priority, .. } = request;
+    if !cluster.take(priority, Resource::Pending) {
+        cluster.stats.upstream_rq_pending_overflow.inc();
+        return Err(ConnectError::Overflow);
+    }
+    cluster.stats.upstream_rq_pending_total.inc();
+    cluster.stats.upstream_rq_pending_active.inc();
+    let _given = Give { cluster, priority };
+    let lease = work.await;
+    if lease.is_err() {
+        cluster.stats.upstream_rq_pending_failure_eject.inc();
+    }
+    lease
+}
+
+/// Gives a pending slot back, also when the request is given up.
+struct Give<'a> {
+    cluster: &'a ClusterRuntime,
+    priority: usize,
+}
+
+impl Drop for Give<'_> {
+    fn drop(&mut self) {
+        self.cluster.stats.upstream_rq_pending_active.dec();
+        self.cluster.give(self.priority, Resource::Pending);
+    }
 }
 
 /// Counts a connection as open until dropped.

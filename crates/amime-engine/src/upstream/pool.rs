@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 
 use amime_http1::ReadError;
 use hyper::client::conn::{TrySendError, http2};
@@ -18,11 +19,12 @@ use tokio::sync::Notify;
 use super::connect::{ConnectError, ConnectionFacts, Target, UpstreamIo, connect};
 use super::h1::{H1, H1Error, Interim};
 use super::h2::breaks_protocol;
-use super::open::{OpenGuard, count_failure};
+use super::open::{OpenGuard, count_failure, pending};
+use super::preconnect::keep_ahead;
 use super::{ClusterRuntime, Host, idled_out, outlived};
 use crate::http::body::{RequestBody, UpstreamBody};
 use crate::http::pipe::Duplex;
-use amime_config::endpoint_state::{Resource, now_ms};
+use amime_config::endpoint_state::{EndpointState, Resource, now_ms};
 use amime_config::tls::Alpn;
 use amime_upstream::{LocalExecutor, Pool};
 
@@ -81,6 +83,7 @@ pub(crate) struct UpstreamConn {
     pub(crate) facts: ConnectionFacts,
     key: ConnKey,
     opened_ms: u64,
+    endpoint: Arc<EndpointState>,
     requests: Cell<u32>,
     streams: Cell<u32>,
     open: Cell<bool>,
@@ -212,7 +215,7 @@ impl Idle {
         !self.sender.stale()
             && self.conn.key.is_wanted()
             && !idled_out(cluster, self.since_ms)
-            && !outlived(cluster, self.conn.opened_ms)
+            && !self.conn.is_over(cluster)
     }
 }
 
@@ -223,7 +226,7 @@ impl Shared {
         !self.sender.is_closed()
             && (used || self.conn.key.is_wanted())
             && (used || !idled_out(cluster, self.since_ms.get()))
-            && !outlived(cluster, self.conn.opened_ms)
+            && !self.conn.is_over(cluster)
     }
 
     fn lease(self, reused: bool) -> Lease {
@@ -264,6 +267,7 @@ pub(crate) async fn acquire(request: Acquire<'_>, key: ConnKey) -> Result<Lease,
     if !key.http2 {
         if !fresh && let Some(lease) = pool.pop_idle(&key, cluster) {
             lease.conn.requests.set(lease.conn.requests.get() + 1);
+            keep_ahead(request, &key);
             return Ok(lease);
         }
         return pending(request, open_h1(request, key)).await;
@@ -272,39 +276,6 @@ pub(crate) async fn acquire(request: Acquire<'_>, key: ConnKey) -> Result<Lease,
         return Ok(lease);
     }
     pending(request, open_h2(request, key)).await
-}
-
-/// Counts a request as pending while `work` runs.
-async fn pending(
-    request: Acquire<'_>,
-    work: impl Future<Output = Result<Lease, ConnectError>>,
-) -> Result<Lease, ConnectError> {
-    let Acquire { cluster, priority, .. } = request;
-    if !cluster.take(priority, Resource::Pending) {
-        cluster.stats.upstream_rq_pending_overflow.inc();
-        return Err(ConnectError::Overflow);
-    }
-    cluster.stats.upstream_rq_pending_total.inc();
-    cluster.stats.upstream_rq_pending_active.inc();
-    let _given = Give { cluster, priority };
-    let lease = work.await;
-    if lease.is_err() {
-        cluster.stats.upstream_rq_pending_failure_eject.inc();
-    }
-    lease
-}
-
-/// Gives a pending slot back, also when the request is given up.
-struct Give<'a> {
-    cluster: &'a ClusterRuntime,
-    priority: usize,
-}
-
-impl Drop for Give<'_> {
-    fn drop(&mut self) {
-        self.cluster.stats.upstream_rq_pending_active.dec();
-        self.cluster.give(self.priority, Resource::Pending);
-    }
 }
 
 async fn open_h1(request: Acquire<'_>, key: ConnKey) -> Result<Lease, ConnectError> {
@@ -329,20 +300,22 @@ async fn open_h1(request: Acquire<'_>, key: ConnKey) -> Result<Lease, ConnectErr
         }
     }
     let guard = OpenGuard::new(request);
+    keep_ahead(request, &key);
     let (io, facts) = dial(request, &key).await?;
-    Ok(start_h1(cluster, io, facts, key, guard))
+    Ok(start_h1(request, io, facts, key, guard))
 }
 
 /// Speaks HTTP/1 on a connection that stands.
-fn start_h1(
-    cluster: &ClusterRuntime,
+pub(super) fn start_h1(
+    request: Acquire<'_>,
     io: UpstreamIo,
     facts: ConnectionFacts,
     key: ConnKey,
     guard: OpenGuard,
 ) -> Lease {
+    let Acquire { cluster, host, .. } = request;
     let sender = H1::new(io, guard, &cluster.config().http);
-    let conn = UpstreamConn::new(facts, key);
+    let conn = UpstreamConn::new(facts, key, host);
     cluster.stats.upstream_cx_http1_total.inc();
     Lease { sender: Sender::H1(sender), conn, reused: false }
 }
@@ -398,7 +371,7 @@ async fn open_h2_now(request: Acquire<'_>, key: ConnKey) -> Result<Lease, Connec
     let agreed = facts.tls.as_ref().and_then(|tls| tls.alpn.as_deref());
     if key.alpn == Alpn::Either && agreed != Some(b"h2") {
         let key = ConnKey { http2: false, ..key };
-        return Ok(start_h1(cluster, io, facts, key, guard));
+        return Ok(start_h1(request, io, facts, key, guard));
     }
     let settings = &cluster.config().http.h2;
     let mut builder = http2::Builder::new(LocalExecutor);
@@ -418,7 +391,7 @@ async fn open_h2_now(request: Acquire<'_>, key: ConnKey) -> Result<Lease, Connec
         .handshake::<_, RequestBody>(TokioIo::new(io))
         .await
         .map_err(|error| ConnectError::Failed(error.to_string().into()))?;
-    let conn = UpstreamConn::new(facts, key);
+    let conn = UpstreamConn::new(facts, key, host);
     let task_conn = conn.clone();
     tokio::task::spawn_local(async move {
         let ended = driver.await;
@@ -435,7 +408,7 @@ async fn open_h2_now(request: Acquire<'_>, key: ConnKey) -> Result<Lease, Connec
     Ok(shared.lease(false))
 }
 
-async fn dial(
+pub(super) async fn dial(
     request: Acquire<'_>,
     key: &ConnKey,
 ) -> Result<(UpstreamIo, ConnectionFacts), ConnectError> {
@@ -460,11 +433,23 @@ async fn dial(
 }
 
 impl UpstreamConn {
-    fn new(facts: ConnectionFacts, key: ConnKey) -> Rc<Self> {
+    /// True if it takes no more requests: it has lived as long as it may, or
+    /// its endpoint has failed meanwhile; a new one may find a better way.
+    fn is_over(&self, cluster: &ClusterRuntime) -> bool {
+        self.endpoint.failed_since(self.opened_ms) || outlived(cluster, self.opened_ms)
+    }
+
+    /// The same before its first request.
+    pub(super) fn unused(self: &Rc<Self>) {
+        self.requests.set(0);
+    }
+
+    fn new(facts: ConnectionFacts, key: ConnKey, host: &Host) -> Rc<Self> {
         Rc::new(Self {
             facts,
             key,
             opened_ms: now_ms(),
+            endpoint: host.endpoint.state.clone(),
             requests: Cell::new(1),
             streams: Cell::new(0),
             open: Cell::new(true),
@@ -487,8 +472,7 @@ impl Lease {
             .http
             .max_requests_per_connection
             .is_some_and(|max| conn.requests.get() >= max);
-        let over = || outlived(cluster, conn.opened_ms);
-        if !spent && !host.retired() && sender.reusable() && !over() {
+        if !spent && !host.retired() && sender.reusable() && !conn.is_over(cluster) {
             host.pool.put(sender, conn);
         }
     }
@@ -590,7 +574,7 @@ impl Sender {
 }
 
 impl HostPool {
-    fn put(&self, sender: Rc<H1>, conn: Rc<UpstreamConn>) {
+    pub(super) fn put(&self, sender: Rc<H1>, conn: Rc<UpstreamConn>) {
         self.idle.borrow_mut().push(Idle { sender, conn, since_ms: now_ms() });
         self.freed.notify_one();
     }

@@ -85,6 +85,12 @@ impl Snapshot {
         self.cluster(*self.cluster_names.get(name)?)
     }
 
+    /// The cluster that takes a request for `cluster`, which may be an
+    /// aggregate of others.
+    pub(crate) fn member(&self, cluster: &Rc<ClusterRuntime>) -> Rc<ClusterRuntime> {
+        cluster.member(|id| self.cluster(id))
+    }
+
     pub(crate) fn routes(&self, id: RouteConfigId) -> Option<Rc<LocalTable>> {
         self.routes.get(id.0 as usize)?.clone()
     }

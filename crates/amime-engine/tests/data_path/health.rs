@@ -104,6 +104,64 @@ async fn expected_and_retriable_statuses_are_told_apart() {
 }
 
 #[tokio::test]
+async fn connections_from_before_a_failure_take_no_more_requests() {
+    let (a, health) = checked("a", 200).await;
+    // Each check has a connection of its own, which is closed at once.
+    let fields = checks("http_health_check: {path: /health}")
+        .replace("timeout: 1s", "timeout: 1s, reuse_connection: false");
+    let proxy = proxy(&fields, &[a.address]).await;
+    assert_eq!(proxy.get("h", "/").await.status, 200);
+    assert_eq!(proxy.get("h", "/").await.status, 200);
+    let opened = || {
+        let all = proxy.stats("cluster.c.upstream_cx_total");
+        all.first().cloned().unwrap_or_default()
+    };
+    assert_eq!(opened(), "cluster.c.upstream_cx_total: 1");
+    health.store(500, Ordering::Relaxed);
+    until_flags(&proxy, &[&["failed_active_hc"]]).await;
+    health.store(200, Ordering::Relaxed);
+    until_flags(&proxy, &[&[]]).await;
+    assert_eq!(proxy.get("h", "/").await.status, 200);
+    assert_eq!(opened(), "cluster.c.upstream_cx_total: 2");
+}
+
+/// Two checks; the second one is of this path.
+fn two_checks(path: &str) -> String {
+    let one = "timeout: 1s, interval: 0.01s, no_traffic_interval: 0.01s, unhealthy_threshold: 2, healthy_threshold: 2";
+    format!(
+        "health_checks:\n- {{{one}, name: a, http_health_check: {{path: /health}}}}\n\
+         - {{{one}, name: b, http_health_check: {{path: {path}}}}}"
+    )
+}
+
+#[tokio::test]
+async fn all_checks_of_an_endpoint_have_to_pass() {
+    let (a, health) = checked("a", 200).await;
+    let proxy = proxy(&two_checks("/other"), &[a.address]).await;
+    assert_eq!(flags(&proxy), [vec![]; 1] as [Vec<&str>; 1]);
+    let asked = |path: &str| {
+        let seen = a.seen.lock().expect("not poisoned");
+        seen.iter().any(|seen| seen.head.uri().path() == path)
+    };
+    assert!(asked("/health") && asked("/other"), "it is well once both have passed");
+    health.store(500, Ordering::Relaxed);
+    until_flags(&proxy, &[&["failed_active_hc"]]).await;
+    let before = a.count();
+    while a.count() < before + 8 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(flags(&proxy), [["failed_active_hc"]], "the other one goes on passing");
+    health.store(200, Ordering::Relaxed);
+    until_flags(&proxy, &[&[]]).await;
+    // Once it has asked to be left out, both have to pass again.
+    assert_eq!(proxy.get("h", "/leave").await.status, 200);
+    until_flags(&proxy, &[&["failed_active_hc", "excluded_via_immediate_hc_fail"]]).await;
+    health.store(200, Ordering::Relaxed);
+    until_flags(&proxy, &[&[]]).await;
+    assert_eq!(proxy.get("h", "/").await.status, 200);
+}
+
+#[tokio::test]
 async fn an_endpoint_may_ask_to_be_left_out() {
     let (a, health) = checked("a", 200).await;
     let fields = checks("http_health_check: {path: /health}");

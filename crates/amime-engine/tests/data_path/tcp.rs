@@ -80,6 +80,46 @@ async fn said(proxy: &Proxy, text: &str) -> (TcpStream, String) {
 }
 
 #[tokio::test]
+async fn connections_end_with_the_health_of_their_endpoint() {
+    let server = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = server.local_addr().expect("an address");
+    let (end, mut ended) = tokio::sync::oneshot::channel::<()>();
+    tokio::spawn(async move {
+        // Checks are served until the test says so, and a client for ever.
+        let mut kept = Vec::new();
+        while let Ok((stream, _)) = tokio::select! {
+            accepted = server.accept() => accepted,
+            _ = &mut ended => Err(std::io::Error::other("no more")),
+        } {
+            kept.push(stream);
+        }
+        drop(server);
+        std::future::pending::<()>().await;
+    });
+    let fields = "health_checks: [{timeout: 1s, interval: 0.01s, no_traffic_interval: 0.01s, unhealthy_threshold: 1, healthy_threshold: 1, tcp_health_check: {}}]";
+    let closing = format!("close_connections_on_host_health_failure: true\n{fields}");
+    let tcp = |name: &str| {
+        format!(
+            r#"{{name: tcp, typed_config: {{"@type": {NETWORK}.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: {name}}}}}"#
+        )
+    };
+    let closes = Proxy::with(vec![chain(&tcp("a")), static_cluster("a", address, &closing)]).await;
+    let stays = Proxy::with(vec![chain(&tcp("b")), static_cluster("b", address, fields)]).await;
+    let mut closed = TcpStream::connect(closes.address()).await.expect("the proxy accepts");
+    let mut kept = TcpStream::connect(stays.address()).await.expect("the proxy accepts");
+    closes.until_stat("cluster.a.upstream_cx_active: 1").await;
+    stays.until_stat("cluster.b.upstream_cx_active: 1").await;
+    end.send(()).expect("the server runs");
+    let mut rest = Vec::new();
+    closed.read_to_end(&mut rest).await.expect("the proxy closes it");
+    while stays.runtime.dump().clusters[0].endpoints[0].health_flags.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    kept.write_all(b"still here").await.expect("nobody closed it");
+    assert_eq!(stays.stats("cluster.b.upstream_cx_active"), ["cluster.b.upstream_cx_active: 1"]);
+}
+
+#[tokio::test]
 async fn attempts_to_connect_are_counted_and_flagged() {
     let gone = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = gone.local_addr().expect("an address");

@@ -5,9 +5,9 @@
 
 use std::time::SystemTime;
 
-use amime_config::values::data_source;
 use amime_engine::runtime::ResourceDump;
 use amime_identity::{CertificateDetails, SubjectAltName, TrustBundle};
+use amime_rules::values::data_source;
 use amime_xds::TypeUrl;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::core::v3::{

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use amime_config::Faults;
 use amime_config::secrets::compile_certificate;
 use amime_identity::LiveCert;
+use amime_rules::Faults;
 use amime_xds::client::Variant;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use amime_config::Faults;
 use amime_engine::runtime::{LocalCluster, Place, StaticReport};
+use amime_rules::Faults;
 use amime_xds::{Resource, TypeUrl};
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::core::v3::{

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use amime_config::Faults;
+use amime_rules::Faults;
 use amime_xds::client::{Handler, Rejection, Subscription, Update};
 use amime_xds::{Resource, TypeUrl};
 use tokio::sync::Notify;

@@ -5,9 +5,9 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use amime_config::secrets::NoSecrets;
-use amime_config::{Fault, Faults};
 use amime_core::log::LogHandle;
 use amime_engine::runtime::{Runtime, RuntimeOptions};
+use amime_rules::{Fault, Faults};
 use amime_telemetry::{Telemetry, TelemetryOptions};
 use amime_xds::client::{AdsClient, ClientConfig, Handler};
 use amime_xds::{Resource, TypeUrl};

@@ -1,7 +1,7 @@
 //! Fields of a bootstrap outside its static resources: which of them have an
 //! effect here.
 
-use amime_config::Faults;
+use amime_rules::Faults;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use prost::{Message, Name};
 use serde_json::Value;

@@ -1,6 +1,6 @@
 //! What a bootstrap says, and what is wrong with it.
 
-use amime_config::Faults;
+use amime_rules::Faults;
 use amime_xds::TypeUrl;
 
 use super::check::Plan;

@@ -20,6 +20,7 @@ use crate::filters::{ListenerClass, proxy_protocol, tls_inspector};
 use crate::gateway::{GatewayServer, MergedServers, ServerPort};
 use crate::names;
 use crate::origin::{OriginKind, config_path, origin};
+use crate::proto::u32_value;
 
 /// A listener in the making.
 struct Draft {
@@ -138,6 +139,9 @@ fn finish(context: &Context<'_>, name: String, draft: Draft) -> Listener {
     accept_one_at_a_time(&mut listener);
     listener.access_log = access_log::of_listener(context.mesh);
     listener.metadata = origin_of(&draft.first);
+    let limits = context.settings.connections.as_ref();
+    let buffered = limits.and_then(|limits| limits.listener_per_connection_buffer_limit_bytes);
+    listener.per_connection_buffer_limit_bytes = buffered.and_then(u32_value);
     let tcp = !draft.quic;
     if draft.quic {
         take_datagrams(&mut listener);

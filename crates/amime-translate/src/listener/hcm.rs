@@ -18,6 +18,7 @@ use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfi
 
 use super::access_log;
 use super::tcp::idle_timeout;
+use crate::connection_settings;
 use crate::context::Context;
 use crate::dynamic_dns;
 use crate::filters::{HTTP_CONNECTION_MANAGER, ListenerClass, http_filters, network};
@@ -100,6 +101,9 @@ fn manager(context: &Context<'_>, mut options: HttpOptions, name: &str) -> HttpC
     set_codec_options(context, &options, &mut manager);
     set_client_certificate(context, options.class, &mut manager);
     normalise_paths(context, &mut manager);
+    if let Some(limits) = &context.settings.connections {
+        connection_settings::apply(limits, &mut manager);
+    }
     manager.route_specifier = Some(match options.routes {
         Routes::Named(route_config_name) => {
             RouteSpecifier::Rds(Rds { config_source: Some(ads()), route_config_name })

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::support::sidecar;
 use amime_api::decode::decode;
+use amime_api::mesh::decode_mesh_config;
 use amime_model::{Change, ChangeScope, Snapshot};
 use amime_translate::{Proxy, dump, generate};
 use amime_xds::istio::nds::NameTable;
@@ -154,6 +155,67 @@ status: {podIP: 10.0.0.3, phase: Running, conditions: [{type: Ready, status: 'Tr
     assert_eq!(scope, ChangeScope::Full);
     let names = generate(&after, &proxy(), TypeUrl::Listener, None);
     assert!(names.iter().any(|listener| listener.name == "10.0.0.3_5432"));
+}
+
+#[test]
+fn namespaces_that_the_mesh_does_not_select_do_not_count() {
+    let text = r"
+apiVersion: v1
+kind: Namespace
+metadata: {name: seen, labels: {team: one}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: unseen, labels: {team: two}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: a, namespace: seen}
+spec: {clusterIP: 10.1.0.1, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: b, namespace: unseen}
+spec: {clusterIP: 10.1.0.2, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: c, namespace: undeclared}
+spec: {clusterIP: 10.1.0.3, ports: [{name: http, port: 80}]}
+";
+    let mesh = |selectors: &str| {
+        let text = format!("discoverySelectors: {selectors}");
+        Arc::new(decode_mesh_config("mesh", &text).expect("a mesh"))
+    };
+    let services = |snapshot: &Snapshot| {
+        let clusters = generate(snapshot, &proxy(), TypeUrl::Cluster, None);
+        let names = clusters.into_iter().filter_map(|cluster| {
+            Some(cluster.name.strip_prefix("outbound|80||")?.get(..1)?.to_owned())
+        });
+        names.collect::<Vec<_>>().join(" ")
+    };
+    let one = mesh("[{matchLabels: {team: one}}]");
+    let snapshot = Snapshot::build(resources(text), one, 1);
+    assert_eq!(services(&snapshot), "a");
+    assert_eq!(services(&snapshot.with_mesh(mesh("[]"))), "a b c");
+    let either = "[{matchLabels: {kubernetes.io/metadata.name: unseen}}, {matchExpressions: [{key: team, operator: In, values: [one]}]}]";
+    assert_eq!(services(&snapshot.with_mesh(mesh(either))), "a b");
+    // A label is all it takes.
+    let namespace =
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: unseen, labels: {team: one}}";
+    let (next, scope) = snapshot.with(&[Change::Set(resources(namespace).remove(0))]);
+    assert_eq!((services(&next).as_str(), scope), ("a b", ChangeScope::Full));
+    // Endpoints of what does not count are none, also when they alone change.
+    let slice = r"
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: b-1, namespace: unseen, labels: {kubernetes.io/service-name: b}}
+addressType: IPv4
+ports: [{name: http, port: 80}]
+endpoints: [{addresses: [10.0.0.8], conditions: {ready: true}}]
+";
+    let (_, scope) = snapshot.with(&[Change::Set(resources(slice).remove(0))]);
+    assert_eq!(scope, ChangeScope::Endpoints { services: Default::default() });
 }
 
 #[test]

@@ -102,6 +102,56 @@ fn a_gateway_knows_what_stands_before_it() {
 }
 
 #[test]
+fn connections_have_the_limits_that_are_set() {
+    let limits = "{connectionSettings: {httpIdleTimeout: 7s, httpMaxConnectionDuration: 1h, httpMaxStreamDuration: 9s, httpDrainTimeout: 2s, httpRequestTimeout: 3s, httpRequestHeadersTimeout: 4s, httpStreamIdleTimeout: 5s, httpMaxConcurrentStreams: 10, http2InitialStreamWindowSize: 65535, http2InitialConnectionWindowSize: 131072, httpHeadersWithUnderscoresAction: HEADERS_WITH_UNDERSCORES_DROP_HEADER, httpMergeSlashes: true, httpPathWithEscapedSlashesAction: REJECT_REQUEST, listenerPerConnectionBufferLimitBytes: 4096}}";
+    let dump = dump_in_mesh(WEB, &mesh(limits), &sidecar("10.0.0.2", "web"));
+    for listener in ["virtualInbound", "0.0.0.0_80"] {
+        let manager = manager(&dump, listener);
+        let common = json!({
+            "idle_timeout": "7s",
+            "max_connection_duration": "3600s",
+            "max_stream_duration": "9s",
+            "headers_with_underscores_action": "DROP_HEADER",
+        });
+        assert_eq!(manager["common_http_protocol_options"], common, "{listener}");
+        let h2 = json!({
+            "max_concurrent_streams": 10,
+            "initial_stream_window_size": 65535,
+            "initial_connection_window_size": 131_072,
+        });
+        assert_eq!(manager["http2_protocol_options"], h2);
+        for (field, value) in [
+            ("drain_timeout", json!("2s")),
+            ("request_timeout", json!("3s")),
+            ("request_headers_timeout", json!("4s")),
+            ("stream_idle_timeout", json!("5s")),
+            ("merge_slashes", json!(true)),
+            ("path_with_escaped_slashes_action", json!("REJECT_REQUEST")),
+        ] {
+            assert_eq!(manager[field], value, "{field}");
+        }
+    }
+    assert!(dump.listeners.iter().all(|own| own.per_connection_buffer_limit_bytes.is_none()));
+    let dump = dump_in_mesh(WEB, &mesh(limits), &gateway());
+    let buffered = dump.listeners[0].per_connection_buffer_limit_bytes.as_ref();
+    assert_eq!(buffered.map(|bytes| bytes.value), Some(4096));
+}
+
+#[test]
+fn gateways_have_a_profile_for_the_edge() {
+    let edge = mesh("{connectionSettings: {profile: EDGE, httpRequestTimeout: 8s}}");
+    let at_edge = manager(&dump_in_mesh(WEB, &edge, &gateway()), "0.0.0.0_80");
+    assert_eq!(at_edge["request_timeout"], "8s", "what is said counts");
+    assert_eq!(at_edge["stream_idle_timeout"], "300s");
+    assert_eq!(at_edge["http2_protocol_options"]["max_concurrent_streams"], 100);
+    assert_eq!(at_edge["path_with_escaped_slashes_action"], "UNESCAPE_AND_REDIRECT");
+    let beside = dump_in_mesh(WEB, &edge, &sidecar("10.0.0.2", "web"));
+    let beside = manager(&beside, "virtualInbound");
+    assert_eq!(beside["request_timeout"], "8s");
+    assert_eq!(beside["stream_idle_timeout"], "0s");
+}
+
+#[test]
 fn a_proxy_can_have_settings_of_its_own() {
     let mut proxy = sidecar("10.0.0.2", "web");
     proxy["metadata"]["PROXY_CONFIG"] = json!({"proxyHeaders": {"server": {"value": "own"}}});

@@ -1,10 +1,12 @@
 //! Active health checks: one task an endpoint, on the keeper's thread.
 //!
-//! Invariant: an endpoint that was never checked takes no traffic; its first
-//! good check is enough, later ones need the configured number in a row.
+//! Invariant: an endpoint that was never checked takes no traffic; the first
+//! good result of each check is enough, later ones need the configured number
+//! in a row. One check that fails takes the endpoint out, whatever others say.
 
 mod probe;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -73,11 +75,17 @@ impl Checks {
     }
 }
 
-async fn check(job: Job, changed: impl Fn()) {
-    let Some(check) = &job.cluster.check else { return };
+async fn check(job: Job, changed: impl Fn() + Clone + 'static) {
+    let joint = Joint::new(&job);
+    let checks = job.cluster.checks.iter().zip(0..);
+    let each = checks.map(|(check, bit)| one(&job, check, Row::new(&joint, bit), &changed));
+    // They pause apart from each other, and none ever ends.
+    futures_util::future::join_all(each).await;
+}
+
+async fn one(job: &Job, check: &HealthCheck, mut row: Row<'_>, changed: &impl Fn()) {
     tokio::time::sleep(check.initial_jitter.mul_f64(fastrand::f64())).await;
-    let mut prober = Prober::new(&job, check);
-    let mut row = Row::default();
+    let mut prober = Prober::new(job, check);
     loop {
         job.stats.health_check_attempt.inc();
         let verdict = tokio::time::timeout(check.timeout, prober.ask()).await;
@@ -85,28 +93,84 @@ async fn check(job: Job, changed: impl Fn()) {
             prober.forget();
             Verdict::Network { timeout: true }
         });
-        let first = !job.endpoint.state.checked();
-        let edge = row.record(&job, check, verdict);
-        if first || edge {
+        let Recorded { edge, told } = row.record(job, check, verdict);
+        if told {
             job.state.health_changed();
             changed();
         }
-        let healthy = !job.endpoint.state.check_failed();
-        tokio::time::sleep(check.pause(healthy, edge, job.state.has_traffic())).await;
+        tokio::time::sleep(check.pause(!row.fails(), edge, job.state.has_traffic())).await;
     }
 }
 
-/// Equal results in a row.
-#[derive(Default)]
-struct Row {
+/// What the checks of one endpoint have found, as bits.
+struct Joint {
+    all: u64,
+    failing: Cell<u64>,
+    /// Those without a result.
+    waiting: Cell<u64>,
+    /// Those to which the endpoint calls itself degraded.
+    degraded: Cell<u64>,
+}
+
+impl Joint {
+    fn new(job: &Job) -> Self {
+        let all = (0..job.cluster.checks.len()).fold(0, |all, bit| all | 1 << bit);
+        let state = &job.endpoint.state;
+        let all_if = |condition: bool| Cell::new(if condition { all } else { 0 });
+        Self {
+            all,
+            failing: all_if(state.check_failed()),
+            waiting: all_if(!state.checked()),
+            degraded: all_if(state.check_degraded()),
+        }
+    }
+
+    /// Takes notice of an endpoint that has asked meanwhile to be left out: all
+    /// checks have to pass anew.
+    fn heed(&self, state: &EndpointState) {
+        if self.failing.get() == 0 && state.check_failed() {
+            self.failing.set(self.all);
+        }
+    }
+}
+
+/// Sets or clears a bit; true if it was otherwise.
+fn put(bits: &Cell<u64>, bit: u64, set: bool) -> bool {
+    let before = bits.get();
+    bits.set(if set { before | bit } else { before & !bit });
+    before != bits.get()
+}
+
+/// Equal results of one check in a row.
+struct Row<'j> {
+    joint: &'j Joint,
+    bit: u64,
     good: u32,
     bad: u32,
 }
 
-impl Row {
-    /// Counts a result; true if the endpoint's health is now another.
-    fn record(&mut self, job: &Job, check: &HealthCheck, verdict: Verdict) -> bool {
+/// What came of a result.
+#[derive(Clone, Copy, Debug, Default)]
+struct Recorded {
+    /// The check passes where it failed, or the other way.
+    edge: bool,
+    /// The endpoint's health may be another.
+    told: bool,
+}
+
+impl<'j> Row<'j> {
+    fn new(joint: &'j Joint, number: u32) -> Self {
+        Self { joint, bit: 1 << number, good: 0, bad: 0 }
+    }
+
+    fn fails(&self) -> bool {
+        self.joint.failing.get() & self.bit != 0
+    }
+
+    /// Counts a result.
+    fn record(&mut self, job: &Job, check: &HealthCheck, verdict: Verdict) -> Recorded {
         let (state, stats) = (&job.endpoint.state, &job.stats);
+        self.joint.heed(state);
         let retriable = match verdict {
             Verdict::Good { degraded } => return self.good(job, check, degraded),
             Verdict::Network { .. } => {
@@ -118,28 +182,39 @@ impl Row {
         stats.health_check_failure.inc();
         self.good = 0;
         self.bad = self.bad.saturating_add(1);
-        let first = !state.mark_checked();
+        let first = put(&self.joint.waiting, self.bit, false);
+        // One bad check is enough to know.
+        let first = !state.mark_checked() || first;
         let over = !retriable || self.bad >= check.unhealthy_threshold;
-        if state.check_failed() || !over {
-            return first;
+        if !over || !put(&self.joint.failing, self.bit, true) {
+            return Recorded { edge: false, told: first };
         }
         state.fail_check(verdict == Verdict::Network { timeout: true });
-        true
+        Recorded { edge: true, told: true }
     }
 
-    fn good(&mut self, job: &Job, check: &HealthCheck, degraded: bool) -> bool {
-        let state = &job.endpoint.state;
+    fn good(&mut self, job: &Job, check: &HealthCheck, degraded: bool) -> Recorded {
+        let (state, joint) = (&job.endpoint.state, self.joint);
         job.stats.health_check_success.inc();
         self.bad = 0;
-        let first = !state.mark_checked();
-        let mut changed = state.set_check_degraded(degraded);
-        if state.check_failed() {
+        let first = put(&joint.waiting, self.bit, false);
+        let mut recorded = Recorded { edge: false, told: first };
+        if put(&joint.degraded, self.bit, degraded) {
+            recorded.told |= state.set_check_degraded(joint.degraded.get() != 0);
+        }
+        if self.fails() {
             self.good = self.good.saturating_add(1);
             if first || self.good >= check.healthy_threshold {
                 self.good = 0;
-                state.pass_check();
-                changed = true;
+                put(&joint.failing, self.bit, false);
+                recorded = Recorded { edge: true, told: true };
             }
+        }
+        if joint.waiting.get() == 0 {
+            state.mark_checked();
+        }
+        if joint.failing.get() == 0 && state.check_failed() {
+            state.pass_check();
         }
         if let Some(outlier) = &job.cluster.outlier
             && outlier.uneject_on_check
@@ -148,8 +223,8 @@ impl Row {
         {
             let ejector = Ejector { outlier, cluster: &job.state, stats: &job.stats, total: 0 };
             ejector.uneject(state);
-            changed = true;
+            recorded.told = true;
         }
-        changed
+        recorded
     }
 }

@@ -46,21 +46,46 @@ impl Balancer {
     }
 }
 
+/// What a priority's share depends on.
+pub(super) struct Part {
+    availability: Availability,
+    usable_percent: f64,
+    size: usize,
+}
+
+impl Part {
+    pub(super) fn of(set: &HostSet) -> Self {
+        let HostSet { availability, usable_percent, .. } = *set;
+        Self { availability, usable_percent, size: set.all.hosts.len() }
+    }
+}
+
 /// Decides which priorities panic, and what each takes.
 fn loads(settings: &LbSettings, sets: &mut [HostSet]) -> Loads {
-    let availability: Vec<Availability> = sets.iter().map(|set| set.availability).collect();
+    let parts: Vec<Part> = sets.iter().map(Part::of).collect();
+    let (loads, panics) = share(settings.panic_percent, &parts);
+    for (set, panic) in sets.iter_mut().zip(panics) {
+        set.panic = panic;
+    }
+    loads
+}
+
+/// What each priority takes, and which of them panic below `threshold` percent
+/// of usable endpoints.
+pub(super) fn share(threshold: u32, parts: &[Part]) -> (Loads, Vec<bool>) {
+    let availability: Vec<Availability> = parts.iter().map(|part| part.availability).collect();
     let total = total(&availability);
-    let threshold = settings.panic_percent;
     if threshold == 0 && total == 0 {
         // Nothing is usable and nothing else may be used.
-        return Loads::first(sets.len());
+        return (Loads::first(parts.len()), vec![false; parts.len()]);
     }
-    for set in sets.iter_mut() {
-        set.panic = total < 100 && set.usable_percent < f64::from(threshold);
-    }
-    if sets.iter().all(|set| set.panic) {
-        let sizes: Vec<usize> = sets.iter().map(|set| set.all.hosts.len()).collect();
-        return Loads::by_size(&sizes);
-    }
-    Loads::by_availability(&availability).unwrap_or_else(|| Loads::first(sets.len()))
+    let panics = |part: &Part| total < 100 && part.usable_percent < f64::from(threshold);
+    let panics: Vec<bool> = parts.iter().map(panics).collect();
+    let loads = if panics.iter().all(|panic| *panic) {
+        let sizes: Vec<usize> = parts.iter().map(|part| part.size).collect();
+        Loads::by_size(&sizes)
+    } else {
+        Loads::by_availability(&availability).unwrap_or_else(|| Loads::first(parts.len()))
+    };
+    (loads, panics)
 }

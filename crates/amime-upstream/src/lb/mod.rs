@@ -9,6 +9,7 @@
 //!
 //! Spec: <https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/load_balancing/load_balancing>
 
+mod aggregate;
 mod balancer;
 mod bounded;
 mod edf;
@@ -25,12 +26,12 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use amime_config::criteria::MetadataMatch;
-use amime_config::retry::Reselect;
+use amime_rules::criteria::MetadataMatch;
+use amime_rules::retry::Reselect;
 use amime_telemetry::ClusterStats;
 
 use crate::cluster::{ClusterSpec, Host};
-use balancer::Balancer;
+use balancer::{Balancer, Part};
 use host_set::Members;
 use pick::{Pick, View};
 use subsets::{LookUp, Subsets};
@@ -152,6 +153,11 @@ impl WorkerLb {
             Some(view) if view.tables.version == Version::of(spec) => view.clone(),
             _ => view.insert(Rc::new(View::new(spec.lb.tables(spec, stats)))).clone(),
         }
+    }
+
+    /// How well each priority of the whole cluster is.
+    fn parts(&self, spec: &ClusterSpec, stats: &ClusterStats) -> Vec<Part> {
+        self.view(spec, stats).tables.whole.sets.iter().map(Part::of).collect()
     }
 
     /// An endpoint, by its position among the cluster's `hosts`.

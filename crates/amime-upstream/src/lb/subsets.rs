@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use amime_config::criteria::{Criteria, Criterion, MetadataMatch, hash_of};
 use amime_config::lb_subset::{Fallback, SelectorFallback, SubsetSettings};
+use amime_rules::criteria::{Criteria, Criterion, MetadataMatch, hash_of};
 use amime_telemetry::ClusterStats;
 use envoy_types::pb::google::protobuf as wkt;
 use wkt::value::Kind;

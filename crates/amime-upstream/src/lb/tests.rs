@@ -5,14 +5,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use amime_config::cluster::ClusterConfig;
-use amime_config::criteria::Criteria;
 use amime_config::endpoint::{AssignmentSpec, EndpointSet, Resolved, Spread};
 use amime_config::endpoint_state::ClusterState;
 use amime_config::host_cache::HostCaches;
 use amime_config::names::Names;
-use amime_config::retry::Reselect;
 use amime_config::secrets::{NoSecrets, SecretStore};
 use amime_config::{Compiler, Node};
+use amime_rules::criteria::Criteria;
+use amime_rules::retry::Reselect;
 use amime_telemetry::{Telemetry, TelemetryOptions};
 use amime_xds::json::from_yaml;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
@@ -264,7 +264,7 @@ fn subsets_can_heed_locality_weights() {
 ";
     let value = wkt::Value { kind: Some(wkt::value::Kind::NumberValue(1.0)) };
     let wanted = Criteria::from_pairs([("v", value)]);
-    let metadata = amime_config::criteria::MetadataMatch {
+    let metadata = amime_rules::criteria::MetadataMatch {
         base: wanted.clone(),
         all: wanted,
         alternatives: None,
