@@ -199,15 +199,17 @@ impl Exchange {
     }
 }
 
-/// Replaces `{{id}}`, and a number in such braces by so many bytes.
+/// Replaces `{{id}}`, a number in such braces by so many bytes, and a number
+/// with `*` and a text by so many of that text.
 pub(crate) fn fill(text: &str, id: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("{{") {
         let (name, after) = after.split_once("}}").unwrap_or((after, ""));
         out.push_str(before);
-        match name.parse() {
-            Ok(length) => out.extend(std::iter::repeat_n('v', length)),
+        let (count, what) = name.split_once('*').unwrap_or((name, "v"));
+        match count.parse() {
+            Ok(count) => out.push_str(&what.repeat(count)),
             Err(_) => out.push_str(id),
         }
         rest = after;
@@ -226,6 +228,11 @@ pub(crate) fn read_yaml<T: serde::de::DeserializeOwned>(path: &std::path::Path) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_stands_in_braces_is_replaced() {
+        assert_eq!(fill("a{{id}}b{{3}}c{{2*x\0}}d", "case"), "acasebvvvcx\0x\0d");
+    }
 
     #[test]
     fn a_simple_request_has_host_case_and_length() {

@@ -77,8 +77,35 @@ pub(crate) fn of_http_manager(value: &HttpConnectionManager, faults: &mut Faults
     ] {
         faults.ignore_if(set, field);
     }
+    if let Some(http2) = &value.http2_protocol_options {
+        faults.within("http2_protocol_options", |faults| of_http2(http2, faults));
+    }
     if let Some(common) = &value.common_http_protocol_options {
         faults.within("common_http_protocol_options", |faults| of_http_options(common, faults));
+    }
+}
+
+fn of_http2(value: &core::Http2ProtocolOptions, faults: &mut Faults) {
+    let keepalive = value.connection_keepalive.as_ref();
+    for (set, field) in [
+        (value.allow_metadata, "allow_metadata"),
+        // Frames wait with their streams, whose bytes are limited.
+        (value.max_outbound_frames.is_some(), "max_outbound_frames"),
+        (!value.custom_settings_parameters.is_empty(), "custom_settings_parameters"),
+        (value.max_metadata_size.is_some(), "max_metadata_size"),
+        (value.use_oghttp2_codec.is_some(), "use_oghttp2_codec"),
+        (value.enable_huffman_encoding.is_some(), "enable_huffman_encoding"),
+        (value.max_header_field_size_kb.is_some(), "max_header_field_size_kb"),
+        (value.disallow_obs_text.is_some(), "disallow_obs_text"),
+        (value.stream_reset_burst.is_some(), "stream_reset_burst"),
+        (value.stream_reset_rate.is_some(), "stream_reset_rate"),
+        (keepalive.is_some_and(|it| it.interval_jitter.is_some()), "interval_jitter"),
+        (
+            keepalive.is_some_and(|it| it.connection_idle_interval.is_some()),
+            "connection_idle_interval",
+        ),
+    ] {
+        faults.ignore_if(set, field);
     }
 }
 

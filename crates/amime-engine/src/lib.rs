@@ -7,7 +7,7 @@
 //! `amime-proxy` where resources and certificates come from and who may look at
 //! them, and to `amime-telemetry` what becomes of its records.
 //!
-//! [`runtime::Runtime`] is the way in. A connection goes through `listener`
+//! [`runtime::Runtime`] is the way in; [`overload`] turns some away. A connection goes through `listener`
 //! (what is it?), `http` or `tcp` (where to?) and `upstream` (through which
 //! connection?); `amime-config` holds what these look things up in, `worker`
 //! the thread they run on.
@@ -19,6 +19,7 @@
 
 mod http;
 mod listener;
+pub mod overload;
 pub mod runtime;
 mod tcp;
 mod upstream;

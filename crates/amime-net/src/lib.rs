@@ -4,8 +4,8 @@
 //! and the processes in them ([`namespace`]), links, addresses and routes
 //! ([`link`]), packet-filter rules ([`nft`]), the last two over netlink, so that
 //! no `ip`, `nft` or `iptables` binary has to be installed; and the process's
-//! own code pages ([`memory`]); and files that are put into directories
-//! ([`watch`]).
+//! own code pages ([`memory`]); files that are put into directories
+//! ([`watch`]); and descriptors that go to another process ([`descriptors`]).
 //! What the rules and namespaces are *for* is decided by the callers.
 //!
 //! ```
@@ -27,6 +27,7 @@
 // adoption have no safe form. Each block names its safety argument.
 #![allow(unsafe_code)]
 
+pub mod descriptors;
 pub mod link;
 pub mod memory;
 pub mod namespace;

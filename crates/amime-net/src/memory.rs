@@ -72,6 +72,13 @@ pub fn release_free_heap() {
     }
 }
 
+/// Bytes of memory that hold no program's file: heap and stacks.
+///
+/// Errors: `/proc/self/statm` cannot be read.
+pub fn anonymous_bytes() -> io::Result<usize> {
+    Ok(Resident::now()?.anonymous)
+}
+
 /// Unmaps the resident pages of program files that nobody can have changed;
 /// those in use come back from the page cache, without a disk read, when they
 /// are touched. Returns the bytes looked at.

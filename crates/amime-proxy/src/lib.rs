@@ -17,4 +17,5 @@ mod flags;
 mod json;
 mod run;
 
+pub use bootstrap::RestartError;
 pub use run::{ProxyArgs, RunError, run};

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use crate::admin::{CommandLine, log_level};
 use crate::agent::{self, AgentConfig, AgentError, Outside, ProxyKind};
-use crate::bootstrap::{self, BootstrapRun, Input};
+use crate::bootstrap::{self, BootstrapRun, Input, Restart};
 use crate::flags::{Envoys, Inert};
 use crate::json::{self, Converter};
 
@@ -57,6 +57,14 @@ pub struct ProxyArgs {
     /// File to write the admin server's address to.
     #[arg(long, value_name = "FILE")]
     admin_address_path: Option<PathBuf>,
+    /// Unix socket at which another process may take over from this one: it
+    /// gets the listening sockets, then this one drains and ends. Only with a
+    /// bootstrap.
+    #[arg(long, value_name = "PATH", conflicts_with = "role")]
+    restart_socket: Option<PathBuf>,
+    /// Take over from the proxy at the restart socket.
+    #[arg(long, requires = "restart_socket")]
+    restart: bool,
     /// What to do.
     #[arg(long, value_enum, default_value_t)]
     mode: Mode,
@@ -237,6 +245,7 @@ async fn bootstrap_run(args: ProxyArgs, outside: Outside) -> Result<BootstrapRun
         allow_unsupported: args.allow_unsupported,
         validate: args.mode == Mode::Validate,
         admin_address_path: args.admin_address_path,
+        restart: args.restart_socket.map(|door| Restart { door, take_over: args.restart }),
         log,
         converter,
     })

@@ -25,6 +25,7 @@ mod published;
 mod resolver;
 mod routes;
 mod state;
+mod takeover;
 
 pub use clusters::DnsJob;
 pub use dump::{ClusterDump, EndpointDump, ListenerDump, RejectedDump, ResourceDump, RuntimeDump};
@@ -32,3 +33,4 @@ pub use names::{Answer, NamePort};
 pub use published::{Published, SocketSet};
 pub use resolver::{MarkedResolver, Resolvers, look_up, look_up_host};
 pub use state::{State, StateOptions};
+pub use takeover::{Inherited, TakenSockets};

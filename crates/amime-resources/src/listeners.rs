@@ -15,6 +15,7 @@ use crate::awaited::{Awaited, Need};
 use crate::dump::ListenerDump;
 use crate::published::SocketSet;
 use crate::state::Refusal;
+use crate::takeover::{Inherited, TakenSockets};
 use amime_config::Required;
 use amime_config::binding::{Binding, SocketOption, SocketStage};
 use amime_config::listener::ListenerConfig;
@@ -38,11 +39,41 @@ pub(crate) struct Listeners {
     /// with the same update may take them over.
     spare: Vec<Arc<SocketSet>>,
     workers: usize,
+    /// Sockets of the proxy before this one.
+    inherited: Inherited,
+    /// Whether sockets are kept for a proxy after this one.
+    keeps: bool,
 }
 
 impl Listeners {
-    pub(crate) fn new(workers: usize) -> Self {
-        Self { active: HashMap::new(), warming: HashMap::new(), spare: Vec::new(), workers }
+    pub(crate) fn new(workers: usize, inherited: Option<Inherited>) -> Self {
+        Self {
+            active: HashMap::new(),
+            warming: HashMap::new(),
+            spare: Vec::new(),
+            workers,
+            keeps: inherited.is_some(),
+            inherited: inherited.unwrap_or_default(),
+        }
+    }
+
+    /// Copies of all sockets, for a proxy that takes over.
+    pub(crate) fn copies(&self) -> std::io::Result<Vec<TakenSockets>> {
+        let entries = self.active.iter().chain(&self.warming);
+        let sets = entries.flat_map(|(name, it)| it.sockets.iter().map(move |set| (name, set)));
+        sets.map(|(name, set)| Ok(TakenSockets::of(name, &set.asked, set.copies()?))).collect()
+    }
+
+    /// Lets go of what was kept.
+    pub(crate) fn release(&mut self) {
+        let entries = self.active.values().chain(self.warming.values());
+        entries.flat_map(|entry| &entry.sockets).for_each(|set| set.release());
+        self.keeps = false;
+    }
+
+    /// Closes sockets of the proxy before that no listener has asked for.
+    pub(crate) fn forget_inherited(&mut self) {
+        self.inherited = Inherited::default();
     }
 
     /// Takes a compiled listener over, to warm until [`Listeners::promote`].
@@ -95,7 +126,10 @@ impl Listeners {
         if let Some(at) = self.spare.iter().position(|spare| spare.asked == *binding) {
             return Ok(self.spare.swap_remove(at));
         }
-        bind_all(binding, config.backlog, self.workers)
+        let inherited = self.inherited.take(&config.name, binding).unwrap_or_default();
+        bind_all(binding, config.backlog, self.workers, inherited)
+            .and_then(|set| if self.keeps { set.keep() } else { Ok(set) })
+            .map(Arc::new)
             .map_err(|error| format!("address: cannot bind {}: {error}", Shown(address)))
     }
 
@@ -169,50 +203,63 @@ impl Listeners {
 }
 
 /// True for an address that is one: port 0 is another each time.
-fn takes_one(address: SocketAddr) -> bool {
+pub(crate) fn takes_one(address: SocketAddr) -> bool {
     address.port() != 0 || unix::is_stand_in(address.ip())
 }
 
-fn bind_all(binding: &Binding, backlog: u32, workers: usize) -> std::io::Result<Arc<SocketSet>> {
+/// Sockets for all workers: those that are there already, and as many more as
+/// there are workers without one.
+fn bind_all(
+    binding: &Binding,
+    backlog: u32,
+    workers: usize,
+    mut sockets: Vec<TcpListener>,
+) -> std::io::Result<SocketSet> {
     let mut address = binding.address;
     let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
     if let Some(path) = unix::path_of(address) {
         // A path has one queue, which all workers take from.
-        let socket = listen_unix(&path, binding.mode, backlog)?;
-        let more = (1..workers).map(|_| socket.try_clone()).collect::<std::io::Result<Vec<_>>>()?;
-        let sockets = std::iter::once(socket).chain(more).collect();
-        return Ok(SocketSet::new(binding.clone(), address, sockets));
-    }
-    let mut sockets: Vec<TcpListener> = Vec::with_capacity(workers);
-    let options: Vec<RawOption> = binding.options.iter().map(raw_option).collect();
-    for _ in 0..workers {
-        if let Some(first) = sockets.first().filter(|_| !binding.reuse_port) {
-            let shared = first.try_clone()?;
-            sockets.push(shared);
-            continue;
+        if sockets.is_empty() {
+            sockets.push(listen_unix(&path, binding.mode, backlog)?);
         }
-        let builder = ListenerBuilder::new(address)
-            .backlog(backlog)
-            .reuse_port(binding.reuse_port)
-            .transparent(binding.transparent)
-            .free_bind(binding.free_bind)
-            .v6_only(binding.v6_only)
-            .options(options.clone());
-        // Port 0 is decided by the first; the others share it.
-        let socket = if binding.datagrams {
-            let socket = builder.bind_datagrams()?;
-            address = socket.local_addr()?;
-            // Kept and handed on like any other.
-            TcpListener::from(OwnedFd::from(socket))
-        } else {
-            let socket = builder.listen()?;
-            socket.set_nonblocking(true)?;
-            address = socket.local_addr()?;
-            socket
-        };
-        sockets.push(socket);
+    } else if let Some(first) = sockets.first() {
+        address = first.local_addr()?;
     }
-    Ok(SocketSet::new(binding.clone(), address, sockets))
+    let shared = !binding.reuse_port || unix::path_of(address).is_some();
+    while sockets.len() < workers {
+        match sockets.first().filter(|_| shared) {
+            Some(first) => sockets.push(first.try_clone()?),
+            None => {
+                let socket = bind_one(binding, address, backlog)?;
+                // Port 0 is decided by the first; the others share it.
+                address = socket.local_addr()?;
+                sockets.push(socket);
+            }
+        }
+    }
+    let mut each: Vec<Vec<TcpListener>> = (0..workers).map(|_| Vec::new()).collect();
+    for (index, socket) in sockets.into_iter().enumerate() {
+        each[index % workers].push(socket);
+    }
+    Ok(SocketSet::new(binding.clone(), address, each))
+}
+
+fn bind_one(binding: &Binding, address: SocketAddr, backlog: i32) -> std::io::Result<TcpListener> {
+    let options: Vec<RawOption> = binding.options.iter().map(raw_option).collect();
+    let builder = ListenerBuilder::new(address)
+        .backlog(backlog)
+        .reuse_port(binding.reuse_port)
+        .transparent(binding.transparent)
+        .free_bind(binding.free_bind)
+        .v6_only(binding.v6_only)
+        .options(options);
+    if binding.datagrams {
+        // Kept and handed on like any other.
+        return Ok(TcpListener::from(OwnedFd::from(builder.bind_datagrams()?)));
+    }
+    let socket = builder.listen()?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 fn raw_option(option: &SocketOption) -> RawOption {

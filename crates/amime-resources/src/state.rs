@@ -30,6 +30,7 @@ use crate::listeners::Listeners;
 use crate::names::Answer;
 use crate::published::Published;
 use crate::routes::Routes;
+use crate::takeover::{Inherited, TakenSockets};
 use amime_config::cluster::ClusterConfig;
 use amime_config::host_cache::{HostCache, HostCaches};
 use amime_config::listener::ListenerConfig;
@@ -56,6 +57,9 @@ pub struct StateOptions {
     /// The cluster that this node is part of, by which others keep requests in
     /// its zone.
     pub local_cluster: Option<Arc<LocalCluster>>,
+    /// Sockets of a proxy before this one, perhaps none; absent if no other
+    /// will take over from this one either.
+    pub inherited: Option<Inherited>,
 }
 
 /// All configuration that a proxy holds.
@@ -82,7 +86,8 @@ pub(crate) type Refusal = String;
 impl State {
     /// Nothing is configured yet.
     pub fn new(options: StateOptions) -> Self {
-        let StateOptions { secrets, telemetry, node, mark, workers, local_cluster } = options;
+        let StateOptions { secrets, telemetry, node, mark, workers, local_cluster, inherited } =
+            options;
         Self {
             names: Names::default(),
             host_caches: HostCaches::default(),
@@ -91,7 +96,7 @@ impl State {
             node,
             mark,
             held: BTreeMap::new(),
-            listeners: Listeners::new(workers),
+            listeners: Listeners::new(workers, inherited),
             clusters: Clusters::new(workers, telemetry, local_cluster),
             routes: Routes::default(),
             clusters_up: false,
@@ -134,6 +139,24 @@ impl State {
         self.tick(now);
         self.listeners.close_spare();
         rejected
+    }
+
+    /// Copies of all listening sockets, for a proxy that takes over.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn copy_sockets(&self) -> std::io::Result<Vec<TakenSockets>> {
+        self.listeners.copies()
+    }
+
+    /// Lets listening sockets close with those who accept from them.
+    pub fn release_sockets(&mut self) {
+        self.listeners.release();
+    }
+
+    /// Closes sockets of the proxy before that no listener has asked for.
+    pub fn forget_inherited(&mut self) {
+        self.listeners.forget_inherited();
     }
 
     fn add(&mut self, resource: &Resource, now: Instant) -> Result<Vec<Fault>, Refusal> {

@@ -236,7 +236,15 @@ impl Telemetry {
                 value: Value::Counter(value),
             });
         });
-        verdicts(&shards, &mut stats);
+        self.gauges.each(|name, value| {
+            stats.push(Stat {
+                dotted: name.dotted.clone(),
+                metric: name.metric.clone(),
+                labels: name.labels.clone(),
+                value: Value::Gauge(value),
+            });
+        });
+        untagged(&shards, &mut stats);
         self.server_stats(&mut stats);
         istio_http(&shards, &mut stats);
         istio_tcp(&shards, &mut stats);
@@ -377,22 +385,25 @@ fn scoped(leaf: &str) -> String {
     scoped.unwrap_or_else(|| leaf.to_owned())
 }
 
-/// Verdicts have no tag: the configuration says all of their names.
-fn verdicts(shards: &[Arc<Shard>], stats: &mut Vec<Stat>) {
+/// Verdicts and codecs have no tag: all of their names is said by the
+/// configuration, or by Envoy.
+fn untagged(shards: &[Arc<Shard>], stats: &mut Vec<Stat>) {
     let mut merged: BTreeMap<String, Value> = BTreeMap::new();
     for shard in shards {
-        shard.verdicts.each(|prefix, block| {
-            block.visit(&mut |name, stat| {
-                let StatName::Plain(name) = name else { return };
-                let dotted = format!("{prefix}{name}");
-                merged.entry(dotted).or_insert_with(|| Value::zero(&stat)).add(&stat);
-            });
-        });
+        shard.verdicts.each(|prefix, block| merge(&mut merged, prefix, block));
+        merge(&mut merged, "http2.", &*shard.http2);
     }
     for (dotted, value) in merged {
         let name = dotted.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
         stats.push(Stat { metric: format!("envoy_{name}"), labels: String::new(), dotted, value });
     }
+}
+
+fn merge(merged: &mut BTreeMap<String, Value>, prefix: &str, block: &impl StatBlock) {
+    block.visit(&mut |name, stat| {
+        let StatName::Plain(name) = name else { return };
+        merged.entry(format!("{prefix}{name}")).or_insert_with(|| Value::zero(&stat)).add(&stat);
+    });
 }
 
 /// Leaf and metric name of a stat with a plain name.

@@ -43,9 +43,9 @@ pub use record::{
     ClusterInfo, Direction, DownstreamRecord, HttpRecord, HttpTiming, ListenerTelemetry,
     ServiceIdentity, TcpEvent, TcpRecord, TlsRecord, UpstreamRecord,
 };
-pub use shared::SharedCounter;
+pub use shared::{SharedCounter, SharedGauge};
 pub use stats::{
-    ClusterStats, Counter, DnsCacheStats, Gauge, Histogram, HttpStats, ListenerStats,
+    ClusterStats, Counter, DnsCacheStats, Gauge, Histogram, Http2Stats, HttpStats, ListenerStats,
     ResponseCodes, ServerStats, TcpStats, VerdictStats,
 };
 pub use worker::WorkerTelemetry;
@@ -57,7 +57,7 @@ use std::time::{Duration, Instant};
 use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
 
 use accesslog::WriterPool;
-use shared::SharedCounters;
+use shared::{SharedCounters, SharedGauges};
 use worker::{Shard, lock};
 
 /// Settings of [`Telemetry`].
@@ -93,6 +93,7 @@ pub struct Telemetry {
     shared: Arc<Shard>,
     shards: Mutex<Vec<Arc<Shard>>>,
     counters: SharedCounters,
+    gauges: SharedGauges,
     writers: WriterPool,
     /// What counters showed when they were last reset, by dotted name.
     taken_off: Mutex<HashMap<String, u64>>,
@@ -110,6 +111,7 @@ impl Telemetry {
             shards: Mutex::new(vec![shared.clone()]),
             shared,
             counters: SharedCounters::default(),
+            gauges: SharedGauges::default(),
             writers: WriterPool::default(),
             taken_off: Mutex::default(),
         })
@@ -148,6 +150,11 @@ impl Telemetry {
     /// labels.
     pub fn counter(&self, dotted: &str, tags: &[(&str, &str)]) -> SharedCounter {
         self.counters.entry(dotted, tags)
+    }
+
+    /// A gauge by Envoy's dotted name, for whoever knows the value to set.
+    pub fn gauge(&self, dotted: &str) -> SharedGauge {
+        self.gauges.entry(dotted)
     }
 
     /// Process-wide stats, written by the control thread.

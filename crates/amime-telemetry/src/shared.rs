@@ -1,5 +1,5 @@
-//! Counters that many workers add to: those of filters, which are named by
-//! configuration.
+//! Counters that many workers add to, and levels that one sets: those of
+//! filters and of overload, which are named by configuration.
 //!
 //! Owns their names. What is counted for every request has a block of its own
 //! per worker instead: an addition here takes the bus.
@@ -8,7 +8,7 @@
 //! more.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use super::prometheus::push_label;
@@ -35,7 +35,23 @@ impl SharedCounter {
     }
 }
 
-/// Both names of a counter.
+/// A level that rises and falls. Many writers, of which the last counts.
+#[derive(Clone, Debug, Default)]
+pub struct SharedGauge(Arc<AtomicI64>);
+
+impl SharedGauge {
+    /// Replaces the value.
+    pub fn set(&self, value: i64) {
+        self.0.store(value, Relaxed);
+    }
+
+    /// The value now.
+    pub fn value(&self) -> i64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Both names of a counter or gauge.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct SharedName {
     /// Envoy's dotted name.
@@ -76,6 +92,25 @@ impl SharedCounters {
         lock(&self.0).retain(|name, counter| {
             visit(name, counter.value());
             Arc::strong_count(&counter.0) > 1
+        });
+    }
+}
+
+/// All shared gauges of the process by name.
+#[derive(Debug, Default)]
+pub(crate) struct SharedGauges(Mutex<BTreeMap<SharedName, SharedGauge>>);
+
+impl SharedGauges {
+    /// The gauge of this name, made at first sight.
+    pub(crate) fn entry(&self, dotted: &str) -> SharedGauge {
+        lock(&self.0).entry(SharedName::new(dotted, &[])).or_default().clone()
+    }
+
+    /// Calls `visit` for each gauge that is still in use, forgetting others.
+    pub(crate) fn each(&self, mut visit: impl FnMut(&SharedName, i64)) {
+        lock(&self.0).retain(|name, gauge| {
+            visit(name, gauge.value());
+            Arc::strong_count(&gauge.0) > 1
         });
     }
 }

@@ -452,7 +452,7 @@ stat_block! {
         downstream_cx_destroy_local_active_rq, downstream_cx_destroy_remote,
         downstream_cx_destroy_remote_active_rq, downstream_cx_drain_close,
         downstream_cx_http1_total, downstream_cx_http2_total, downstream_cx_http3_total,
-        downstream_cx_idle_timeout,
+        downstream_cx_idle_timeout, downstream_cx_overload_disable_keepalive,
         downstream_cx_max_duration_reached, downstream_cx_max_requests_reached,
         downstream_cx_protocol_error, downstream_cx_rx_bytes_total, downstream_cx_ssl_total,
         downstream_cx_total, downstream_cx_tx_bytes_total, downstream_cx_upgrades_total,
@@ -463,6 +463,7 @@ stat_block! {
         downstream_rq_non_relative_path, downstream_rq_overload_close,
         downstream_rq_redirected_with_normalized_path, downstream_rq_response_before_rq_complete,
         downstream_rq_rx_reset, downstream_rq_timeout, downstream_rq_too_large,
+        downstream_rq_too_many_premature_resets,
         downstream_rq_total, downstream_rq_tx_reset, downstream_rq_ws_on_non_ws_route,
         fault_aborts_injected, fault_delays_injected, fault_faults_overflow,
         fault_response_rl_injected, no_cluster, no_route,
@@ -499,6 +500,17 @@ stat_block! {
     gauges {
         circuit_breakers_rq_pending_open, circuit_breakers_rq_pending_remaining, num_hosts,
     }
+    histograms { }
+}
+
+stat_block! {
+    /// `http2.*`: what clients do over HTTP/2.
+    Http2Stats, codes "",
+    counters {
+        inbound_empty_frames_flood, inbound_priority_frames_flood,
+        inbound_window_update_frames_flood, outbound_control_flood, rx_reset, tx_flush_timeout,
+    }
+    gauges { }
     histograms { }
 }
 

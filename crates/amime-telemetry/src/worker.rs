@@ -15,7 +15,9 @@ use super::flight::{FlightEntry, FlightRing};
 use super::istio::{HttpSeries, IstioSeries, SeriesSink, TcpSeries};
 use super::peer::{PeerCache, PeerMetadata};
 use super::record::{HttpRecord, TcpEvent, TcpRecord};
-use super::stats::{ClusterStats, DnsCacheStats, HttpStats, ListenerStats, TcpStats, VerdictStats};
+use super::stats::{
+    ClusterStats, DnsCacheStats, Http2Stats, HttpStats, ListenerStats, TcpStats, VerdictStats,
+};
 
 /// Stat blocks by name, with the writer's own quick table beside.
 #[derive(Debug)]
@@ -59,6 +61,7 @@ pub(crate) struct Shard {
     pub(crate) tcp: Blocks<TcpStats>,
     pub(crate) dns_caches: Blocks<DnsCacheStats>,
     pub(crate) verdicts: Blocks<VerdictStats>,
+    pub(crate) http2: Arc<Http2Stats>,
     pub(crate) http_series: Mutex<Vec<Arc<HttpSeries>>>,
     pub(crate) tcp_series: Mutex<Vec<Arc<TcpSeries>>>,
     pub(crate) flights: FlightRing,
@@ -177,6 +180,11 @@ impl WorkerTelemetry {
     /// Stats of TCP proxies with this `stat_prefix`.
     pub fn tcp_proxy(&self, stat_prefix: &str) -> Arc<TcpStats> {
         self.shard.tcp.entry(stat_prefix)
+    }
+
+    /// Stats of HTTP/2 with clients.
+    pub fn http2(&self) -> &Arc<Http2Stats> {
+        &self.shard.http2
     }
 
     /// Verdicts of an authorization filter, by the prefix of their names.

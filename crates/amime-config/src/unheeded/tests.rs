@@ -322,6 +322,47 @@ fn no_field_of_the_common_http_options_is_passed_over() {
     );
 }
 
+#[test]
+fn no_field_of_the_http2_options_is_passed_over() {
+    let around = |fields: &str| {
+        let mut lines = MANAGER_FRAME.map(|(name, value)| format!("{name}: {value}")).to_vec();
+        lines.push(format!("http2_protocol_options: {fields}"));
+        manager(&format!("{{{}}}", lines.join(", ")))
+    };
+    check(
+        "envoy.config.core.v3.Http2ProtocolOptions",
+        &[],
+        around,
+        &[
+            ("hpack_table_size", "5", None),
+            ("max_concurrent_streams", "5", None),
+            ("initial_stream_window_size", "70000", None),
+            ("initial_connection_window_size", "70000", None),
+            ("allow_connect", "true", None),
+            ("allow_metadata", "true", None),
+            ("max_outbound_frames", "5", None),
+            ("max_outbound_control_frames", "5", None),
+            ("max_consecutive_inbound_frames_with_empty_payload", "5", None),
+            ("max_inbound_priority_frames_per_stream", "5", None),
+            ("max_inbound_window_update_frames_per_data_frame_sent", "5", None),
+            ("custom_settings_parameters", "[{identifier: 20, value: 1}]", None),
+            ("connection_keepalive", "{interval: 5s}", None),
+            ("use_oghttp2_codec", "true", None),
+            ("max_metadata_size", "5", None),
+            ("enable_huffman_encoding", "false", None),
+            ("max_header_field_size_kb", "64", None),
+            ("disallow_obs_text", "true", None),
+            ("stream_reset_burst", "5", None),
+            ("stream_reset_rate", "5", None),
+        ],
+        // Malformed messages cost their stream only, whatever is set.
+        &[
+            "stream_error_on_invalid_http_messaging",
+            "override_stream_error_on_invalid_http_message",
+        ],
+    );
+}
+
 const PROXY: &str = "filters.network.tcp_proxy.v3.TcpProxy";
 
 #[test]

@@ -4,7 +4,6 @@
 //! route's limit. Backpressure is the codec's: a frame is asked for when the
 //! other side can take it.
 
-use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -12,7 +11,6 @@ use std::time::Duration;
 
 use amime_http1::ParseError;
 use bytes::Bytes;
-use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
@@ -24,6 +22,7 @@ use super::h1;
 use super::h3;
 use super::held::HeldBody;
 use super::pipe::Pipe;
+use super::replay::ReplayBody;
 use super::stage::{Stage, StageError, StagedError, Stages};
 use crate::upstream::h1::H1Body;
 use crate::upstream::pool::UpstreamError;
@@ -50,9 +49,11 @@ impl DownstreamBody {
         match self {
             Self::Empty => Poll::Ready(None),
             Self::H1(body) => body.poll_frame(cx),
-            Self::H2(body) => Pin::new(body)
-                .poll_frame(cx)
-                .map(|frame| frame.map(|frame| frame.map_err(|_| ParseError::Truncated))),
+            Self::H2(body) => match ready!(Pin::new(body).poll_frame(cx)) {
+                // The stream's task drops the request and this body.
+                Some(Err(error)) if given_up(&error) => Poll::Pending,
+                frame => Poll::Ready(frame.map(|it| it.map_err(|_| ParseError::Truncated))),
+            },
             Self::Held(body) => body.poll_frame(cx),
             #[cfg(feature = "http3")]
             Self::H3(body) => body.poll_frame(cx),
@@ -80,6 +81,13 @@ impl DownstreamBody {
             Self::H3(body) => body.size_hint(),
         }
     }
+}
+
+/// True if the client has gone or wants no answer any more.
+fn given_up(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error);
+    let error = source.and_then(|source| source.downcast_ref::<h2::Error>());
+    error.is_some_and(|error| error.is_io() || error.is_remote())
 }
 
 /// What an upstream sends after a response's head.
@@ -141,110 +149,6 @@ pub(crate) enum RequestBody {
     Bytes(Option<Bytes>),
 }
 
-/// A body that later attempts can send again.
-pub(crate) struct ReplayBody {
-    shared: Rc<RefCell<Replay>>,
-    position: usize,
-    trailers_sent: bool,
-}
-
-/// The client's body with what was read of it.
-pub(crate) struct Replay {
-    incoming: DownstreamBody,
-    exchange: Rc<Exchange>,
-    chunks: Vec<Bytes>,
-    trailers: Option<HeaderMap>,
-    kept: usize,
-    limit: usize,
-    /// More was read than may be kept: no further attempt can send it all.
-    overflow: bool,
-    ended: bool,
-}
-
-impl Replay {
-    pub(crate) fn new(
-        incoming: DownstreamBody,
-        exchange: Rc<Exchange>,
-        limit: usize,
-    ) -> Rc<RefCell<Self>> {
-        let ended = incoming.is_end_stream();
-        Rc::new(RefCell::new(Self {
-            incoming,
-            exchange,
-            chunks: Vec::new(),
-            trailers: None,
-            kept: 0,
-            limit,
-            overflow: false,
-            ended,
-        }))
-    }
-
-    /// True if another attempt can send the whole body.
-    pub(crate) fn repeatable(&self) -> bool {
-        !self.overflow
-    }
-
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
-        loop {
-            let frame = ready!(self.incoming.poll_frame(cx));
-            let Some(frame) = frame else {
-                self.ended = true;
-                self.exchange.request_received();
-                return Poll::Ready(None);
-            };
-            let frame = frame.inspect_err(|error| self.exchange.body_failed.set(Some(*error)));
-            match frame.map_err(BodyError::from)?.into_data() {
-                Ok(data) => {
-                    self.exchange.count_received(data.len());
-                    self.kept += data.len();
-                    if self.kept > self.limit {
-                        self.overflow = true;
-                        self.chunks.clear();
-                    }
-                    if self.incoming.is_end_stream() {
-                        self.ended = true;
-                        self.exchange.request_received();
-                    }
-                    return Poll::Ready(Some(Ok(data)));
-                }
-                Err(frame) => self.trailers = frame.into_trailers().ok(),
-            }
-        }
-    }
-}
-
-impl ReplayBody {
-    pub(crate) fn new(shared: &Rc<RefCell<Replay>>) -> Self {
-        Self { shared: shared.clone(), position: 0, trailers_sent: false }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let mut shared = self.shared.borrow_mut();
-        if let Some(chunk) = shared.chunks.get(self.position) {
-            self.position += 1;
-            return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
-        }
-        if !shared.ended
-            && let Some(data) = ready!(shared.poll_next(cx))
-        {
-            let data = data?;
-            if !shared.overflow {
-                shared.chunks.push(data.clone());
-                self.position += 1;
-            }
-            return Poll::Ready(Some(Ok(Frame::data(data))));
-        }
-        match &shared.trailers {
-            Some(trailers) if !self.trailers_sent => {
-                self.trailers_sent = true;
-                Poll::Ready(Some(Ok(Frame::trailers(trailers.clone()))))
-            }
-            _ => Poll::Ready(None),
-        }
-    }
-}
-
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
@@ -283,10 +187,7 @@ impl Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Stream(incoming, _) => incoming.is_end_stream(),
-            Self::Replay(replay) => {
-                let shared = replay.shared.borrow();
-                shared.ended && replay.position >= shared.chunks.len() && shared.trailers.is_none()
-            }
+            Self::Replay(replay) => replay.ended(),
             Self::Pipe(pipe) => pipe.ended(),
             Self::Bytes(bytes) => bytes.is_none(),
         }
@@ -297,15 +198,8 @@ impl Body for RequestBody {
             // Else hyper would announce a length that the client has not.
             Self::Empty => SizeHint::default(),
             Self::Stream(incoming, _) => incoming.size_hint(),
-            Self::Replay(replay) if replay.position == 0 => {
-                let shared = replay.shared.borrow();
-                if shared.chunks.is_empty() {
-                    shared.incoming.size_hint()
-                } else {
-                    SizeHint::default()
-                }
-            }
-            Self::Replay(_) | Self::Pipe(_) => SizeHint::default(),
+            Self::Replay(replay) => replay.size_hint(),
+            Self::Pipe(_) => SizeHint::default(),
             Self::Bytes(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
@@ -382,6 +276,9 @@ impl ResponseBody {
             true => Source::Upstream(Box::new(body)),
             false => Source::Staged(Box::new((body, Stages::new(stages)))),
         };
+        if let Some(progress) = guard.exchange().progress() {
+            progress.begin(limits.idle);
+        }
         Self { source, guard: Some(guard), failed: None }
     }
 }
@@ -495,26 +392,20 @@ impl Body for ResponseBody {
         if let Some(failed) = this.failed.take() {
             return Poll::Ready(Some(Err(ready!(this.tell(failed, cx)))));
         }
-        let frame = match &mut this.source {
-            Source::Pipe(pipe) => return pipe.poll(cx),
-            Source::Bytes(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
-            Source::Upstream(body) => {
-                let guard = this.guard.as_ref();
-                ready!(body.poll(cx, || guard?.exchange().completed_at()))
+        if let Some(guard) = &this.guard {
+            // What the client does not read stays where it is.
+            ready!(guard.exchange().connection.fate.poll_free(cx));
+        }
+        let polled = this.poll_source(cx);
+        if let Some(progress) = this.guard.as_ref().and_then(|it| it.exchange().progress()) {
+            match &polled {
+                Poll::Ready(_) => progress.moved(),
+                Poll::Pending => progress.empty(),
             }
-            Source::Staged(body) => {
-                let (answer, stages) = &mut **body;
-                let guard = this.guard.as_ref();
-                let source =
-                    |cx: &mut Context<'_>| answer.poll(cx, || guard?.exchange().completed_at());
-                let frame = ready!(stages.poll(cx, source));
-                frame.map(|frame| {
-                    frame.map_err(|error| match error {
-                        StagedError::Source(failure) => failure,
-                        StagedError::Stage(error) => BodyFailure::Stage(error),
-                    })
-                })
-            }
+        }
+        let frame = match ready!(polled) {
+            Polled::Pipe(frame) => return Poll::Ready(frame),
+            Polled::Frame(frame) => frame,
         };
         let Some(guard) = &mut this.guard else {
             return Poll::Ready(frame.map(|frame| frame.map_err(|_| "no exchange".into())));
@@ -565,7 +456,55 @@ impl Body for ResponseBody {
     }
 }
 
+/// What came of asking a source.
+enum Polled {
+    Pipe(Option<Result<Frame<Bytes>, BodyError>>),
+    Frame(Option<Result<Frame<Bytes>, BodyFailure>>),
+}
+
 impl ResponseBody {
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Polled> {
+        let guard = self.guard.as_ref();
+        let completed = || guard?.exchange().completed_at();
+        Poll::Ready(Polled::Frame(match &mut self.source {
+            Source::Pipe(pipe) => return pipe.poll(cx).map(Polled::Pipe),
+            Source::Bytes(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
+            Source::Upstream(body) => ready!(body.poll(cx, completed)),
+            Source::Staged(body) => {
+                let (answer, stages) = &mut **body;
+                let source = |cx: &mut Context<'_>| answer.poll(cx, completed);
+                let frame = ready!(stages.poll(cx, source));
+                frame.map(|frame| {
+                    frame.map_err(|error| match error {
+                        StagedError::Source(failure) => failure,
+                        StagedError::Stage(error) => BodyFailure::Stage(error),
+                    })
+                })
+            }
+        }))
+    }
+
+    /// How long the body may wait for its client to take a part of it.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        match &self.source {
+            Source::Upstream(body) => body.limits.idle,
+            Source::Staged(body) => body.0.limits.idle,
+            Source::Bytes(_) => {
+                let config = &self.guard.as_ref()?.exchange().connection.config;
+                config.timeouts.stream_idle
+            }
+            // A tunnel has limits of its own.
+            Source::Pipe(_) => None,
+        }
+    }
+
+    /// Ends the exchange of a client that takes nothing.
+    pub(super) fn stalled(&mut self) {
+        if let Some(guard) = &mut self.guard {
+            guard.finish(End::Idle);
+        }
+    }
+
     /// Ends the exchange for a failure, once its turn has come.
     fn tell(&mut self, failed: Failed, cx: &mut Context<'_>) -> Poll<BodyError> {
         let Failed { why, turns } = failed;

@@ -75,6 +75,8 @@ pub(crate) enum ProxyError {
     },
     /// The upstream's response cannot be understood.
     UpstreamProtocol(Arc<str>),
+    /// The proxy has too much to do.
+    Overloaded,
     /// A filter's own answer.
     Filter(Box<FilterReply>),
 }
@@ -159,6 +161,7 @@ impl ProxyError {
             Self::NormalizedRedirect(_) => (307, F::NONE, "path_normalization_failed", ""),
             Self::Http10 => (426, F::DPE, "low_version", "Upgrade Required"),
             Self::RequestTimeout => (408, F::NONE, "request_overall_timeout", "request timeout"),
+            Self::Overloaded => (503, F::NONE, "overload", "envoy overloaded"),
             Self::NoRoute => (404, F::NR, "route_not_found", ""),
             Self::UpgradeRefused => (403, F::NONE, "upgrade_failed", ""),
             Self::NoHealthyUpstream(status) => {

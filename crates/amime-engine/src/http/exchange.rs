@@ -19,9 +19,11 @@ use tokio::sync::Notify;
 
 use super::error::ProxyError;
 use super::filters::OnResponse;
+use super::frames::Flood;
 use super::h1::Channel;
 use super::parsed::logged_path;
 use super::serve::HttpConnection;
+use super::stall::Progress;
 use crate::upstream::pool::UpstreamConn;
 use crate::upstream::{ClusterRuntime, Host};
 use amime_config::route::RouteRef;
@@ -34,6 +36,10 @@ use amime_rules::tls_facts::TlsFacts;
 pub(crate) enum End {
     Complete,
     DownstreamGone,
+    /// The client gave up this request alone.
+    DownstreamReset,
+    /// The client sent too much besides.
+    Flood(Flood),
     UpstreamReset,
     /// What the upstream sent cannot be understood.
     UpstreamProtocol,
@@ -79,6 +85,8 @@ pub(crate) struct Codec {
     /// The connection, if it is one of HTTP/1. Not held: what follows an
     /// upgrade needs it whole.
     pub(super) channel: Weak<Channel>,
+    /// How the response gets on, if others share the connection with it.
+    pub(super) progress: Option<Rc<Progress>>,
 }
 
 /// What the record says beyond counters.
@@ -217,8 +225,30 @@ impl Exchange {
         self.head.borrow().method == Method::HEAD || matches!(status, 100..=199 | 204 | 304)
     }
 
+    pub(super) fn progress(&self) -> Option<&Progress> {
+        self.codec.progress.as_deref()
+    }
+
+    /// Why it is over, when all that is known is that nobody waits any more.
+    fn why_dropped(&self) -> End {
+        let fate = &self.connection.fate;
+        if fate.stalled() || self.progress().is_some_and(Progress::stalled) {
+            return End::Idle;
+        }
+        let shared = self.head.borrow().version == Version::HTTP_2;
+        match fate.flood() {
+            Some(flood) => End::Flood(flood),
+            None if shared && !fate.gone() => End::DownstreamReset,
+            None => End::DownstreamGone,
+        }
+    }
+
     /// Tells telemetry that it is over.
     fn finish(&self, end: End) {
+        let end = if end == End::DownstreamGone { self.why_dropped() } else { end };
+        if end == End::Idle {
+            self.connection.stats.downstream_rq_idle_timeout.inc();
+        }
         let total = self.record(end);
         self.count();
         self.connection.count_end(&self.log.borrow(), self.begun + total, total);
@@ -313,6 +343,14 @@ impl Log {
             End::DownstreamGone => {
                 self.flags.insert(ResponseFlags::DC);
                 self.details = Cow::Borrowed("downstream_remote_disconnect");
+            }
+            End::DownstreamReset => {
+                self.flags.insert(ResponseFlags::DR);
+                self.details = Cow::Borrowed("http2.remote_reset");
+            }
+            End::Flood(flood) => {
+                self.flags.insert(ResponseFlags::DPE);
+                self.details = Cow::Borrowed(flood.details());
             }
             End::UpstreamReset => {
                 self.flags.insert(ResponseFlags::UC);

@@ -7,12 +7,13 @@ use std::rc::Rc;
 use http::HeaderName;
 
 use super::attempts::Attempts;
-use super::body::{DownstreamBody, Replay, ReplayBody, RequestBody};
+use super::body::{DownstreamBody, RequestBody};
 use super::deliver::{Forwarded, deliver};
 use super::error::ProxyError;
 use super::exchange::{Exchange, answered};
 use super::filters::Payload;
 use super::prepare::prepare;
+use super::replay::{Replay, ReplayBody};
 use super::request::Admitted;
 use super::retry::RetrySettings;
 use super::timeouts::Timeouts;

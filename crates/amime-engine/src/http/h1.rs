@@ -21,8 +21,10 @@ use tokio::sync::oneshot;
 use super::body::{DownstreamBody, ResponseBody};
 use super::date;
 use super::error::ProxyError;
+use super::exchange::Codec;
 use super::parsed::Parsed;
 use super::serve::{HttpConnection, close_requested, handle, refuse};
+use super::stall::StallTimer;
 use super::upgrade::OnUpgrade;
 use crate::listener::{DownstreamIo, Prefixed};
 use amime_config::hcm::HttpConfig;
@@ -295,8 +297,8 @@ async fn one(
     };
     let response = {
         let parsed = Parsed::of_http1(head, connection.downstream.tls.is_some());
-        let weak = Rc::downgrade(channel);
-        let mut handler = pin!(handle(connection.clone(), parsed, (body, upgrade), weak));
+        let codec = Codec { channel: Rc::downgrade(channel), ..Codec::default() };
+        let mut handler = pin!(handle(connection.clone(), parsed, (body, upgrade), codec));
         std::future::poll_fn(|cx| {
             if let Poll::Ready(response) = handler.as_mut().poll(cx) {
                 return Poll::Ready(Some(response));
@@ -324,6 +326,12 @@ struct Outgoing<'a> {
     channel: &'a Channel,
     body: ResponseBody,
     trailers: Option<HeaderMap>,
+    /// For a client that reads nothing.
+    stall: StallTimer,
+    /// How long it is waited for.
+    patience: Option<Duration>,
+    /// Bytes that waited when it last read some, and how often it did.
+    unread: (usize, u64),
     /// What follows once all is written; `None` while the body is read.
     after: Option<After>,
 }
@@ -337,7 +345,10 @@ async fn respond(
     let (mut parts, body) = response.into_parts();
     parts.headers.entry(header::DATE).or_insert_with(date::now);
     let more = !body.is_end_stream();
-    let mut response = Outgoing { channel, body, trailers: None, after: None };
+    let patience = body.patience();
+    let stall = StallTimer::default();
+    let mut response =
+        Outgoing { channel, body, trailers: None, stall, patience, unread: (0, 0), after: None };
     {
         let mut server = channel.server.borrow_mut();
         let casing = match parts.extensions.get::<HeaderCase>() {
@@ -365,10 +376,29 @@ impl Outgoing<'_> {
                     None if starved => break,
                     None => {}
                 },
-                Poll::Pending => break,
+                Poll::Pending => {
+                    let waits = server.unwritten();
+                    drop(server);
+                    if self.poll_stalled(cx, waits).is_ready() {
+                        self.body.stalled();
+                        return Poll::Ready(After::Gone);
+                    }
+                    break;
+                }
             }
         }
         self.channel.poll_gone(cx).map(|()| After::Gone)
+    }
+
+    /// Ready once the client has read nothing for too long of what waits for
+    /// it.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>, waits: usize) -> Poll<()> {
+        let Some(patience) = self.patience else { return Poll::Pending };
+        let (before, moves) = &mut self.unread;
+        if waits != *before {
+            (*before, *moves) = (waits, moves.wrapping_add(1));
+        }
+        self.stall.poll(cx, *moves, patience)
     }
 
     /// Takes of the body what there is, up to what may wait. True if there

@@ -6,7 +6,7 @@
 //!
 //! Spec: <https://www.rfc-editor.org/rfc/rfc9114>
 
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 
 use super::body::{DownstreamBody, ResponseBody};
+use super::exchange::Codec;
 use super::parsed::Parsed;
 use super::serve::{HttpConnection, close_requested, handle};
 
@@ -194,7 +195,7 @@ async fn exchange(
         true => DownstreamBody::Empty,
         false => DownstreamBody::H3(Box::new(body)),
     };
-    let response = handle(connection, parsed, (body, None), Weak::new()).await;
+    let response = handle(connection, parsed, (body, None), Codec::default()).await;
     let mut send = send;
     if respond(&mut send, response).await.is_err() {
         send.stop_stream(Code::H3_INTERNAL_ERROR);

@@ -11,20 +11,22 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 /// A stream that lingers when it is shut down.
 pub(super) struct Lingering<T> {
     io: T,
     /// `None`: the client is not waited for.
     wait: Option<Duration>,
-    /// Set once our half is closed.
+    /// Set once the end has begun.
     until: Option<Pin<Box<Sleep>>>,
+    /// Our half is closed.
+    closed: bool,
 }
 
 impl<T> Lingering<T> {
     pub(super) fn new(io: T, wait: Option<Duration>) -> Self {
-        Self { io, wait, until: None }
+        Self { io, wait, until: None, closed: false }
     }
 }
 
@@ -65,13 +67,23 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(wait) = self.wait else { return Pin::new(&mut self.io).poll_shutdown(cx) };
-        if self.until.is_none() {
-            ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
-            self.until = Some(Box::pin(tokio::time::sleep(wait)));
+        let Self { io, until, closed, .. } = &mut *self;
+        let until = until.get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
+        if !*closed {
+            match Pin::new(&mut *io).poll_shutdown(cx) {
+                Poll::Ready(shut) => {
+                    shut?;
+                    *closed = true;
+                    // The client's time begins when it can know.
+                    until.as_mut().reset(Instant::now() + wait);
+                }
+                // Not even TLS's last word can be written to a client that
+                // reads nothing.
+                Poll::Pending => return until.as_mut().poll(cx).map(Ok),
+            }
         }
-        let Self { io, until, .. } = &mut *self;
         loop {
-            if until.as_mut().is_none_or(|until| until.as_mut().poll(cx).is_ready()) {
+            if until.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }
             let mut dropped = [0; 2048];

@@ -4,10 +4,11 @@ use std::rc::Rc;
 
 use http::{HeaderValue, Version, header};
 
-use super::body::{ReplayBody, RequestBody};
+use super::body::RequestBody;
 use super::exchange::Exchange;
 use super::forward::{self, Plan, PreparedBody};
 use super::names;
+use super::replay::ReplayBody;
 use super::request::append_forwarded_for;
 use crate::upstream::pool::{Acquire, ConnKey, Sender, acquire};
 use crate::upstream::{ClusterRuntime, LbInput};

@@ -23,6 +23,7 @@ pub(crate) mod exchange;
 mod fault;
 mod filters;
 mod forward;
+mod frames;
 mod grpc_bridge;
 mod grpc_web;
 mod h1;
@@ -42,6 +43,7 @@ pub(crate) mod pipe;
 mod prepare;
 mod rate_limit;
 mod redirect;
+mod replay;
 mod request;
 mod response;
 mod retry;
@@ -49,9 +51,11 @@ mod router;
 mod serve;
 mod session;
 mod stage;
+mod stall;
 mod timeouts;
 mod trailers;
 pub(crate) mod upgrade;
+mod watch;
 
 #[cfg(feature = "http3")]
 pub(crate) use h3::serve_http3;

@@ -124,7 +124,9 @@ fn finish(exchange: &Exchange, headers: &mut HeaderMap) {
     if let Some(via) = &config.via {
         headers.append(header::VIA, via.clone());
     }
-    if exchange.head.borrow().version < http::Version::HTTP_2 && connection.closing() {
+    let leaves = connection.leaves_for_load();
+    let shared = exchange.head.borrow().version >= http::Version::HTTP_2;
+    if !shared && (leaves || connection.closing()) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let mut log = exchange.log.borrow_mut();

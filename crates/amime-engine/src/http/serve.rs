@@ -2,7 +2,8 @@
 //! what every request passes first.
 
 use std::cell::Cell;
-use std::rc::{Rc, Weak};
+use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,15 +13,18 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::Notify;
 
 use super::body::{DownstreamBody, ResponseBody};
 use super::error::ProxyError;
 use super::exchange::{Codec as ExchangeCodec, Exchange, ExchangeGuard, Log};
-use super::h1::Channel;
+use super::frames::Flood;
 use super::linger::Lingering;
 use super::parsed::{self, Parsed};
 use super::rate_limit::OwnBuckets;
+use super::stall::StreamExecutor;
 use super::upgrade::OnUpgrade;
+use super::watch::{Fate, Patience, Watched};
 use super::{h1, limits, request, response, router};
 use crate::listener::{ChainLife, Connection, DownstreamIo};
 use crate::worker::Worker;
@@ -28,7 +32,6 @@ use amime_config::hcm::{Codec, HttpConfig, RouteSource};
 use amime_config::route::LocalTable;
 use amime_rules::tls_facts::TlsFacts;
 use amime_rules::values::jittered;
-use amime_upstream::LocalExecutor;
 
 /// A downstream connection that speaks HTTP.
 pub(crate) struct HttpConnection {
@@ -48,7 +51,20 @@ pub(crate) struct HttpConnection {
     max_life: Option<Duration>,
     /// When it ends, once its client of HTTP/1 is to leave.
     ends: Cell<Option<Instant>>,
+    /// It ends for the load's sake.
+    leaving: Cell<bool>,
+    leave: Notify,
+    /// What its requests have to know of it, if it is one of HTTP/2.
+    pub(super) fate: Rc<Fate>,
+    /// Requests that ended, and how many of them were given up at once.
+    ended: Cell<(u32, u32)>,
 }
+
+/// Requests after which half may have been given up.
+const GIVEN_UP: u32 = 500;
+
+/// A request that lived longer was not given up at once: whole seconds count.
+const AT_ONCE: Duration = Duration::from_secs(2);
 
 impl HttpConnection {
     pub(crate) fn new(
@@ -80,6 +96,10 @@ impl HttpConnection {
             opened: now,
             max_life,
             ends: Cell::new(None),
+            leaving: Cell::new(false),
+            leave: Notify::new(),
+            fate: Rc::default(),
+            ended: Cell::default(),
         })
     }
 
@@ -104,6 +124,17 @@ impl HttpConnection {
             || self.ends.get().is_some()
             || self.config.max_requests_per_connection.is_some_and(|max| self.requests.get() >= max)
             || self.max_life.is_some_and(|max| self.opened.elapsed() >= max)
+    }
+
+    /// True if this answer is the last because the proxy has too much to do.
+    pub(crate) fn leaves_for_load(&self) -> bool {
+        if !self.worker.overload().close_connections.drawn() || self.leaving.get() {
+            return self.leaving.get();
+        }
+        self.stats.downstream_cx_overload_disable_keepalive.inc();
+        self.leaving.set(true);
+        self.leave.notify_one();
+        true
     }
 
     /// True if the proxy drains, and this connection with it.
@@ -156,6 +187,23 @@ impl HttpConnection {
             stats.codes.record(log.status);
         }
         stats.downstream_rq_time.record(u64::try_from(total.as_millis()).unwrap_or(u64::MAX));
+        self.count_given_up(log.status == 0 && total < AT_ONCE);
+    }
+
+    /// Ends a connection whose client asks only to give up: each request costs
+    /// an upstream's work and its client next to nothing.
+    fn count_given_up(&self, at_once: bool) {
+        let (ended, given_up) = self.ended.get();
+        let (ended, given_up) =
+            (ended.saturating_add(1), given_up.saturating_add(u32::from(at_once)));
+        self.ended.set((ended, given_up));
+        // Also before there were so many, if not even good ones could help.
+        let too_many = at_once && given_up.saturating_mul(2) >= ended.max(GIVEN_UP);
+        if too_many && self.fate.flood().is_none() {
+            self.stats.downstream_rq_too_many_premature_resets.inc();
+            self.stats.downstream_cx_protocol_error.inc();
+            self.fate.end(Flood::Resets);
+        }
     }
 }
 
@@ -200,15 +248,18 @@ pub(crate) async fn serve(connection: Rc<HttpConnection>, mut io: DownstreamIo) 
 
 async fn serve_http2(connection: Rc<HttpConnection>, io: DownstreamIo) {
     let config = connection.config.clone();
-    let mut builder = http2::Builder::new(LocalExecutor);
+    let executor = StreamExecutor::default();
+    let mut builder = http2::Builder::new(executor.clone());
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(config.h2.max_concurrent_streams)
         .initial_stream_window_size(config.h2.stream_window)
         .initial_connection_window_size(config.h2.connection_window)
+        .header_table_size(config.h2.header_table)
         .max_header_list_size(limits::decoded(&config))
+        // Resets are counted here, as Envoy does.
+        .max_pending_accept_reset_streams(GIVEN_UP as usize)
         .max_send_buf_size(256 * 1024);
-    let io = Lingering::new(io, config.timeouts.delayed_close);
     if config.h2.allow_connect {
         builder.enable_connect_protocol();
     }
@@ -218,26 +269,58 @@ async fn serve_http2(connection: Rc<HttpConnection>, io: DownstreamIo) {
     let service_connection = connection.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         let connection = service_connection.clone();
+        let progress = Some(executor.next());
         let refused = limits::check(&connection.config, request.headers()).err();
         let leaves = request.method() == http::Method::CONNECT;
         let upgrade = leaves.then(|| OnUpgrade::H2(hyper::upgrade::on(&mut request)));
         let (parsed, body) = Parsed::of_http2(request, connection.downstream.tls.is_some());
         let body = DownstreamBody::H2(body);
         async move {
+            let codec = ExchangeCodec { progress, ..ExchangeCodec::default() };
             match refused {
                 Some(details) => Err(limits::refuse(&connection, details)),
-                None => Ok(handle(connection, parsed, (body, upgrade), Weak::new()).await),
+                None => Ok(handle(connection, parsed, (body, upgrade), codec).await),
             }
         }
     });
-    let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
+    let io = TokioIo::new(watched(&connection, io));
+    let mut served = pin!(builder.serve_connection(io, service));
     tokio::select! {
         result = served.as_mut() => return count_protocol_error(&connection, result),
         () = close_requested(&connection, true) => {}
     }
     // GOAWAY; streams under way are finished.
     served.as_mut().graceful_shutdown();
-    let _ = served.await;
+    tokio::select! {
+        _ = served => {}
+        // A client that does not answer is not waited for.
+        () = left_alone(&connection) => {}
+    }
+}
+
+fn watched(connection: &HttpConnection, io: DownstreamIo) -> Watched<Lingering<DownstreamIo>> {
+    let timeouts = &connection.config.timeouts;
+    // Streams that are not read end first, each by itself.
+    let write = timeouts.stream_idle.map(|idle| idle * 2);
+    let patience = Patience { head: timeouts.request_headers, write };
+    let io = Lingering::new(io, timeouts.delayed_close);
+    let shared = (connection.fate.clone(), connection.worker.telemetry.http2().clone());
+    Watched::new(io, connection.config.h2.frames, shared, patience)
+}
+
+/// Resolves once no request has been under way for the drain timeout.
+async fn left_alone(connection: &HttpConnection) {
+    let wait = connection.config.timeouts.drain.max(Duration::from_millis(1));
+    let begun = Instant::now();
+    loop {
+        let since = begun.max(connection.last_used.get());
+        let busy = connection.active.get() > 0;
+        let left = if busy { wait } else { wait.saturating_sub(since.elapsed()) };
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left).await;
+    }
 }
 
 fn count_protocol_error(connection: &HttpConnection, result: hyper::Result<()>) {
@@ -246,12 +329,16 @@ fn count_protocol_error(connection: &HttpConnection, result: hyper::Result<()>) 
     }
 }
 
+/// How long a request may have been on its way to a proxy that drains.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
+
 /// Resolves when the connection is to be closed: the proxy drains, its
 /// listener has been replaced, it idled too long or lived too long.
 ///
 /// A client of HTTP/1 that idled or lived too long has its drain timeout to
 /// send another request, the answer to which says that the connection closes:
-/// a request may be on its way. With HTTP/2 that is GOAWAY's part.
+/// a request may be on its way. With HTTP/2 that is GOAWAY's part. A proxy that
+/// drains waits so too, for a moment.
 ///
 /// A replaced listener closes no HTTP/1 connection that idles: a request may
 /// be on its way. The next response says so instead. HTTP/2 has GOAWAY.
@@ -262,9 +349,14 @@ pub(super) async fn close_requested(connection: &HttpConnection, http2: bool) {
         let drain_left =
             connection.chain.drained_at().map(|end| end.saturating_duration_since(now));
         let drained = drain_left.is_some_and(|left| http2 || left.is_zero());
-        if connection.draining() || drained {
+        let draining = connection.draining();
+        if drained || draining && (http2 || timeouts.drain.is_zero()) {
             connection.stats.downstream_cx_drain_close.inc();
             return;
+        }
+        if draining && connection.ends.get().is_none() {
+            connection.stats.downstream_cx_drain_close.inc();
+            connection.ends.set(Some(now + timeouts.drain.min(ON_ITS_WAY)));
         }
         let left = match connection.ends.get() {
             Some(end) => Some(end.saturating_duration_since(now)),
@@ -281,6 +373,8 @@ pub(super) async fn close_requested(connection: &HttpConnection, http2: bool) {
         let wait = [left, drain_left].into_iter().flatten().min();
         tokio::select! {
             () = connection.worker.changed() => {}
+            // The answer to HTTP/1 says so.
+            () = connection.leave.notified(), if http2 => return,
             () = wait_for(wait) => {}
         }
     }
@@ -298,14 +392,18 @@ pub(super) async fn handle(
     connection: Rc<HttpConnection>,
     parsed: Parsed,
     (body, upgrade): (DownstreamBody, Option<OnUpgrade>),
-    channel: Weak<Channel>,
+    codec: ExchangeCodec,
 ) -> Response<ResponseBody> {
     let Parsed { head, valid, case } = parsed;
     connection.begin(head.version);
-    let exchange = Exchange::new(connection.clone(), head, ExchangeCodec { case, channel });
+    let exchange = Exchange::new(connection.clone(), head, ExchangeCodec { case, ..codec });
     let guard = ExchangeGuard::new(exchange.clone());
     exchange.log.borrow_mut().grpc = exchange.head.borrow().is_grpc();
     let admitted = match valid {
+        Ok(()) if connection.worker.overload().refuse_requests.drawn() => {
+            connection.stats.downstream_rq_overload_close.inc();
+            Err(ProxyError::Overloaded)
+        }
         Ok(()) => request::admit(&connection, &mut exchange.head.borrow_mut()),
         Err(error) => Err(error),
     };

@@ -15,12 +15,14 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::acceptor::{self, Acceptor, Ends};
+use super::admission::Admitted;
 use super::authorize::denied;
 use super::io::{DownstreamIo, Prefixed, Transport};
 use super::life::ChainLife;
 use super::proxy_protocol::{self, Header};
 use super::sniff;
 use crate::http::{HttpConnection, admitted_by_service, serve};
+use crate::overload::ListenerCap;
 use crate::tcp::{self, Dialed};
 use crate::worker::Worker;
 use amime_config::chain_match::ChainInput;
@@ -45,6 +47,8 @@ pub(crate) struct LiveListener {
     pub(super) quic: Option<Arc<quinn::ServerConfig>>,
     /// By the chain's identity.
     chains: HashMap<u64, Rc<ChainLife>>,
+    /// How many connections it may have, of all workers.
+    pub(super) cap: Option<Arc<ListenerCap>>,
 }
 
 impl LiveListener {
@@ -70,6 +74,7 @@ impl LiveListener {
             #[cfg(feature = "http3")]
             quic: config.quic.as_ref().and_then(super::quic::server_config),
             chains,
+            cap: worker.limits().cap(&config.name),
             config,
         })
     }
@@ -93,11 +98,21 @@ impl LiveListener {
 /// for each connection, so an update keeps the socket.
 pub(crate) async fn accept_loop(worker: Rc<Worker>, name: Rc<RefCell<Arc<str>>>, socket: Acceptor) {
     loop {
-        match socket.accept().await {
+        if worker.overload().accept_none {
+            worker.changed().await;
+            continue;
+        }
+        let accepted = tokio::select! {
+            accepted = socket.accept() => accepted,
+            () = worker.changed() => continue,
+        };
+        match accepted {
             Ok((stream, ends)) => {
                 let name = name.borrow().clone();
                 let Some(listener) = worker.snapshot().listener(&name) else { continue };
-                tokio::task::spawn_local(connection(worker.clone(), listener, stream, ends));
+                let Some(admitted) = listener.admit(&worker) else { continue };
+                let served = connection(worker.clone(), listener, (stream, ends), admitted);
+                tokio::task::spawn_local(served);
             }
             // Out of descriptors, or a client that left: neither is for ever.
             Err(error) => {
@@ -116,8 +131,12 @@ struct Incoming {
     transport: &'static str,
 }
 
-async fn connection(worker: Rc<Worker>, listener: Rc<LiveListener>, stream: TcpStream, ends: Ends) {
-    let _active = worker.connection_opened();
+async fn connection(
+    worker: Rc<Worker>,
+    listener: Rc<LiveListener>,
+    (stream, ends): (TcpStream, Ends),
+    _admitted: Admitted,
+) {
     let _ = stream.set_nodelay(true);
     let Ok((own, peer)) = ends.known(&stream) else { return };
     let filters = &listener.config.filters;

@@ -3,7 +3,10 @@
 
 mod accept;
 mod acceptor;
+mod admission;
 mod authorize;
+#[cfg(test)]
+mod fuzz;
 mod io;
 mod life;
 mod proxy_protocol;

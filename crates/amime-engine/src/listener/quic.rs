@@ -74,7 +74,7 @@ async fn connection(
 ) {
     let Some(quic) = &listener.config.quic else { return incoming.refuse() };
     let Some(config) = listener.quic.clone() else { return incoming.refuse() };
-    let _active = worker.connection_opened();
+    let Some(_admitted) = listener.admit(&worker) else { return incoming.refuse() };
     let stats = listener.stats.clone();
     stats.downstream_cx_total.inc();
     stats.downstream_cx_active.inc();

@@ -196,12 +196,12 @@ pub(super) fn http(bytes: &[u8]) -> Http {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use super::*;
 
-    fn client_hello(name: &'static str, alpn: &[&[u8]]) -> Vec<u8> {
+    pub(in crate::listener) fn client_hello(name: &'static str, alpn: &[&[u8]]) -> Vec<u8> {
         let mut config = rustls::ClientConfig::builder_with_provider(amime_identity::provider())
             .with_safe_default_protocol_versions()
             .expect("default versions")

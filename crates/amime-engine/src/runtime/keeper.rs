@@ -14,14 +14,22 @@ use amime_upstream::health::Checks;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Starts the thread; it ends with the runtime. Its sockets carry the mark.
-pub(super) fn start(runtime: &Arc<Runtime>, mark: Option<u32>) -> io::Result<()> {
+/// What else goes by the clock runs there `beside`.
+pub(super) fn start(
+    runtime: &Arc<Runtime>,
+    mark: Option<u32>,
+    beside: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
     let weak = Arc::downgrade(runtime);
     std::thread::Builder::new().name("keeper".to_owned()).spawn(move || {
         let built = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build_local(tokio::runtime::LocalOptions::default());
         match built {
-            Ok(keeper) => keeper.block_on(keep(weak, mark)),
+            Ok(keeper) => keeper.block_on(async {
+                tokio::task::spawn_local(beside);
+                keep(weak, mark).await;
+            }),
             Err(error) => tracing::error!(%error, "keeper cannot start"),
         }
     })?;

@@ -20,11 +20,13 @@ use http::HeaderValue;
 use tokio::sync::{Notify, watch};
 
 pub use amime_resources::{
-    ClusterDump, EndpointDump, ListenerDump, RejectedDump, ResourceDump, RuntimeDump,
+    ClusterDump, EndpointDump, Inherited, ListenerDump, RejectedDump, ResourceDump, RuntimeDump,
+    TakenSockets,
 };
 pub use amime_rules::Fault;
 pub use amime_upstream::{LocalCluster, Place};
 
+use crate::overload::{Actions, OverloadPlan, watch_pressures};
 use crate::worker::{self, Shared, WorkerOptions};
 use amime_config::Node;
 use amime_config::secrets::{SecretSource, SecretStore};
@@ -52,6 +54,11 @@ pub struct RuntimeOptions {
     /// The cluster that this node is part of, by which others keep requests in
     /// its zone.
     pub local_cluster: Option<Arc<LocalCluster>>,
+    /// What is done under pressure.
+    pub overload: OverloadPlan,
+    /// Sockets of a proxy before this one, perhaps none; absent if no other
+    /// will take over from this one either.
+    pub inherited: Option<Inherited>,
 }
 
 /// The running data path.
@@ -83,10 +90,12 @@ impl Runtime {
     /// When a thread or its runtime cannot be started.
     pub fn start(options: RuntimeOptions) -> io::Result<Arc<Self>> {
         let workers = options.concurrency.max(1);
+        let own_metadata = own_metadata(&options);
         let (publish, config) = watch::channel(Arc::new(Published::default()));
         let (draining, drain) = watch::channel(false);
-        let shared = Arc::new(Shared::default());
-        let own_metadata = own_metadata(&options);
+        let (tell, overload) = watch::channel(Actions::default());
+        let plan = Arc::new(options.overload);
+        let shared = Arc::new(Shared::new(plan.clone()));
         let address = options.address.unwrap_or_else(own_address);
         let state = State::new(StateOptions {
             secrets: SecretStore::new(options.identity.clone()),
@@ -99,6 +108,7 @@ impl Runtime {
             mark: options.mark,
             workers,
             local_cluster: options.local_cluster.clone(),
+            inherited: options.inherited,
         });
         let runtime = Arc::new(Self {
             wake: state.wake(),
@@ -120,11 +130,13 @@ impl Runtime {
                 shared: shared.clone(),
                 config: config.clone(),
                 draining: drain.clone(),
+                overload: overload.clone(),
             };
             let name = format!("worker-{index}");
             std::thread::Builder::new().name(name).spawn(move || run_worker(worker))?;
         }
-        keeper::start(&runtime, options.mark)?;
+        let pressures = watch_pressures(plan, options.telemetry, tell);
+        keeper::start(&runtime, options.mark, pressures)?;
         Ok(runtime)
     }
 
@@ -208,6 +220,19 @@ impl Runtime {
         adopted >= self.workers && !self.state().warming()
     }
 
+    /// Copies of all listening sockets, for a proxy that takes over.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn copy_sockets(&self) -> io::Result<Vec<TakenSockets>> {
+        self.state().copy_sockets()
+    }
+
+    /// Closes sockets of the proxy before that no listener has asked for.
+    pub fn forget_inherited(&self) {
+        self.state().forget_inherited();
+    }
+
     /// Downstream connections open now.
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::Relaxed)
@@ -216,6 +241,7 @@ impl Runtime {
     /// Stops accepting, asks clients to leave, and waits until all have or
     /// `deadline` has passed. True if all have left.
     pub async fn drain(&self, deadline: Duration) -> bool {
+        self.state().release_sockets();
         self.draining.send_replace(true);
         let end = tokio::time::Instant::now() + deadline;
         while self.connections() > 0 {

@@ -31,15 +31,23 @@ pub(crate) use snapshot::Snapshot;
 #[cfg(feature = "http3")]
 use crate::listener::quic_loop;
 use crate::listener::{Acceptor, accept_loop};
+use crate::overload::{Actions, OverloadPlan};
 use crate::upstream::ClusterRuntime;
 use amime_config::names::ClusterId;
 use amime_resources::{Published, SocketSet};
 
 /// What all workers share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) connections: AtomicUsize,
     connection_ids: AtomicU64,
+    limits: Arc<OverloadPlan>,
+}
+
+impl Shared {
+    pub(crate) fn new(limits: Arc<OverloadPlan>) -> Self {
+        Self { connections: AtomicUsize::new(0), connection_ids: AtomicU64::new(0), limits }
+    }
 }
 
 /// One worker's state, shared by its tasks.
@@ -56,6 +64,7 @@ pub(crate) struct Worker {
     shared: Arc<Shared>,
     snapshot: RefCell<Rc<Snapshot>>,
     draining: Cell<bool>,
+    overload: Cell<Actions>,
     changed: Notify,
 }
 
@@ -70,6 +79,7 @@ pub(crate) struct WorkerOptions {
     pub(crate) shared: Arc<Shared>,
     pub(crate) config: watch::Receiver<Arc<Published>>,
     pub(crate) draining: watch::Receiver<bool>,
+    pub(crate) overload: watch::Receiver<Actions>,
 }
 
 /// How often idle upstream connections are looked through.
@@ -80,7 +90,7 @@ const WARM_UP: Duration = Duration::from_secs(15);
 
 /// Runs a worker until the configuration's sender is dropped.
 pub(crate) async fn run(options: WorkerOptions) {
-    let WorkerOptions { mut config, mut draining, .. } = options;
+    let WorkerOptions { mut config, mut draining, mut overload, .. } = options;
     let worker = Rc::new(Worker {
         index: options.index,
         telemetry: options.telemetry,
@@ -91,6 +101,7 @@ pub(crate) async fn run(options: WorkerOptions) {
         shared: options.shared,
         snapshot: RefCell::default(),
         draining: Cell::new(false),
+        overload: Cell::default(),
         changed: Notify::new(),
     });
     let mut accepting = Accepting::default();
@@ -110,6 +121,10 @@ pub(crate) async fn run(options: WorkerOptions) {
                 accepting.stop();
                 worker.changed.notify_waiters();
             }
+            Ok(()) = overload.changed() => {
+                worker.overload.set(*overload.borrow_and_update());
+                worker.changed.notify_waiters();
+            }
             _ = sweep.tick() => worker.snapshot().sweep(),
         }
     }
@@ -124,12 +139,13 @@ struct AcceptLoop {
     _sockets: Arc<SocketSet>,
     /// The listener that has the socket now.
     listener: Rc<RefCell<Arc<str>>>,
-    task: JoinHandle<()>,
+    /// One for each socket.
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Drop for AcceptLoop {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -146,11 +162,13 @@ impl Accepting {
                 have.listener.replace(name.clone());
                 continue;
             }
-            let Some(socket) = sockets.take(worker.index) else { continue };
+            let own = sockets.take(worker.index);
             let listener = Rc::new(RefCell::new(name.clone()));
-            match accepting(worker, &listener, (&**sockets, socket)) {
-                Ok(task) => {
-                    let accepting = AcceptLoop { _sockets: sockets.clone(), listener, task };
+            let accept = |socket| accepting(worker, &listener, (&**sockets, socket));
+            match own.into_iter().map(accept).collect::<io::Result<Vec<_>>>() {
+                Ok(tasks) if tasks.is_empty() => {}
+                Ok(tasks) => {
+                    let accepting = AcceptLoop { _sockets: sockets.clone(), listener, tasks };
                     self.0.insert(Arc::as_ptr(sockets), accepting);
                 }
                 Err(error) => tracing::error!(listener = %name, %error, "socket unusable"),
@@ -219,7 +237,22 @@ impl Worker {
         self.draining.get()
     }
 
-    /// Resolves when configuration or drain state has changed.
+    /// What is asked of the work that comes in now.
+    pub(crate) fn overload(&self) -> Actions {
+        self.overload.get()
+    }
+
+    /// What the operator lets connections use.
+    pub(crate) fn limits(&self) -> &OverloadPlan {
+        &self.shared.limits
+    }
+
+    /// Connections of clients, of all workers.
+    pub(crate) fn connections(&self) -> u64 {
+        self.shared.connections.load(Ordering::Relaxed) as u64
+    }
+
+    /// Resolves when configuration, drain state or overload has changed.
     pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use amime_config::secrets::{NoSecrets, SecretSource};
+use amime_engine::overload::OverloadPlan;
 use amime_engine::runtime::{LocalCluster, Runtime, RuntimeOptions};
 use amime_telemetry::{Telemetry, TelemetryOptions};
 use amime_xds::client::Update;
@@ -170,6 +171,8 @@ impl Proxy {
             service_cluster: "tests".to_owned(),
             address: None,
             local_cluster,
+            overload: OverloadPlan::default(),
+            inherited: None,
         });
         Self { runtime: runtime.expect("threads start"), telemetry }
     }

@@ -138,6 +138,8 @@ pub(crate) fn post_only(method: &Method) -> Answer {
 #[derive(Debug)]
 pub(crate) struct Server {
     address: SocketAddr,
+    /// For a process that takes over.
+    socket: std::net::TcpListener,
     _task: JoinSet<()>,
 }
 
@@ -148,14 +150,28 @@ impl Server {
         H: Fn(Query) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Answer> + Send + 'static,
     {
-        let bind = |source| AdminError::Bind { address, source };
-        let listener = std::net::TcpListener::bind(address).map_err(bind)?;
-        listener.set_nonblocking(true).map_err(bind)?;
-        let listener = TcpListener::from_std(listener).map_err(bind)?;
-        let address = listener.local_addr().map_err(bind)?;
+        let socket = std::net::TcpListener::bind(address)
+            .map_err(|source| AdminError::Bind { address, source })?;
+        Self::on(socket, handler).map_err(|source| AdminError::Bind { address, source })
+    }
+
+    /// Answers what comes to `socket`.
+    pub(crate) fn on<H, F>(socket: std::net::TcpListener, handler: H) -> io::Result<Self>
+    where
+        H: Fn(Query) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        socket.set_nonblocking(true)?;
+        let address = socket.local_addr()?;
+        let listener = TcpListener::from_std(socket.try_clone()?)?;
         let mut task = JoinSet::new();
         task.spawn(accept(listener, handler));
-        Ok(Self { address, _task: task })
+        Ok(Self { address, socket, _task: task })
+    }
+
+    /// The socket, for a process that takes over.
+    pub(crate) fn copy_socket(&self) -> io::Result<std::net::TcpListener> {
+        self.socket.try_clone()
     }
 
     /// The address bound.

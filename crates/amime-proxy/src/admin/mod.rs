@@ -105,6 +105,15 @@ pub(crate) fn serve_admin(
     Server::start(address, move |request| logged(context.clone(), request))
 }
 
+/// The admin server at a socket that another process has bound.
+pub(crate) fn serve_admin_on(
+    socket: std::net::TcpListener,
+    context: &Arc<Context>,
+) -> std::io::Result<Server> {
+    let context = context.clone();
+    Server::on(socket, move |request| logged(context.clone(), request))
+}
+
 /// Answers and logs one request to the admin server.
 async fn logged(context: Arc<Context>, query: http::Query) -> http::Answer {
     if context.access_log.is_none() {

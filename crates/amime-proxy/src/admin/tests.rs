@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use amime_config::secrets::NoSecrets;
+use amime_engine::overload::OverloadPlan;
 use amime_engine::runtime::{ClusterDump, EndpointDump, ListenerDump, RuntimeDump, RuntimeOptions};
 use amime_telemetry::TelemetryOptions;
 use amime_xds::client::Update;
@@ -32,6 +33,8 @@ fn context() -> Arc<Context> {
         service_cluster: String::new(),
         address: None,
         local_cluster: None,
+        overload: OverloadPlan::default(),
+        inherited: None,
     });
     Arc::new(Context {
         telemetry,

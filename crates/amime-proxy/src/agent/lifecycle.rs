@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use amime_core::log::LogHandle;
+use amime_engine::overload::OverloadPlan;
 use amime_engine::runtime::{Runtime, RuntimeOptions};
 use amime_telemetry::{Telemetry, TelemetryOptions};
 use amime_xds::client::{AdsClient, ClientConfig, Connection, Handler, Update};
@@ -28,7 +29,7 @@ use crate::admin::{
     AdminError, CommandLine, Context, Server, Wish, serve_admin, serve_metrics, serve_ready,
     serve_status,
 };
-use crate::bootstrap::BootstrapError;
+use crate::bootstrap::{BootstrapError, RestartError};
 use crate::dns::{DnsError, DnsOptions, DnsProxy, Upstreams};
 use crate::json::Converter;
 
@@ -47,6 +48,12 @@ pub enum AgentError {
     /// The bootstrap.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
+    /// Another process of the proxy.
+    #[error(transparent)]
+    Restart(#[from] RestartError),
+    /// The sockets of the process before.
+    #[error("the admin server's socket cannot be taken over")]
+    AdminSocket(#[source] std::io::Error),
     /// A server of the agent.
     #[error("agent server")]
     Admin(#[from] AdminError),
@@ -144,6 +151,8 @@ impl Agent {
             service_cluster: node::node(&config).cluster,
             address: config.instance_ips.first().copied(),
             local_cluster: self_discovery::local_cluster(&config),
+            overload: OverloadPlan::default(),
+            inherited: None,
         })
         .map_err(AgentError::Runtime)?;
         if self_discovery::wanted(&config) {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use amime_engine::overload::OverloadPlan;
 use amime_engine::runtime::{LocalCluster, Place, StaticReport};
 use amime_rules::Faults;
 use amime_xds::{Resource, TypeUrl};
@@ -28,6 +29,8 @@ pub(super) struct Plan {
     pub(super) admin: Option<SocketAddr>,
     /// The cluster that this proxy is part of.
     pub(super) local_cluster: Option<Arc<LocalCluster>>,
+    /// What is done under pressure.
+    pub(super) overload: OverloadPlan,
 }
 
 /// A static resource.
@@ -52,6 +55,11 @@ impl Plan {
             ..Self::default()
         };
         plan.admin = admin_address(bootstrap, faults);
+        plan.overload = OverloadPlan::compile(
+            bootstrap.overload_manager.as_ref(),
+            bootstrap.layered_runtime.as_ref(),
+            faults,
+        );
         plan.local_cluster = local_cluster(bootstrap, faults);
         let dynamic = bootstrap.dynamic_resources.as_ref();
         let mut all = |source: Option<&ConfigSource>, field: &str| {

@@ -9,6 +9,7 @@ mod ads;
 mod check;
 mod files;
 mod handler;
+mod restart;
 mod run;
 mod shell;
 mod sources;
@@ -16,6 +17,8 @@ mod sources;
 mod tests;
 
 pub(crate) use check::place;
+pub(crate) use restart::Restart;
+pub use restart::RestartError;
 pub(crate) use run::{BootstrapRun, run};
 
 use std::path::{Path, PathBuf};

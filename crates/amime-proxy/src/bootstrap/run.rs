@@ -1,12 +1,13 @@
 //! Runs the proxy from a bootstrap.
 
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use amime_config::secrets::NoSecrets;
 use amime_core::log::LogHandle;
-use amime_engine::runtime::{Runtime, RuntimeOptions};
+use amime_engine::runtime::{Inherited, Runtime, RuntimeOptions};
 use amime_rules::{Fault, Faults};
 use amime_telemetry::{Telemetry, TelemetryOptions};
 use amime_xds::client::{AdsClient, ClientConfig, Handler};
@@ -24,9 +25,10 @@ use super::ads::AdsServer;
 use super::check::Plan;
 use super::files::Files;
 use super::handler::{Scope, Shared, SourceHandler};
+use super::restart::{AdminServer, Predecessor, Restart, await_successor};
 use super::sources::Origin;
 use super::{BootstrapError, shell};
-use crate::admin::{AdminLog, CommandLine, Context, Wish, serve_admin};
+use crate::admin::{AdminLog, CommandLine, Context, Server, Wish, serve_admin, serve_admin_on};
 use crate::agent::{
     AgentError, DiscoveryHandler, Readiness, server_info_node, until_end, watch_connection,
 };
@@ -41,6 +43,8 @@ pub(crate) struct BootstrapRun {
     /// Check only, serve nothing.
     pub(crate) validate: bool,
     pub(crate) admin_address_path: Option<PathBuf>,
+    /// How another process takes over, if one may.
+    pub(crate) restart: Option<Restart>,
     pub(crate) log: Option<LogHandle>,
     pub(crate) converter: Converter,
 }
@@ -54,6 +58,12 @@ pub(crate) async fn run(mut run: BootstrapRun) -> Result<(), AgentError> {
     let telemetry =
         Telemetry::new(TelemetryOptions { istio_tags: false, ..TelemetryOptions::default() });
     let node = run.bootstrap.node.clone().unwrap_or_default();
+    let restart = run.restart.as_ref().filter(|_| !run.validate);
+    let kept = restart.map(|_| Inherited::default());
+    let mut predecessor = match restart.filter(|it| it.take_over) {
+        Some(restart) => Some(Predecessor::knock(&restart.door)?),
+        None => None,
+    };
     let runtime = Runtime::start(RuntimeOptions {
         concurrency: run.options.concurrency,
         telemetry: telemetry.clone(),
@@ -64,6 +74,8 @@ pub(crate) async fn run(mut run: BootstrapRun) -> Result<(), AgentError> {
         service_cluster: node.cluster,
         address: None,
         local_cluster: plan.local_cluster.clone(),
+        overload: std::mem::take(&mut plan.overload),
+        inherited: predecessor.as_mut().map(|it| std::mem::take(&mut it.sockets)).or(kept),
     })
     .map_err(AgentError::Runtime)?;
     let resources = plan.resources.iter().map(|one| one.resource.clone());
@@ -83,7 +95,7 @@ pub(crate) async fn run(mut run: BootstrapRun) -> Result<(), AgentError> {
         let owner = (one.resource.type_url, one.resource.name);
         shared.references().set(owner, one.references);
     }
-    serve(run, plan, shared, (telemetry, runtime, access_log)).await
+    serve(run, plan, (shared, predecessor), (telemetry, runtime, access_log)).await
 }
 
 /// The access log of the admin server, if the bootstrap asks for one.
@@ -149,7 +161,7 @@ fn unbound(resource: Resource) -> Resource {
 async fn serve(
     run: BootstrapRun,
     plan: Plan,
-    shared: Arc<Shared>,
+    (shared, mut predecessor): (Arc<Shared>, Option<Predecessor>),
     (telemetry, runtime, access_log): (Arc<Telemetry>, Arc<Runtime>, Option<AdminLog>),
 ) -> Result<(), AgentError> {
     let drain = Duration::from_secs(run.options.drain_s);
@@ -167,21 +179,62 @@ async fn serve(
         converter: run.converter,
         access_log,
     });
-    let _server = match plan.admin {
-        None => None,
-        Some(address) => {
-            let server = serve_admin(address, &context)?;
-            if let Some(path) = run.admin_address_path {
-                let address = server.address().to_string();
-                std::fs::write(&path, address)
-                    .map_err(|source| AgentError::AdminAddress { path, source })?;
-            }
-            Some(server)
-        }
-    };
+    let socket = predecessor.as_mut().and_then(|it| it.admin.take());
+    let server = start_admin(plan.admin, socket, &context)?;
+    if let (Some(server), Some(path)) = (&server, run.admin_address_path) {
+        let address = server.address().to_string();
+        std::fs::write(&path, address)
+            .map_err(|source| AgentError::AdminAddress { path, source })?;
+    }
+    let admin: AdminServer = Arc::new(Mutex::new(server));
+    if let Some(restart) = run.restart {
+        let (context, admin) = (context.clone(), admin.clone());
+        tokio::spawn(async move { follow_on(restart, predecessor, &context, &admin).await });
+    }
     let mut tasks = JoinSet::new();
     start_discovery(plan, &shared, &context, &mut tasks);
     until_end(&context, drain).await
+}
+
+/// The admin server, at the socket of the process before where that was asked
+/// for the same address.
+fn start_admin(
+    address: Option<SocketAddr>,
+    socket: Option<TcpListener>,
+    context: &Arc<Context>,
+) -> Result<Option<Server>, AgentError> {
+    let Some(address) = address else { return Ok(None) };
+    let same = |socket: &TcpListener| {
+        let bound = socket.local_addr().ok();
+        address.port() == 0 || bound == Some(address)
+    };
+    let server = match socket.filter(same) {
+        Some(socket) => serve_admin_on(socket, context).map_err(AgentError::AdminSocket)?,
+        None => serve_admin(address, context)?,
+    };
+    Ok(Some(server))
+}
+
+/// Relieves the process before once this one serves, and is there for the next.
+async fn follow_on(
+    restart: Restart,
+    predecessor: Option<Predecessor>,
+    context: &Arc<Context>,
+    admin: &AdminServer,
+) {
+    while context.readiness().is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    context.runtime.forget_inherited();
+    // The door is this process' before the other one's is no more.
+    if let Err(error) = await_successor(&restart.door, context, admin) {
+        tracing::error!(error = &error as &dyn std::error::Error, "no process can take over");
+    }
+    if let Some(predecessor) = predecessor
+        && let Err(error) = predecessor.relieve()
+    {
+        tracing::error!(%error, "the process before cannot be told to end");
+    }
 }
 
 fn start_discovery(

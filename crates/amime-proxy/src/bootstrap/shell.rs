@@ -10,10 +10,12 @@ use crate::json::{Converter, Work};
 
 /// Fields that are acted on, with all that is below them. `[]` stands for the
 /// items of a list.
-const HONOURED: [&str; 13] = [
+const HONOURED: [&str; 15] = [
     "node",
     "cluster_manager.local_cluster_name",
     "static_resources",
+    "overload_manager",
+    "layered_runtime",
     "admin.address",
     "admin.access_log",
     "admin.access_log_path",
