@@ -50,7 +50,10 @@ async fn proxy(fields: &str, addresses: &[SocketAddr]) -> Proxy {
         addresses,
         &format!("common_lb_config: {{healthy_panic_threshold: {{value: 0}}}}\n{fields}"),
     );
-    Proxy::with(vec![cluster, http_listener(&hcm)]).await
+    // Requests share what connections there are.
+    let proxy = Proxy::of_one_worker();
+    proxy.apply(vec![cluster, http_listener(&hcm)]).await;
+    proxy
 }
 
 fn flags(proxy: &Proxy) -> Vec<Vec<&'static str>> {

@@ -87,10 +87,12 @@ async fn connections_end_with_the_health_of_their_endpoint() {
     tokio::spawn(async move {
         // Checks are served until the test says so, and a client for ever.
         let mut kept = Vec::new();
-        while let Ok((stream, _)) = tokio::select! {
+        while let Ok((mut stream, _)) = tokio::select! {
             accepted = server.accept() => accepted,
             _ = &mut ended => Err(std::io::Error::other("no more")),
         } {
+            // Who reads this is not in the queue any more when the server ends.
+            let _ = stream.write_all(b"!").await;
             kept.push(stream);
         }
         drop(server);
@@ -109,6 +111,9 @@ async fn connections_end_with_the_health_of_their_endpoint() {
     let mut kept = TcpStream::connect(stays.address()).await.expect("the proxy accepts");
     closes.until_stat("cluster.a.upstream_cx_active: 1").await;
     stays.until_stat("cluster.b.upstream_cx_active: 1").await;
+    for stream in [&mut closed, &mut kept] {
+        assert_eq!(stream.read_u8().await.expect("accepted"), b'!');
+    }
     end.send(()).expect("the server runs");
     let mut rest = Vec::new();
     closed.read_to_end(&mut rest).await.expect("the proxy closes it");
