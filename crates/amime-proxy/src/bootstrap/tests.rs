@@ -110,8 +110,7 @@ static_resources: {clusters: [{name: xds, load_assignment: {endpoints: [{lb_endp
             "admin.profile_path: not supported",
             "cluster_manager.outlier_detection: not supported",
             "dynamic_resources.ads_config.grpc_services[0].timeout: not supported",
-            "layered_runtime: not supported",
-            "overload_manager: not supported",
+            "layered_runtime.layers[0].static_layer.x: not supported",
             "stats_flush_interval: not supported",
         ]
     );
