@@ -102,7 +102,7 @@ const CRATES: &[Crate] = &[
     Crate { name: "amime-inject", layer: 3, may_use: &["amime-core", "amime-api", "amime-model"] },
     Crate {
         name: "amime-control",
-        layer: 7,
+        layer: 8,
         may_use: &[
             "amime-core",
             "amime-identity",
@@ -134,7 +134,7 @@ const CRATES: &[Crate] = &[
     Crate { name: "amime-console", layer: 7, may_use: &["amime-core", "amime-api"] },
     Crate {
         name: "amime-local",
-        layer: 8,
+        layer: 9,
         may_use: &[
             "amime-core",
             "amime-net",
@@ -146,7 +146,7 @@ const CRATES: &[Crate] = &[
     },
     Crate {
         name: "amime-cli",
-        layer: 9,
+        layer: 10,
         may_use: &[
             "amime-core",
             "amime-net",
