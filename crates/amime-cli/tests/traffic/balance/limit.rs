@@ -229,6 +229,14 @@ spec:
 
 fn rate_by_service(mesh: &Mesh) {
     mesh.apply(RATE_BY_SERVICE);
+    // Until its sidecar knows the service, the client reaches it without one,
+    // and then for a moment not at all.
+    mesh.until(|| {
+        let answer = mesh.get("client", "http://asking/").try_send()?;
+        ensure!(answer.status == 200, "{answer:?}");
+        ensure!(answer.saw("x-forwarded-client-cert").is_some(), "{answer:?}");
+        Ok(())
+    });
     let ask = |user: &str| mesh.get("client", "http://asking/asking").header("x-user", user);
     let refused = mesh.until(|| {
         let answer = ask("greedy").try_send()?;
