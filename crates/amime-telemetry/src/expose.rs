@@ -8,6 +8,7 @@ use regex::Regex;
 
 use super::Telemetry;
 use super::prometheus::{family, histogram, push_label, sample};
+use super::shared::SharedName;
 use super::stats::{HistogramValue, StatBlock, StatName, StatRef, valued};
 use super::worker::{Blocks, Shard, lock};
 
@@ -228,22 +229,16 @@ impl Telemetry {
         // Envoy has no tag for it: the name is in the metric's.
         scope = Scope { prefix: "dns_cache", tag: "" };
         self.blocks(&shards, |shard| &shard.dns_caches, &scope, &mut stats);
-        self.counters.each(|name, value| {
+        let mut named = |name: &SharedName, value| {
             stats.push(Stat {
                 dotted: name.dotted.clone(),
                 metric: name.metric.clone(),
                 labels: name.labels.clone(),
-                value: Value::Counter(value),
+                value,
             });
-        });
-        self.gauges.each(|name, value| {
-            stats.push(Stat {
-                dotted: name.dotted.clone(),
-                metric: name.metric.clone(),
-                labels: name.labels.clone(),
-                value: Value::Gauge(value),
-            });
-        });
+        };
+        self.counters.each(|name, counter| named(name, Value::Counter(counter.value())));
+        self.gauges.each(|name, gauge| named(name, Value::Gauge(gauge.value())));
         untagged(&shards, &mut stats);
         self.server_stats(&mut stats);
         istio_http(&shards, &mut stats);

@@ -57,7 +57,7 @@ use std::time::{Duration, Instant};
 use envoy_types::pb::envoy::config::accesslog::v3::AccessLog;
 
 use accesslog::WriterPool;
-use shared::{SharedCounters, SharedGauges};
+use shared::SharedNumbers;
 use worker::{Shard, lock};
 
 /// Settings of [`Telemetry`].
@@ -92,8 +92,8 @@ pub struct Telemetry {
     /// Stats that the control thread writes, as cluster membership.
     shared: Arc<Shard>,
     shards: Mutex<Vec<Arc<Shard>>>,
-    counters: SharedCounters,
-    gauges: SharedGauges,
+    counters: SharedNumbers<SharedCounter>,
+    gauges: SharedNumbers<SharedGauge>,
     writers: WriterPool,
     /// What counters showed when they were last reset, by dotted name.
     taken_off: Mutex<HashMap<String, u64>>,
@@ -110,8 +110,8 @@ impl Telemetry {
             server: Arc::default(),
             shards: Mutex::new(vec![shared.clone()]),
             shared,
-            counters: SharedCounters::default(),
-            gauges: SharedGauges::default(),
+            counters: SharedNumbers::default(),
+            gauges: SharedNumbers::default(),
             writers: WriterPool::default(),
             taken_off: Mutex::default(),
         })
@@ -154,7 +154,7 @@ impl Telemetry {
 
     /// A gauge by Envoy's dotted name, for whoever knows the value to set.
     pub fn gauge(&self, dotted: &str) -> SharedGauge {
-        self.gauges.entry(dotted)
+        self.gauges.entry(dotted, &[])
     }
 
     /// Process-wide stats, written by the control thread.

@@ -77,40 +77,39 @@ impl SharedName {
     }
 }
 
-/// All shared counters of the process by name.
-#[derive(Debug, Default)]
-pub(crate) struct SharedCounters(Mutex<BTreeMap<SharedName, SharedCounter>>);
+/// A handle to a number, which is shown while somebody else has one too.
+pub(crate) trait Shared: Clone + Default {
+    /// True if this is not the last handle.
+    fn in_use(&self) -> bool;
+}
 
-impl SharedCounters {
-    /// The counter of this name, made at first sight.
-    pub(crate) fn entry(&self, dotted: &str, tags: &[(&str, &str)]) -> SharedCounter {
-        lock(&self.0).entry(SharedName::new(dotted, tags)).or_default().clone()
-    }
-
-    /// Calls `visit` for each counter that is still in use, forgetting others.
-    pub(crate) fn each(&self, mut visit: impl FnMut(&SharedName, u64)) {
-        lock(&self.0).retain(|name, counter| {
-            visit(name, counter.value());
-            Arc::strong_count(&counter.0) > 1
-        });
+impl Shared for SharedCounter {
+    fn in_use(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
     }
 }
 
-/// All shared gauges of the process by name.
-#[derive(Debug, Default)]
-pub(crate) struct SharedGauges(Mutex<BTreeMap<SharedName, SharedGauge>>);
+impl Shared for SharedGauge {
+    fn in_use(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
 
-impl SharedGauges {
-    /// The gauge of this name, made at first sight.
-    pub(crate) fn entry(&self, dotted: &str) -> SharedGauge {
-        lock(&self.0).entry(SharedName::new(dotted, &[])).or_default().clone()
+/// All shared numbers of one kind of the process, by name.
+#[derive(Debug, Default)]
+pub(crate) struct SharedNumbers<T>(Mutex<BTreeMap<SharedName, T>>);
+
+impl<T: Shared> SharedNumbers<T> {
+    /// The number of this name, made at first sight.
+    pub(crate) fn entry(&self, dotted: &str, tags: &[(&str, &str)]) -> T {
+        lock(&self.0).entry(SharedName::new(dotted, tags)).or_default().clone()
     }
 
-    /// Calls `visit` for each gauge that is still in use, forgetting others.
-    pub(crate) fn each(&self, mut visit: impl FnMut(&SharedName, i64)) {
-        lock(&self.0).retain(|name, gauge| {
-            visit(name, gauge.value());
-            Arc::strong_count(&gauge.0) > 1
+    /// Calls `visit` for each that is still in use, forgetting others.
+    pub(crate) fn each(&self, mut visit: impl FnMut(&SharedName, &T)) {
+        lock(&self.0).retain(|name, number| {
+            visit(name, number);
+            number.in_use()
         });
     }
 }
@@ -129,14 +128,14 @@ mod tests {
 
     #[test]
     fn a_counter_is_shown_once_more_after_its_last_user_has_gone() {
-        let counters = SharedCounters::default();
+        let counters = SharedNumbers::<SharedCounter>::default();
         let counter = counters.entry("a.b", &[]);
         counters.entry("a.b", &[]).add(2);
         counter.inc();
         drop(counter);
         let seen = || {
             let mut seen = vec![];
-            counters.each(|name, value| seen.push((name.dotted.clone(), value)));
+            counters.each(|name, counter| seen.push((name.dotted.clone(), counter.value())));
             seen
         };
         assert_eq!(seen(), [("a.b".to_owned(), 3)]);

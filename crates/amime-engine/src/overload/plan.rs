@@ -161,13 +161,7 @@ impl OverloadPlan {
                     other => return faults.reject("name", format!("{other:?} is no action")),
                 };
                 faults.ignore_if(action.typed_config.is_some(), "typed_config");
-                let triggers = self.triggers(&action.triggers, faults);
-                self.actions.push(Action {
-                    name: action.name.clone(),
-                    act,
-                    triggers,
-                    counted: true,
-                });
+                self.act(act, (&action.name, true), &action.triggers, faults);
             });
         }
         for (index, point) in manager.loadshed_points.iter().enumerate() {
@@ -179,15 +173,21 @@ impl OverloadPlan {
                     }
                     other => return faults.ignore("name", format!("{other:?} is not supported")),
                 };
-                let triggers = self.triggers(&point.triggers, faults);
-                self.actions.push(Action {
-                    name: point.name.clone(),
-                    act,
-                    triggers,
-                    counted: false,
-                });
+                self.act(act, (&point.name, false), &point.triggers, faults);
             });
         }
+    }
+
+    /// Notes an action of this name, which is `counted` or not.
+    fn act(
+        &mut self,
+        act: Act,
+        (name, counted): (&str, bool),
+        triggers: &[TriggerConfig],
+        faults: &mut Faults,
+    ) {
+        let triggers = self.triggers(triggers, faults);
+        self.actions.push(Action { name: name.to_owned(), act, triggers, counted });
     }
 
     fn take_monitor(&mut self, monitor: &ResourceMonitor, faults: &mut Faults) {
@@ -224,15 +224,16 @@ impl OverloadPlan {
                 };
                 let (from, full) = match trigger.trigger_oneof {
                     Some(TriggerOneof::Threshold(it)) => (it.value, it.value),
+                    Some(TriggerOneof::Scaled(it))
+                        if it.scaling_threshold >= it.saturation_threshold =>
+                    {
+                        return faults.reject("scaled", "saturation must be above scaling");
+                    }
                     Some(TriggerOneof::Scaled(it)) => {
                         (it.scaling_threshold, it.saturation_threshold)
                     }
                     None => return faults.reject("threshold", "neither this nor scaled is set"),
                 };
-                let scaled = matches!(trigger.trigger_oneof, Some(TriggerOneof::Scaled(_)));
-                if scaled && from >= full {
-                    return faults.reject("scaled", "saturation must be above scaling");
-                }
                 compiled.push(Trigger { monitor, from, full });
             });
         }

@@ -268,9 +268,8 @@ async fn dial(
     if !resolved(connection, config).await {
         return Err(failure(ResponseFlags::NONE, None));
     }
-    let (cluster, metadata) = destination(worker, connection, config).await;
-    let Some(cluster) = cluster else { return Err(failure(ResponseFlags::NC, None)) };
-    let named = cluster;
+    let (named, metadata) = destination(worker, connection, config).await;
+    let Some(named) = named else { return Err(failure(ResponseFlags::NC, None)) };
     let cluster = worker.snapshot().member(&named);
     let mut last = failure(ResponseFlags::UH, Some(&named));
     for attempt in 0..config.connect_attempts {
@@ -302,9 +301,7 @@ async fn dial(
                 return Err(failure(ResponseFlags::UO, Some(&named)));
             }
             Err(error) => {
-                last =
-                    DialFailure { cluster: Some(named.clone()), ..refused(&cluster, host, &error) };
-                last.attempts = attempt + 1;
+                last = refused((&named, &cluster), host, &error, attempt + 1);
             }
         }
     }
@@ -404,7 +401,13 @@ pub(crate) async fn open(
     }
 }
 
-fn refused(cluster: &Rc<ClusterRuntime>, host: Rc<Host>, error: &ConnectError) -> DialFailure {
+/// An attempt at an endpoint that failed; logs name the cluster that is `named`.
+fn refused(
+    (named, cluster): (&Rc<ClusterRuntime>, &ClusterRuntime),
+    host: Rc<Host>,
+    error: &ConnectError,
+    attempts: u32,
+) -> DialFailure {
     cluster.observe(
         &host,
         match error {
@@ -415,9 +418,9 @@ fn refused(cluster: &Rc<ClusterRuntime>, host: Rc<Host>, error: &ConnectError) -
     DialFailure {
         flags: ResponseFlags::UF,
         reason: Some(error.to_string()).filter(|reason| !reason.is_empty()),
-        cluster: Some(cluster.clone()),
+        cluster: Some(named.clone()),
         host: Some(host),
-        attempts: 1,
+        attempts,
     }
 }
 

@@ -440,7 +440,7 @@ impl UpstreamConn {
     }
 
     /// The same before its first request.
-    pub(super) fn unused(self: &Rc<Self>) {
+    pub(super) fn unused(&self) {
         self.requests.set(0);
     }
 
